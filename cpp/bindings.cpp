@@ -1,0 +1,383 @@
+// SPDX-License-Identifier: Apache-2.0
+// The Python module rwkv_edge._core; the only file that knows Python. Checks what numpy hands over,
+// releases the GIL around everything long, turns exceptions into Python's.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cmath>
+#include <cstdio>
+
+#include "base/bandwidth.h"
+#include "base/error.h"
+#include "io/model_file.h"
+#include "kernels/dispatch.h"
+#include "model/model.h"
+#include "sampler.h"
+#include "session.h"
+#include "text/world_tokenizer.h"
+
+namespace py = pybind11;
+
+namespace rwkv_edge {
+
+namespace {
+
+using Floats = py::array_t<float, py::array::c_style | py::array::forcecast>;
+using Bytes = py::array_t<uint8_t, py::array::c_style>;
+using Ids = py::array_t<int32_t, py::array::c_style | py::array::forcecast>;
+using FilePtr = std::shared_ptr<const ModelFile>;
+
+// Text from a file need not be UTF-8; what is not comes as lone surrogates.
+py::str to_str(std::string_view text) {
+    PyObject* object =
+        PyUnicode_DecodeUTF8(text.data(), static_cast<py::ssize_t>(text.size()), "surrogateescape");
+    if (object == nullptr) throw py::error_already_set();
+    return py::reinterpret_steal<py::str>(object);
+}
+
+// --- types ---
+
+const TypeInfo& type_by_name(const std::string& name) {
+    if (const TypeInfo* info = find_type(name)) return *info;
+    std::string names;
+    for (const TypeInfo& info : all_types()) names += cat(names.empty() ? "" : ", ", info.name);
+    throw std::invalid_argument(cat("type '", name, "', expected one of ", names));
+}
+
+std::vector<py::ssize_t> shape_with_last(const py::array& array, int64_t last) {
+    std::vector<py::ssize_t> shape(array.shape(), array.shape() + array.ndim());
+    shape.back() = static_cast<py::ssize_t>(last);
+    return shape;
+}
+
+int64_t last_dimension(const py::array& array, int64_t multiple, const char* unit,
+                       const char* type) {
+    if (array.ndim() < 1)
+        throw std::invalid_argument("an array without dimensions, expected [..., cols]");
+    const auto last = static_cast<int64_t>(array.shape(array.ndim() - 1));
+    if (last % multiple != 0)
+        throw std::invalid_argument(
+            cat("rows of ", last, " ", unit, ", expected a multiple of ", multiple, " for ", type));
+    return last;
+}
+
+// A value that the type cannot hold would turn into an infinity or worse without a word.
+void check_values(std::span<const float> values, Type type) {
+    constexpr float kHalfMax = 65504.0f;
+    for (std::size_t i = 0; i < values.size(); ++i) {
+        if (!std::isfinite(values[i]))
+            throw std::invalid_argument(
+                cat("value ", i, " is ", values[i], ", expected finite values"));
+        if (type != Type::F32 && type != Type::BF16 && std::fabs(values[i]) > kHalfMax)
+            throw std::invalid_argument(cat("value ", i, " is ", values[i],
+                                            ", which is beyond the range of ",
+                                            type_info(type).name));
+    }
+}
+
+Bytes quantize(const Floats& x, const std::string& name) {
+    const TypeInfo& info = type_by_name(name);
+    if (info.quantize == nullptr)
+        throw UnsupportedError(cat("type ", name, " can be read, but not written"));
+    const int64_t cols = last_dimension(x, info.block_len, "values", info.name);
+    Bytes out(shape_with_last(x, type_bytes(info.type, cols)));
+    const std::span<const float> values(x.data(), static_cast<std::size_t>(x.size()));
+    uint8_t* blocks = out.mutable_data();
+    const py::gil_scoped_release unlocked;
+    check_values(values, info.type);
+    info.quantize(values.data(), blocks, static_cast<int64_t>(values.size()));
+    return out;
+}
+
+Floats dequantize(const Bytes& data, const std::string& name) {
+    const TypeInfo& info = type_by_name(name);
+    const int64_t row = last_dimension(data, info.block_bytes, "bytes", info.name);
+    Floats out(shape_with_last(data, row / info.block_bytes * info.block_len));
+    const uint8_t* blocks = data.data();
+    float* values = out.mutable_data();
+    const auto n = static_cast<int64_t>(out.size());
+    const py::gil_scoped_release unlocked;
+    info.dequantize(blocks, values, n);
+    return out;
+}
+
+// --- files ---
+
+py::object element(const MetaValue& value, uint64_t i) {
+    switch (value.element) {
+        case ValueType::Bool: return py::bool_(value.integer(i) != 0);
+        case ValueType::F32:
+        case ValueType::F64: return py::float_(value.number(i));
+        case ValueType::U64: return py::int_(static_cast<uint64_t>(value.integer(i)));
+        default: return py::int_(value.integer(i));
+    }
+}
+
+py::object to_python(const MetaValue& value) {
+    if (value.type == ValueType::String) return to_str(value.text());
+    if (value.type != ValueType::Array) return element(value, 0);
+    py::list list;
+    if (value.element == ValueType::String) {
+        for (const std::string_view text : value.strings()) list.append(to_str(text));
+    } else {
+        for (uint64_t i = 0; i < value.count; ++i) list.append(element(value, i));
+    }
+    return std::move(list);
+}
+
+py::str value_type(const ModelFile& file, const std::string& key) {
+    const MetaValue* value = file.find(key);
+    if (value == nullptr) throw py::key_error(key);
+    if (value->type != ValueType::Array) return value_type_name(value->type);
+    return cat("array[", value_type_name(value->element), "]");
+}
+
+// One tensor of a file, and the file with it.
+struct TensorInfo {
+    FilePtr file;
+    const TensorView* view;
+};
+
+Bytes tensor_data(const TensorInfo& tensor) {
+    // The capsule holds the map as long as the array, or anything made from it, lives.
+    const py::capsule owner(new FilePtr(tensor.file),
+                            [](void* p) { delete static_cast<FilePtr*>(p); });
+    Bytes array(static_cast<py::ssize_t>(tensor.view->data.size()),
+                reinterpret_cast<const uint8_t*>(tensor.view->data.data()), owner);
+    py::detail::array_proxy(array.ptr())->flags &= ~py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
+    return array;
+}
+
+WorldTokenizer world_from_file(const ModelFile& file) {
+    const MetaValue* tokens = file.find("tokenizer.ggml.tokens");
+    if (tokens == nullptr || tokens->type != ValueType::Array ||
+        tokens->element != ValueType::String)
+        throw FormatError(
+            cat(file.path(), ": key 'tokenizer.ggml.tokens', expected an array of strings"));
+    std::vector<std::string> texts;
+    for (const std::string_view text : tokens->strings()) texts.emplace_back(text);
+    std::vector<int32_t> types;
+    if (const MetaValue* kinds = file.find("tokenizer.ggml.token_type")) {
+        if (kinds->type != ValueType::Array || kinds->element != ValueType::I32)
+            throw FormatError(
+                cat(file.path(), ": key 'tokenizer.ggml.token_type', expected an array of int32"));
+        for (uint64_t i = 0; i < kinds->count; ++i)
+            types.push_back(static_cast<int32_t>(kinds->integer(i)));
+    }
+    return WorldTokenizer::from_gguf(texts, types, file.path());
+}
+
+// --- sessions ---
+
+py::object feed(Session& session, const Ids& ids, int mode) {
+    if (ids.ndim() != 1)
+        throw std::invalid_argument(cat("tokens have ", ids.ndim(), " dimensions, expected 1"));
+    if (mode < 0 || mode > 2)
+        throw std::invalid_argument(cat("logits is ", mode, ", expected 0 to 2"));
+    if (ids.size() == 0 && mode == 1)
+        throw std::invalid_argument("no tokens, so there is no last one to give logits for");
+    const auto n_vocab = static_cast<py::ssize_t>(session.model().config().n_vocab);
+    std::vector<py::ssize_t> shape;
+    if (mode == 1) shape = {n_vocab};
+    if (mode == 2) shape = {ids.size(), n_vocab};
+    py::object result = py::none();
+    float* logits = nullptr;
+    if (mode != 0) {
+        py::array_t<float> array(shape);
+        logits = array.mutable_data();
+        result = std::move(array);
+    }
+    const std::span<const int32_t> tokens(ids.data(), static_cast<std::size_t>(ids.size()));
+    const py::gil_scoped_release unlocked;
+    session.feed(tokens, static_cast<Session::Logits>(mode), logits);
+    return result;
+}
+
+Floats get_state(const Session& session) {
+    std::vector<float> state;
+    {
+        const py::gil_scoped_release unlocked;
+        state = session.state();
+    }
+    return Floats(static_cast<py::ssize_t>(state.size()), state.data());
+}
+
+void set_state(Session& session, const Floats& state) {
+    const std::span<const float> values(state.data(), static_cast<std::size_t>(state.size()));
+    const py::gil_scoped_release unlocked;
+    session.set_state(values);
+}
+
+int32_t sample(Sampler& sampler, const Floats& logits) {
+    return sampler.sample({logits.data(), static_cast<std::size_t>(logits.size())});
+}
+
+void translate(std::exception_ptr error) {
+    try {
+        std::rethrow_exception(error);
+    } catch (const FileError& e) {
+        errno = e.code;
+        PyErr_SetFromErrnoWithFilename(PyExc_OSError, e.path.c_str());
+    }
+}
+
+void bind_files(py::module_& m) {
+    py::class_<TensorInfo>(m, "TensorInfo")
+        .def_property_readonly("name", [](const TensorInfo& t) { return to_str(t.view->name); })
+        .def_property_readonly("type",
+                               [](const TensorInfo& t) { return type_info(t.view->type).name; })
+        .def_property_readonly(
+            "shape", [](const TensorInfo& t) { return py::tuple(py::cast(t.view->shape)); })
+        .def_property_readonly("nbytes", [](const TensorInfo& t) { return t.view->data.size(); })
+        .def_property_readonly(
+            "offset", [](const TensorInfo& t) { return t.view->data.data() - t.file->begin(); })
+        .def_property_readonly("data", &tensor_data);
+    py::class_<ModelFile, std::shared_ptr<ModelFile>>(m, "ModelFile")
+        .def(py::init([](const std::string& path) {
+                 return std::const_pointer_cast<ModelFile>(ModelFile::open(path));
+             }),
+             py::arg("path"), py::call_guard<py::gil_scoped_release>())
+        .def_property_readonly("path", [](const ModelFile& f) { return to_str(f.path()); })
+        .def_property_readonly("size", &ModelFile::size)
+        .def_property_readonly("version", &ModelFile::version)
+        .def_property_readonly("alignment", &ModelFile::alignment)
+        .def("keys",
+             [](const ModelFile& f) {
+                 py::list keys;
+                 for (const std::string& key : f.keys()) keys.append(to_str(key));
+                 return keys;
+             })
+        .def(
+            "get",
+            [](const ModelFile& f, const std::string& key, py::object otherwise) {
+                const MetaValue* value = f.find(key);
+                return value == nullptr ? otherwise : to_python(*value);
+            },
+            py::arg("key"), py::arg("default") = py::none())
+        .def("value_type", &value_type, py::arg("key"))
+        .def_property_readonly("tensors", [](const std::shared_ptr<ModelFile>& f) {
+            py::list tensors;
+            for (const TensorView& view : f->tensors()) tensors.append(TensorInfo{f, &view});
+            return tensors;
+        });
+}
+
+void bind_engine(py::module_& m) {
+    py::class_<Model, std::shared_ptr<Model>>(m, "Model")
+        .def(py::init([](const std::shared_ptr<ModelFile>& file, int threads) {
+                 return std::make_shared<Model>(file, threads);
+             }),
+             py::arg("file"), py::arg("threads") = 0, py::call_guard<py::gil_scoped_release>())
+        .def_property_readonly("arch", [](const Model& model) { return model.config().arch; })
+        .def_property_readonly("n_layer", [](const Model& model) { return model.config().n_layer; })
+        .def_property_readonly("n_embd", [](const Model& model) { return model.config().n_embd; })
+        .def_property_readonly("n_vocab", [](const Model& model) { return model.config().n_vocab; })
+        .def_property_readonly("head_size",
+                               [](const Model& model) { return model.config().head_size; })
+        .def_property_readonly("threads", &Model::threads)
+        .def_property_readonly("state_size", &Model::state_size)
+        .def("session",
+             [](const std::shared_ptr<Model>& model) { return std::make_unique<Session>(model); });
+    py::class_<Session>(m, "Session")
+        .def("feed", &feed, py::arg("tokens"), py::arg("logits"))
+        .def("get_state", &get_state)
+        .def("set_state", &set_state, py::arg("state"))
+        .def("reset", &Session::reset, py::call_guard<py::gil_scoped_release>())
+        .def("fork", &Session::fork, py::call_guard<py::gil_scoped_release>());
+    py::class_<Sampler>(m, "Sampler")
+        .def(py::init([](double temperature, int64_t top_k, double top_p, double presence_penalty,
+                         double frequency_penalty, double penalty_decay, uint64_t seed) {
+                 return Sampler({temperature, top_k, top_p, presence_penalty, frequency_penalty,
+                                 penalty_decay, seed});
+             }),
+             py::arg("temperature"), py::arg("top_k"), py::arg("top_p"),
+             py::arg("presence_penalty"), py::arg("frequency_penalty"), py::arg("penalty_decay"),
+             py::arg("seed"))
+        .def("sample", &sample, py::arg("logits"))
+        .def("accept", &Sampler::accept, py::arg("token"), py::arg("weight") = 1.0)
+        .def("reset", &Sampler::reset);
+}
+
+void bind_text(py::module_& m) {
+    py::class_<WorldTokenizer>(m, "WorldTokenizer")
+        .def_static(
+            "from_vocab",
+            [](const std::vector<std::optional<py::bytes>>& tokens) {
+                std::vector<std::optional<std::string>> raw;
+                for (const auto& token : tokens)
+                    raw.push_back(token ? std::optional<std::string>(*token) : std::nullopt);
+                return WorldTokenizer(raw);
+            },
+            py::arg("tokens"))
+        .def_static(
+            "from_model_file",
+            [](const std::shared_ptr<ModelFile>& file) { return world_from_file(*file); },
+            py::arg("file"), py::call_guard<py::gil_scoped_release>())
+        .def_property_readonly("n_vocab", &WorldTokenizer::n_vocab)
+        .def(
+            "encode",
+            [](const WorldTokenizer& t, const py::bytes& data) {
+                const std::string_view text = data;
+                const py::gil_scoped_release unlocked;
+                return t.encode(text);
+            },
+            py::arg("data"))
+        .def(
+            "token_bytes",
+            [](const WorldTokenizer& t, int64_t id) { return py::bytes(t.token_bytes(id)); },
+            py::arg("id"))
+        .def(
+            "decode",
+            [](const WorldTokenizer& t, const Ids& ids) {
+                return py::bytes(t.decode({ids.data(), static_cast<std::size_t>(ids.size())}));
+            },
+            py::arg("ids"));
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, m) {
+    m.doc() = "The engine of rwkv_edge. Use the classes of rwkv_edge itself.";
+    py::register_exception<FormatError>(m, "FormatError", PyExc_ValueError);
+    py::register_exception<UnsupportedError>(m, "UnsupportedError", PyExc_RuntimeError);
+    py::register_exception_translator(&translate);
+
+    py::list names;
+    for (const TypeInfo& info : all_types()) names.append(info.name);
+    m.attr("TYPE_NAMES") = py::tuple(names);
+    m.def(
+        "type_id",
+        [](const std::string& name) { return static_cast<uint32_t>(type_by_name(name).type); },
+        py::arg("name"));
+    m.def(
+        "type_name",
+        [](uint32_t id) {
+            const TypeInfo* info = find_type(id);
+            if (info == nullptr) throw std::invalid_argument(cat("no type has id ", id));
+            return info->name;
+        },
+        py::arg("id"));
+    m.def(
+        "type_block",
+        [](const std::string& name) {
+            const TypeInfo& info = type_by_name(name);
+            return py::make_tuple(info.block_len, info.block_bytes);
+        },
+        py::arg("name"));
+    m.def("quantize", &quantize, py::arg("x"), py::arg("type"));
+    m.def("dequantize", &dequantize, py::arg("data"), py::arg("type"));
+    m.def("isa", [] { return kernels().isa; });
+    m.def("isa_levels", [] {
+        std::vector<std::string> levels;
+        for (const Kernels& table : available_kernels()) levels.emplace_back(table.isa);
+        return levels;
+    });
+    m.def("read_bandwidth", &read_bandwidth, py::arg("threads"),
+          py::call_guard<py::gil_scoped_release>());
+    bind_files(m);
+    bind_engine(m);
+    bind_text(m);
+}
+
+}  // namespace rwkv_edge

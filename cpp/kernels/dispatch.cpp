@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/dispatch.h"
+
+#include <cstdlib>
+#include <string>
+#include <vector>
+
+#include "base/error.h"
+#include "kernels/levels.h"
+
+namespace rwkv_edge {
+
+namespace {
+
+// Low to high. Each overlay overwrites only the entries it has.
+struct Level {
+    const char* name;
+    bool (*supported)();
+    void (*overlay)(Kernels& table);
+};
+
+constexpr Level kLevels[] = {
+    {"scalar", [] { return true; }, scalar_kernels},
+#if defined(__x86_64__)
+    {"avx2",
+     [] {
+         return __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0 &&
+                __builtin_cpu_supports("f16c") != 0;
+     },
+     avx2_kernels},
+#endif
+};
+
+std::vector<Kernels> build_tables() {
+    std::vector<Kernels> tables;
+    Kernels table{};
+    for (const Level& level : kLevels) {
+        if (!level.supported()) continue;
+        level.overlay(table);
+        table.isa = level.name;
+        tables.push_back(table);
+    }
+    return tables;
+}
+
+const Kernels& choose() {
+    const std::span<const Kernels> tables = available_kernels();
+    const char* wanted = std::getenv("RWKV_EDGE_ISA");
+    if (wanted == nullptr || *wanted == '\0') return tables.back();
+    std::string names;
+    for (const Kernels& table : tables) {
+        if (std::string(table.isa) == wanted) return table;
+        names += cat(names.empty() ? "" : ", ", table.isa);
+    }
+    throw UnsupportedError(cat("RWKV_EDGE_ISA=", wanted, ": this machine runs ", names));
+}
+
+}  // namespace
+
+std::span<const Kernels> available_kernels() {
+    static const std::vector<Kernels> tables = build_tables();
+    return tables;
+}
+
+const Kernels& kernels() {
+    static const Kernels& chosen = choose();
+    return chosen;
+}
+
+}  // namespace rwkv_edge

@@ -1,0 +1,18 @@
+// SPDX-License-Identifier: Apache-2.0
+// Chooses the kernel table for this CPU, once per process.
+#pragma once
+
+#include <span>
+
+#include "kernels/kernels.h"
+
+namespace rwkv_edge {
+
+// The best level this CPU runs, or the one named by RWKV_EDGE_ISA. Throws UnsupportedError when
+// that variable names no level of this build or one that this CPU lacks.
+const Kernels& kernels();
+
+// Every level that this CPU runs, scalar first: tests and benches walk this.
+std::span<const Kernels> available_kernels();
+
+}  // namespace rwkv_edge

@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: Apache-2.0
+// The kernels on float vectors, written once over F32, a vector of eight floats. The ISA file that
+// includes this defines, before it, F32 and: load, store, set, add, sub, mul, div, fma (a * b + c),
+// min, max, negative_fma (c - a * b), round_, pow2 (2^n of a rounded n), sum8, select_positive.
+// Inputs whose length is no multiple of eight end in a padded copy, so every element takes the same
+// path.
+
+// exp(x) - 1 = 2^n (e^r - 1) + (2^n - 1), |r| <= ln(2) / 2, e^r - 1 by its Taylor series to r^7
+// (truncation 4e-9 relative). Splitting off the 1 keeps small results accurate.
+struct ExpParts {
+    F32 scale, excess;  // 2^n, e^r - 1
+};
+inline ExpParts exp_parts(F32 x) {
+    x = max(set(-87.0f), min(set(88.0f), x));  // in this order a NaN stays
+    const F32 n = round_(mul(x, set(1.44269504088896341f)));
+    F32 r =
+        negative_fma(n, set(0.693359375f), x);  // ln(2) in two parts; the first times n is exact
+    r = negative_fma(n, set(-2.12194440e-4f), r);
+    F32 p = set(1.0f / 5040);
+    p = fma(p, r, set(1.0f / 720));
+    p = fma(p, r, set(1.0f / 120));
+    p = fma(p, r, set(1.0f / 24));
+    p = fma(p, r, set(1.0f / 6));
+    p = fma(p, r, set(0.5f));
+    return {pow2(n), fma(mul(p, r), r, r)};
+}
+
+inline F32 exp_of(F32 x) {
+    const ExpParts e = exp_parts(x);
+    return fma(e.scale, e.excess, e.scale);
+}
+
+inline F32 sigmoid_of(F32 x) {
+    const F32 one = set(1.0f);
+    return div(one, add(one, exp_of(sub(set(0.0f), x))));
+}
+
+// tanh(x) = (e^2x - 1) / (e^2x + 1)
+inline F32 tanh_of(F32 x) {
+    x = max(set(-10.0f), min(set(10.0f), x));
+    const ExpParts e = exp_parts(add(x, x));
+    const F32 minus_one = fma(e.scale, e.excess, sub(e.scale, set(1.0f)));
+    return div(minus_one, add(minus_one, set(2.0f)));
+}
+
+inline F32 relu2_of(F32 x) {
+    const F32 positive = max(x, set(0.0f));
+    return mul(positive, positive);
+}
+
+inline F32 decay7_of(F32 x) { return exp_of(mul(set(-0.60653065971263342f), sigmoid_of(x))); }
+
+template <F32 (*Function)(F32)>
+void map(float* x, int64_t n) {
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8) store(x + i, Function(load(x + i)));
+    if (i == n) return;
+    float tail[8] = {};
+    memcpy(tail, x + i, (size_t)(n - i) * sizeof(float));
+    store(tail, Function(load(tail)));
+    memcpy(x + i, tail, (size_t)(n - i) * sizeof(float));
+}
+
+void layer_norm(const float* x, const float* weight, const float* bias, int64_t n, float eps,
+                float* y) {
+    F32 sums = set(0.0f), squares = set(0.0f);
+    for (int64_t i = 0; i < n; i += 8) sums = add(sums, load(x + i));
+    const F32 mean = set(sum8(sums) / (float)n);
+    for (int64_t i = 0; i < n; i += 8) {
+        const F32 d = sub(load(x + i), mean);
+        squares = fma(d, d, squares);
+    }
+    const F32 scale = set(1.0f / sqrtf(sum8(squares) / (float)n + eps));
+    for (int64_t i = 0; i < n; i += 8) {
+        const F32 normed = mul(sub(load(x + i), mean), scale);
+        store(y + i, fma(normed, load(weight + i), load(bias + i)));
+    }
+}
+
+void lerp(const float* x, const float* to, const float* mix, int64_t n, float* y) {
+    for (int64_t i = 0; i < n; i += 8) {
+        const F32 from = load(x + i);
+        store(y + i, fma(sub(load(to + i), from), load(mix + i), from));
+    }
+}
+
+void add_to(const float* x, int64_t n, float* y) {
+    for (int64_t i = 0; i < n; i += 8) store(y + i, add(load(y + i), load(x + i)));
+}
+
+void mul_to(const float* x, const float* z, int64_t n, float* y) {
+    for (int64_t i = 0; i < n; i += 8) store(y + i, mul(load(x + i), load(z + i)));
+}
+
+void l2_normalize(const float* x, const float* weight, int64_t n, float* y) {
+    F32 squares = set(0.0f);
+    for (int64_t i = 0; i < n; i += 8) {
+        const F32 v = mul(load(x + i), load(weight + i));
+        squares = fma(v, v, squares);
+        store(y + i, v);
+    }
+    const float norm = sqrtf(sum8(squares));
+    const F32 scale = set(1.0f / (norm > 1e-12f ? norm : 1e-12f));
+    for (int64_t i = 0; i < n; i += 8) store(y + i, mul(load(y + i), scale));
+}
+
+void bonus(const float* r, const float* k, const float* u, const float* v, int64_t n, float* y) {
+    F32 sums = set(0.0f);
+    for (int64_t i = 0; i < n; i += 8) sums = fma(mul(load(r + i), load(k + i)), load(u + i), sums);
+    const F32 total = set(sum8(sums));
+    for (int64_t i = 0; i < n; i += 8) store(y + i, fma(total, load(v + i), load(y + i)));
+}
+
+// S <- S diag(w) + (S (-kk)) (kk * a)^T + v k^T;  y = S r. Two passes over a row that stays in L1.
+void wkv7(const Wkv7Args& p) {
+    for (int64_t t = 0; t < p.tokens; ++t) {
+        const int64_t at = t * p.stride;
+        const float *r = p.r + at, *w = p.w + at, *k = p.k + at, *kk = p.kk + at, *a = p.a + at;
+        for (int64_t i = 0; i < p.size; ++i) {
+            float* row = p.state + i * p.size;
+            F32 removed = set(0.0f), out = set(0.0f);
+            for (int64_t j = 0; j < p.size; j += 8)
+                removed = fma(load(row + j), load(kk + j), removed);
+            const F32 remove = set(-sum8(removed)), value = set(p.v[at + i]);
+            for (int64_t j = 0; j < p.size; j += 8) {
+                const F32 replaced = mul(remove, mul(load(kk + j), load(a + j)));
+                const F32 kept = fma(load(row + j), load(w + j), replaced);
+                const F32 s = fma(value, load(k + j), kept);
+                store(row + j, s);
+                out = fma(s, load(r + j), out);
+            }
+            p.y[at + i] = sum8(out);
+        }
+    }
+}
+
+void float_kernels(Kernels& table) {
+    table.layer_norm = layer_norm;
+    table.lerp = lerp;
+    table.add = add_to;
+    table.mul = mul_to;
+    table.sigmoid = map<sigmoid_of>;
+    table.tanh = map<tanh_of>;
+    table.relu2 = map<relu2_of>;
+    table.decay7 = map<decay7_of>;
+    table.l2_normalize = l2_normalize;
+    table.bonus = bonus;
+    table.wkv7 = wkv7;
+}

@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+// The kernel table. scalar.cpp fills every entry and is the specification; each higher ISA level
+// overwrites the entries it is better at (dispatch.cpp). Kernels check nothing and never fail:
+// shapes and types were checked when the model was bound.
+//
+// Results must not depend on how work is cut into tokens, rows and threads. So the order of the
+// sums is part of each entry's specification, per level:
+//   f32, f16, bf16   eight partial sums, element k goes to sum k % 8, in order of k; then fixed
+//   pairs
+//                    ((0+4)+(2+6)) + ((1+5)+(3+7))
+//   block types      the integer dot of a block is exact; the block terms are added in order of k
+// A level may contract a * b + c or not, but everywhere the same.
+#pragma once
+
+#include <stdint.h>
+
+#include "quant/blocks.h"
+
+namespace rwkv_edge {
+
+// Activations as a matmul wants them: float, or rounded to 8 bits in blocks of 32.
+// x[k] ~ scale[k / 32] * q[k], |q| <= 127, sum[b] = sum of q over block b.
+struct Activation {
+    const float* x;      // [tokens, cols]
+    const int8_t* q;     // [tokens, cols]
+    const float* scale;  // [tokens, cols / 32]
+    const int32_t* sum;  // [tokens, cols / 32]
+};
+
+// y[t * y_stride + r] = sum over k of w[r, k] * x[t, k], for r in [row_begin, row_end), t in [0,
+// tokens)
+struct MatmulArgs {
+    const void* w;  // [rows, cols] blocks, row_bytes apart; any alignment
+    int64_t row_bytes;
+    int64_t cols;
+    int64_t row_begin, row_end;
+    Activation x;
+    int64_t tokens;
+    float* y;
+    int64_t y_stride;
+    void* scratch;  // matmul_scratch_bytes(cols), 64-byte aligned, for the length of the call
+};
+static inline int64_t matmul_scratch_bytes(int64_t cols) { return 8 * (cols + 8) * 4; }
+typedef void (*Matmul)(const MatmulArgs& args);
+
+// One head of RWKV-7 (paper arXiv:2503.14456, section 4), S is [size, size], row = value, column =
+// key:
+//   S <- S diag(w) + (S (-kk)) (kk * a)^T + v k^T;  y = S r
+// r, w, k, v, kk, a, y advance by `stride` floats a token.
+struct Wkv7Args {
+    float* state;  // updated in place
+    const float *r, *w, *k, *v, *kk, *a;
+    float* y;
+    int64_t size, stride, tokens;
+};
+
+struct Kernels {
+    const char* isa;
+
+    // Null: the engine dequantises rows and multiplies as F32.
+    Matmul matmul[kTypeSlots];
+    // n is a multiple of 32. scale = max|x| / 127; q = x * (127 / max|x|), nearest, halves to even.
+    void (*quantize_activation)(const float* x, int64_t n, int8_t* q, float* scale, int32_t* sum);
+
+    // Vectors below have a multiple of 8 elements, except those of the four functions in place.
+    // y = (x - mean) / sqrt(var + eps) * weight + bias; y may be x
+    void (*layer_norm)(const float* x, const float* weight, const float* bias, int64_t n, float eps,
+                       float* y);
+    // y = x + (to - x) * mix; y may be x
+    void (*lerp)(const float* x, const float* to, const float* mix, int64_t n, float* y);
+    void (*add)(const float* x, int64_t n, float* y);                  // y += x
+    void (*mul)(const float* x, const float* z, int64_t n, float* y);  // y = x * z; y may be x
+    // In place, each element on its own; relative error below 4 * 2^-24 for sigmoid, tanh and
+    // decay.
+    void (*sigmoid)(float* x, int64_t n);
+    void (*tanh)(float* x, int64_t n);
+    void (*relu2)(float* x, int64_t n);   // max(x, 0)^2
+    void (*decay7)(float* x, int64_t n);  // exp(-exp(-1/2) * sigmoid(x)): RWKV-7's decay
+    // y = x * weight / max(|x * weight|, 1e-12)
+    void (*l2_normalize)(const float* x, const float* weight, int64_t n, float* y);
+    // y += (sum of r * k * u) * v: what the current token adds by itself
+    void (*bonus)(const float* r, const float* k, const float* u, const float* v, int64_t n,
+                  float* y);
+    void (*wkv7)(const Wkv7Args& args);
+};
+
+}  // namespace rwkv_edge

@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: Apache-2.0
+// What each ISA file offers to dispatch.cpp.
+#pragma once
+
+#include "kernels/kernels.h"
+
+namespace rwkv_edge {
+
+void scalar_kernels(Kernels& table);
+void avx2_kernels(Kernels& table);
+
+}  // namespace rwkv_edge

@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: Apache-2.0
+// The specification: every kernel as plain loops. Compiled without contraction, so that the results
+// are the same on every machine with the same libm.
+#include <math.h>
+
+#include "kernels/levels.h"
+
+namespace rwkv_edge {
+
+namespace {
+
+float sum8(const float* s) {
+    return ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]));
+}
+
+// --- matmul: float types ---
+
+float element(const float* row, int64_t k) { return row[k]; }
+struct Half {
+    uint16_t bits;
+};
+struct Bfloat16 {
+    uint16_t bits;
+};
+float element(const Half* row, int64_t k) { return half_to_float(row[k].bits); }
+float element(const Bfloat16* row, int64_t k) { return bfloat16_to_float(row[k].bits); }
+
+template <class Weight>
+void matmul_float(const MatmulArgs& a) {
+    for (int64_t r = a.row_begin; r < a.row_end; ++r) {
+        const Weight* row = (const Weight*)((const char*)a.w + r * a.row_bytes);
+        for (int64_t t = 0; t < a.tokens; ++t) {
+            const float* x = a.x.x + t * a.cols;
+            float sums[8] = {};
+            for (int64_t k = 0; k < a.cols; ++k) sums[k % 8] += element(row, k) * x[k];
+            a.y[t * a.y_stride + r] = sum8(sums);
+        }
+    }
+}
+
+// --- matmul: block types. A block's term is d * scale * (integer dot) [+ m * scale * sum]. ---
+
+int nibble(const uint8_t* q, int i) { return i < 16 ? q[i] & 15 : q[i - 16] >> 4; }
+int fifth_bit(const uint8_t* qh, int i) { return (qh[i / 8] >> i % 8 & 1) << 4; }
+
+int code(const BlockQ8_0& b, int i) { return b.q[i]; }
+int code(const BlockQ4_0& b, int i) { return nibble(b.q, i) - 8; }
+int code(const BlockQ4_1& b, int i) { return nibble(b.q, i); }
+int code(const BlockQ5_0& b, int i) { return (nibble(b.q, i) | fifth_bit(b.qh, i)) - 16; }
+int code(const BlockQ5_1& b, int i) { return nibble(b.q, i) | fifth_bit(b.qh, i); }
+
+template <class Block>
+float offset(const Block&) {
+    return 0.0f;
+}
+float offset(const BlockQ4_1& b) { return half_to_float(b.m); }
+float offset(const BlockQ5_1& b) { return half_to_float(b.m); }
+
+template <class Block>
+void matmul_blocks(const MatmulArgs& a) {
+    const int64_t blocks = a.cols / kBlock;
+    for (int64_t r = a.row_begin; r < a.row_end; ++r) {
+        const Block* row = (const Block*)((const char*)a.w + r * a.row_bytes);
+        for (int64_t t = 0; t < a.tokens; ++t) {
+            const int8_t* q = a.x.q + t * a.cols;
+            const float* scale = a.x.scale + t * blocks;
+            const int32_t* sum = a.x.sum + t * blocks;
+            float y = 0.0f;
+            for (int64_t b = 0; b < blocks; ++b) {
+                int dot = 0;
+                for (int i = 0; i < kBlock; ++i) dot += code(row[b], i) * q[b * kBlock + i];
+                y += half_to_float(row[b].d) * scale[b] * (float)dot;
+                const float m = offset(row[b]);
+                if (m != 0.0f) y += m * (scale[b] * (float)sum[b]);
+            }
+            a.y[t * a.y_stride + r] = y;
+        }
+    }
+}
+
+void quantize_activation(const float* x, int64_t n, int8_t* q, float* scale, int32_t* sum) {
+    for (int64_t b = 0; b < n / kBlock; ++b, x += kBlock, q += kBlock) {
+        float peak = 0.0f;
+        for (int i = 0; i < kBlock; ++i) peak = fabsf(x[i]) > peak ? fabsf(x[i]) : peak;
+        // A peak so small that its inverse overflows is as good as zero.
+        const float inverse = peak > 1e-30f ? 127.0f / peak : 0.0f;
+        int32_t total = 0;
+        for (int i = 0; i < kBlock; ++i) {
+            q[i] = (int8_t)nearbyintf(x[i] * inverse);
+            total += q[i];
+        }
+        scale[b] = peak / 127.0f;
+        sum[b] = total;
+    }
+}
+
+// --- vectors ---
+
+void layer_norm(const float* x, const float* weight, const float* bias, int64_t n, float eps,
+                float* y) {
+    float sums[8] = {}, squares[8] = {};
+    for (int64_t i = 0; i < n; ++i) sums[i % 8] += x[i];
+    const float mean = sum8(sums) / (float)n;
+    for (int64_t i = 0; i < n; ++i) squares[i % 8] += (x[i] - mean) * (x[i] - mean);
+    const float scale = 1.0f / sqrtf(sum8(squares) / (float)n + eps);
+    for (int64_t i = 0; i < n; ++i) y[i] = (x[i] - mean) * scale * weight[i] + bias[i];
+}
+
+void lerp(const float* x, const float* to, const float* mix, int64_t n, float* y) {
+    for (int64_t i = 0; i < n; ++i) y[i] = x[i] + (to[i] - x[i]) * mix[i];
+}
+
+void add(const float* x, int64_t n, float* y) {
+    for (int64_t i = 0; i < n; ++i) y[i] += x[i];
+}
+
+void mul(const float* x, const float* z, int64_t n, float* y) {
+    for (int64_t i = 0; i < n; ++i) y[i] = x[i] * z[i];
+}
+
+float sigmoid_of(float x) { return 1.0f / (1.0f + expf(-x)); }
+
+void sigmoid(float* x, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) x[i] = sigmoid_of(x[i]);
+}
+
+void tanh_(float* x, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) x[i] = tanhf(x[i]);
+}
+
+void relu2(float* x, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) x[i] = x[i] > 0.0f ? x[i] * x[i] : 0.0f;
+}
+
+void decay7(float* x, int64_t n) {
+    const float rate = 0.60653065971263342f;  // exp(-1/2)
+    for (int64_t i = 0; i < n; ++i) x[i] = expf(-rate * sigmoid_of(x[i]));
+}
+
+void l2_normalize(const float* x, const float* weight, int64_t n, float* y) {
+    float squares[8] = {};
+    mul(x, weight, n, y);
+    for (int64_t i = 0; i < n; ++i) squares[i % 8] += y[i] * y[i];
+    const float norm = sqrtf(sum8(squares));
+    const float scale = 1.0f / (norm > 1e-12f ? norm : 1e-12f);
+    for (int64_t i = 0; i < n; ++i) y[i] *= scale;
+}
+
+void bonus(const float* r, const float* k, const float* u, const float* v, int64_t n, float* y) {
+    float sums[8] = {};
+    for (int64_t i = 0; i < n; ++i) sums[i % 8] += r[i] * k[i] * u[i];
+    const float total = sum8(sums);
+    for (int64_t i = 0; i < n; ++i) y[i] += total * v[i];
+}
+
+void wkv7(const Wkv7Args& p) {
+    for (int64_t t = 0; t < p.tokens; ++t) {
+        const int64_t at = t * p.stride;
+        const float *r = p.r + at, *w = p.w + at, *k = p.k + at, *v = p.v + at;
+        const float *kk = p.kk + at, *a = p.a + at;
+        for (int64_t i = 0; i < p.size; ++i) {
+            float* row = p.state + i * p.size;
+            float removed[8] = {}, out[8] = {};
+            for (int64_t j = 0; j < p.size; ++j) removed[j % 8] += row[j] * kk[j];
+            const float remove = -sum8(removed);
+            for (int64_t j = 0; j < p.size; ++j) {
+                row[j] = row[j] * w[j] + remove * (kk[j] * a[j]) + v[i] * k[j];
+                out[j % 8] += row[j] * r[j];
+            }
+            p.y[at + i] = sum8(out);
+        }
+    }
+}
+
+}  // namespace
+
+void scalar_kernels(Kernels& table) {
+    table.matmul[(int)Type::F32] = matmul_float<float>;
+    table.matmul[(int)Type::F16] = matmul_float<Half>;
+    table.matmul[(int)Type::BF16] = matmul_float<Bfloat16>;
+    table.matmul[(int)Type::Q8_0] = matmul_blocks<BlockQ8_0>;
+    table.matmul[(int)Type::Q4_0] = matmul_blocks<BlockQ4_0>;
+    table.matmul[(int)Type::Q4_1] = matmul_blocks<BlockQ4_1>;
+    table.matmul[(int)Type::Q5_0] = matmul_blocks<BlockQ5_0>;
+    table.matmul[(int)Type::Q5_1] = matmul_blocks<BlockQ5_1>;
+    table.quantize_activation = quantize_activation;
+    table.layer_norm = layer_norm;
+    table.lerp = lerp;
+    table.add = add;
+    table.mul = mul;
+    table.sigmoid = sigmoid;
+    table.tanh = tanh_;
+    table.relu2 = relu2;
+    table.decay7 = decay7;
+    table.l2_normalize = l2_normalize;
+    table.bonus = bonus;
+    table.wkv7 = wkv7;
+}
+
+}  // namespace rwkv_edge

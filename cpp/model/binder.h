@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+// Hands out the tensors of a file by name, each checked against the shape that the equations need.
+// After binding, kernels may trust every size.
+#pragma once
+
+#include <deque>
+#include <string>
+#include <unordered_set>
+
+#include "backend/ops.h"
+#include "base/aligned.h"
+#include "io/model_file.h"
+
+namespace rwkv_edge {
+
+class Binder {
+public:
+    explicit Binder(const ModelFile& file) : file_(file) {}
+
+    // A matrix in place, of any type.
+    Tensor matrix(const std::string& name, int64_t rows, int64_t cols);
+    // The number of rows of a matrix whose columns are known (a LoRA rank, the vocabulary).
+    int64_t rows_of(const std::string& name, int64_t cols);
+    // n floats (dimensions of size 1 do not count). In place if F32, else widened once into memory
+    // of ours.
+    const float* vector(const std::string& name, int64_t n);
+    // Marks a tensor that files carry and no equation uses.
+    void ignore(const std::string& name) { used_.insert(name); }
+    // Throws FormatError if the file has a tensor that nobody asked for.
+    void finish() const;
+
+    // The widened vectors; they must live as long as the weights.
+    std::deque<AlignedVector<float>> take_owned() { return std::move(owned_); }
+
+private:
+    const TensorView& find(const std::string& name);
+
+    const ModelFile& file_;
+    std::unordered_set<std::string> used_;
+    std::deque<AlignedVector<float>> owned_;
+};
+
+}  // namespace rwkv_edge
