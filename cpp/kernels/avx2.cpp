@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // x86-64 with AVX2, FMA and F16C.
+#include <float.h>
 #include <immintrin.h>
 #include <math.h>
 
@@ -156,21 +157,22 @@ inline void transpose(const __m256i in[4], __m256i out[4]) {
     out[3] = _mm256_unpackhi_epi64(b, d);
 }
 
-inline uint64_t load_half_bits(const void* p) {
-    uint16_t bits;
-    memcpy(&bits, p, sizeof bits);
-    return bits;
-}
-
-// The half at byte `at` of eight blocks, as floats. The general registers do the gathering: the
-// vector units are the busy ones.
+// The half at byte `at` of eight blocks, as floats.
 template <class Block>
 inline F32 halves(const Block* const* b, size_t at) {
-    const auto four = [b, at](int r) {
-        const auto one = [b, at](int i) { return load_half_bits((const char*)b[i] + at); };
-        return (int64_t)(one(r) | one(r + 1) << 16 | one(r + 2) << 32 | one(r + 3) << 48);
+    const auto bits = [b, at](int r) {
+        uint16_t half;
+        memcpy(&half, (const char*)b[r] + at, sizeof half);
+        return (int)half;
     };
-    return _mm256_cvtph_ps(_mm_set_epi64x(four(4), four(0)));
+    __m128i low = _mm_cvtsi32_si128(bits(0)), high = _mm_cvtsi32_si128(bits(4));
+    low = _mm_insert_epi16(low, bits(1), 1);
+    high = _mm_insert_epi16(high, bits(5), 1);
+    low = _mm_insert_epi16(low, bits(2), 2);
+    high = _mm_insert_epi16(high, bits(6), 2);
+    low = _mm_insert_epi16(low, bits(3), 3);
+    high = _mm_insert_epi16(high, bits(7), 3);
+    return _mm256_cvtph_ps(_mm_unpacklo_epi64(low, high));
 }
 
 template <class Block>
@@ -203,25 +205,25 @@ inline void add_fifth_bits(const Block* const* b, __m256i codes[8]) {
     }
 }
 
-// What the types differ in: their codes, the code that means zero, whether the codes are signed,
-// whether a block has an offset m, and how many products of a vector an i16 can add up before it
-// could overflow (codes of 15 times 127, two per i16: 3810 x 8 < 2^15; codes of 31: 7874 x 4 <
-// 2^15).
+// What the types differ in: their codes, log2 of the code that means zero (or none), whether the
+// codes are signed, whether a block has an offset m, and how many products of a vector an i16 can
+// add up before it could overflow (codes of 15 times 127, two per i16: 3810 x 8 < 2^15; codes of
+// 31: 7874 x 4 < 2^15).
 template <class Block>
 struct Traits;
 template <>
 struct Traits<BlockQ4_0> {
-    enum { kZero = 8, kSigned = 0, kOffset = 0, kAdds = 8 };
+    enum { kZeroShift = 3, kSigned = 0, kOffset = 0, kAdds = 8 };
     static void codes(const BlockQ4_0* const* b, __m256i c[8]) { nibble_codes(b, c); }
 };
 template <>
 struct Traits<BlockQ4_1> {
-    enum { kZero = 0, kSigned = 0, kOffset = 1, kAdds = 8 };
+    enum { kZeroShift = 0, kSigned = 0, kOffset = 1, kAdds = 8 };
     static void codes(const BlockQ4_1* const* b, __m256i c[8]) { nibble_codes(b, c); }
 };
 template <>
 struct Traits<BlockQ5_0> {
-    enum { kZero = 16, kSigned = 0, kOffset = 0, kAdds = 4 };
+    enum { kZeroShift = 4, kSigned = 0, kOffset = 0, kAdds = 4 };
     static void codes(const BlockQ5_0* const* b, __m256i c[8]) {
         nibble_codes(b, c);
         add_fifth_bits(b, c);
@@ -229,7 +231,7 @@ struct Traits<BlockQ5_0> {
 };
 template <>
 struct Traits<BlockQ5_1> {
-    enum { kZero = 0, kSigned = 0, kOffset = 1, kAdds = 4 };
+    enum { kZeroShift = 0, kSigned = 0, kOffset = 1, kAdds = 4 };
     static void codes(const BlockQ5_1* const* b, __m256i c[8]) {
         nibble_codes(b, c);
         add_fifth_bits(b, c);
@@ -237,7 +239,7 @@ struct Traits<BlockQ5_1> {
 };
 template <>
 struct Traits<BlockQ8_0> {
-    enum { kZero = 0, kSigned = 1, kOffset = 0, kAdds = 1 };
+    enum { kZeroShift = 0, kSigned = 1, kOffset = 0, kAdds = 1 };
     static void codes(const BlockQ8_0* const* b, __m256i c[8]) {
         for (int half = 0; half < 2; ++half) {
             __m256i in[4];
@@ -291,8 +293,9 @@ inline __m256i dot8(const __m256i* codes, const int8_t* q) {
 // acc + d * scale * (dot - zero * sum) [+ m * scale * sum]
 template <class Block>
 inline F32 add_block(F32 acc, __m256i dot, F32 d, F32 m, float scale, int32_t sum) {
-    if (Traits<Block>::kZero != 0)
-        dot = _mm256_sub_epi32(dot, _mm256_set1_epi32(Traits<Block>::kZero * sum));
+    if (Traits<Block>::kZeroShift != 0)
+        dot = _mm256_sub_epi32(
+            dot, _mm256_slli_epi32(_mm256_set1_epi32(sum), Traits<Block>::kZeroShift));
     acc = fma(_mm256_cvtepi32_ps(dot), mul(d, set(scale)), acc);
     if (Traits<Block>::kOffset) acc = fma(m, set(scale * (float)sum), acc);
     return acc;
@@ -329,12 +332,21 @@ inline void store_rows(float* y, F32 v, int64_t n) {
     memcpy(y, lanes, (size_t)n * sizeof(float));
 }
 
+// The hardware does not follow eight short rows at once; the next eight rows, which lie in one
+// piece behind these, are asked for at the pace at which these are used up.
+inline void prefetch(const char* p, size_t bytes) {
+    for (size_t at = 0; at < bytes; at += 64) _mm_prefetch(p + at, _MM_HINT_T0);
+}
+
 template <class Block>
 inline F32 one_token(const Block* const* rows, const MatmulArgs& a) {
     F32 acc = set(0.0f);
     const Block* b[8];
     for (int r = 0; r < 8; ++r) b[r] = rows[r];
+    const char* next = (const char*)rows[0] + 8 * a.row_bytes;
     for (int64_t i = 0; i < a.cols / kBlock; ++i) {
+        prefetch(next, 8 * sizeof(Block));
+        next += 8 * sizeof(Block);
         const __m256i dot = dot8_rows(b, a.x.q + i * kBlock);
         const F32 m = Traits<Block>::kOffset ? block_offset(b) : set(0.0f);
         acc = add_block<Block>(acc, dot, block_scale(b), m, a.x.scale[i], a.x.sum[i]);
@@ -399,19 +411,27 @@ void matmul_blocks(const MatmulArgs& a) {
 }
 
 void quantize_activation(const float* x, int64_t n, int8_t* q, float* scale, int32_t* sum) {
-    const F32 sign = set(-0.0f);
+    const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
     for (int64_t b = 0; b < n / kBlock; ++b, x += kBlock, q += kBlock) {
-        F32 v[4], peak8 = set(0.0f);
+        F32 v[4];
+        __m256i peak8 = _mm256_setzero_si256();  // compared as integers, see scalar.cpp
         for (int i = 0; i < 4; ++i) {
             v[i] = load(x + 8 * i);
-            peak8 = max(peak8, _mm256_andnot_ps(sign, v[i]));
+            peak8 = _mm256_max_epu32(peak8, _mm256_and_si256(_mm256_castps_si256(v[i]), magnitude));
         }
-        __m128 peak4 = _mm_max_ps(_mm256_castps256_ps128(peak8), _mm256_extractf128_ps(peak8, 1));
-        peak4 = _mm_max_ps(peak4, _mm_movehl_ps(peak4, peak4));
-        const float peak = _mm_cvtss_f32(_mm_max_ss(peak4, _mm_movehdup_ps(peak4)));
-        const F32 inverse = set(peak > 1e-30f ? 127.0f / peak : 0.0f);
+        __m128i peak4 =
+            _mm_max_epu32(_mm256_castsi256_si128(peak8), _mm256_extracti128_si256(peak8, 1));
+        peak4 = _mm_max_epu32(peak4, _mm_shuffle_epi32(peak4, 0x4e));
+        peak4 = _mm_max_epu32(peak4, _mm_shuffle_epi32(peak4, 0xb1));
+        const float peak = bits_to_float((uint32_t)_mm_cvtsi128_si32(peak4));
+        const F32 inverse = set(peak > 1e-30f && peak <= FLT_MAX ? 127.0f / peak : 0.0f);
         __m256i n32[4];
-        for (int i = 0; i < 4; ++i) n32[i] = _mm256_cvtps_epi32(mul(v[i], inverse));
+        for (int i = 0; i < 4; ++i) {
+            // where the inverse is 0, so is the code, also of a NaN
+            const F32 scaled =
+                _mm256_and_ps(mul(v[i], inverse), _mm256_cmp_ps(inverse, set(0.0f), _CMP_NEQ_OQ));
+            n32[i] = _mm256_cvtps_epi32(scaled);
+        }
         __m256i total =
             _mm256_add_epi32(_mm256_add_epi32(n32[0], n32[1]), _mm256_add_epi32(n32[2], n32[3]));
         total = _mm256_hadd_epi32(total, total);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The specification: every kernel as plain loops. Compiled without contraction, so that the results
 // are the same on every machine with the same libm.
+#include <float.h>
 #include <math.h>
 
 #include "kernels/levels.h"
@@ -80,13 +81,20 @@ void matmul_blocks(const MatmulArgs& a) {
 
 void quantize_activation(const float* x, int64_t n, int8_t* q, float* scale, int32_t* sum) {
     for (int64_t b = 0; b < n / kBlock; ++b, x += kBlock, q += kBlock) {
-        float peak = 0.0f;
-        for (int i = 0; i < kBlock; ++i) peak = fabsf(x[i]) > peak ? fabsf(x[i]) : peak;
+        // As integers the bits of magnitudes compare like the numbers, with NaN above all: a block
+        // that holds one gets a NaN for its scale, and the result shows it.
+        uint32_t peak_bits = 0;
+        for (int i = 0; i < kBlock; ++i) {
+            const uint32_t magnitude = float_to_bits(x[i]) & 0x7fffffff;
+            peak_bits = magnitude > peak_bits ? magnitude : peak_bits;
+        }
+        const float peak = bits_to_float(peak_bits);
         // A peak so small that its inverse overflows is as good as zero.
-        const float inverse = peak > 1e-30f ? 127.0f / peak : 0.0f;
+        const bool usable = peak > 1e-30f && peak <= FLT_MAX;
+        const float inverse = usable ? 127.0f / peak : 0.0f;
         int32_t total = 0;
         for (int i = 0; i < kBlock; ++i) {
-            q[i] = (int8_t)nearbyintf(x[i] * inverse);
+            q[i] = usable ? (int8_t)nearbyintf(x[i] * inverse) : 0;
             total += q[i];
         }
         scale[b] = peak / 127.0f;

@@ -45,13 +45,13 @@ int64_t Binder::rows_of(const std::string& name, int64_t cols) {
     return tensor.shape[0];
 }
 
-const float* Binder::vector(const std::string& name, int64_t n) {
+const float* Binder::vector(const std::string& name, int64_t n, int64_t parts) {
     const TensorView& tensor = find(name);
-    int64_t values = 1;
-    for (const int64_t size : tensor.shape) values *= size;
-    if (values != n)
+    const auto shape = squeezed(tensor.shape);
+    if (shape != squeezed({n}) && shape != squeezed({parts, n / parts}))
         throw FormatError(cat(file_.path(), ": tensor '", name, "' has shape ",
-                              shape_text(tensor.shape), ", expected ", n, " values"));
+                              shape_text(tensor.shape), ", expected ",
+                              parts == 1 ? shape_text({n}) : shape_text({parts, n / parts})));
     if (tensor.type == Type::F32) return reinterpret_cast<const float*>(tensor.data.data());
     AlignedVector<float>& wide = owned_.emplace_back(static_cast<std::size_t>(n));
     type_info(tensor.type).dequantize(tensor.data.data(), wide.data(), n);

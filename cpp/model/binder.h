@@ -21,9 +21,9 @@ public:
     Tensor matrix(const std::string& name, int64_t rows, int64_t cols);
     // The number of rows of a matrix whose columns are known (a LoRA rank, the vocabulary).
     int64_t rows_of(const std::string& name, int64_t cols);
-    // n floats (dimensions of size 1 do not count). In place if F32, else widened once into memory
-    // of ours.
-    const float* vector(const std::string& name, int64_t n);
+    // n floats of shape [n] or [parts, n / parts]; dimensions of size 1 do not count. In place if
+    // F32, else widened once into memory of ours.
+    const float* vector(const std::string& name, int64_t n, int64_t parts = 1);
     // Marks a tensor that files carry and no equation uses.
     void ignore(const std::string& name) { used_.insert(name); }
     // Throws FormatError if the file has a tensor that nobody asked for.

@@ -132,7 +132,7 @@ private:
                         has_bias ? binder.vector(name + "0.weight", n_embd_) : nullptr};
         };
         Layer l{};
-        const float* mixes = binder.vector(block + "time_mix_lerp_fused.weight", 6 * n_embd_);
+        const float* mixes = binder.vector(block + "time_mix_lerp_fused.weight", 6 * n_embd_, 6);
         const float** order[] = {&l.mix_r, &l.mix_w, &l.mix_k, &l.mix_v, &l.mix_a, &l.mix_g};
         for (const float** mix : order) {
             *mix = mixes;
@@ -149,7 +149,7 @@ private:
         }
         l.k_k = vector("time_mix_k_k.weight");
         l.k_a = vector("time_mix_k_a.weight");
-        l.r_k = vector("time_mix_r_k.weight");
+        l.r_k = binder.vector(block + "time_mix_r_k.weight", n_embd_, n_head_);
         l.receptance = square("time_mix_receptance.weight");
         l.key = square("time_mix_key.weight");
         l.value = square("time_mix_value.weight");

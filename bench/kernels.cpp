@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+// Speed of each matmul kernel by level and type: GB/s of weights read for one token, from memory and from
+// the L2 cache, and GOPS (two per weight and token) for 64 tokens, on one thread. Arguments: [type] [level].
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "base/aligned.h"
+#include "base/bandwidth.h"
+#include "kernels/dispatch.h"
+#include "quant/types.h"
+
+using namespace rwkv_edge;
+
+namespace {
+
+constexpr int64_t kCols = 2048;
+constexpr int64_t kTokens = 64;
+
+struct Case {
+    const TypeInfo& type;
+    int64_t rows, tokens;
+    AlignedVector<std::byte> w, scratch;
+    AlignedVector<float> x, scale, y;
+    AlignedVector<int8_t> q;
+    AlignedVector<int32_t> sum;
+
+    Case(const TypeInfo& info, int64_t n_rows, int64_t n_tokens)
+        : type(info),
+          rows(n_rows),
+          tokens(n_tokens),
+          w(static_cast<size_t>(rows * type_bytes(info.type, kCols))),
+          scratch(static_cast<size_t>(matmul_scratch_bytes(kCols))),
+          x(static_cast<size_t>(tokens * kCols)),
+          scale(x.size() / kBlock),
+          y(static_cast<size_t>(tokens * rows)),
+          q(x.size()),
+          sum(x.size() / kBlock) {
+        std::mt19937 random(1);
+        std::normal_distribution<float> normal;
+        for (float& value : x) value = normal(random);
+        // one row of random weights, repeated
+        std::vector<float> row(kCols);
+        for (float& value : row) value = normal(random) * 0.05f;
+        const auto bytes = static_cast<size_t>(type_bytes(info.type, kCols));
+        info.quantize(row.data(), w.data(), kCols);
+        for (size_t at = bytes; at < w.size(); at += bytes) std::memcpy(&w[at], w.data(), bytes);
+    }
+
+    MatmulArgs args() {
+        return {w.data(), type_bytes(type.type, kCols), kCols, 0, rows,
+                {x.data(), q.data(), scale.data(), sum.data()}, tokens, y.data(), rows, scratch.data()};
+    }
+};
+
+// Seconds of the best of several runs, each at least 20 ms long.
+template <class Body>
+double best_seconds(Body&& body) {
+    using Clock = std::chrono::steady_clock;
+    double best = 1e9;
+    for (int run = 0; run < 7; ++run) {
+        int times = 0;
+        const auto start = Clock::now();
+        std::chrono::duration<double> spent{};
+        do {
+            body();
+            ++times;
+            spent = Clock::now() - start;
+        } while (spent.count() < 0.02);
+        best = std::min(best, spent.count() / times);
+    }
+    return best;
+}
+
+double run(const Kernels& kernels, Case& c) {
+    kernels.quantize_activation(c.x.data(), static_cast<int64_t>(c.x.size()), c.q.data(), c.scale.data(),
+                                c.sum.data());
+    const MatmulArgs args = c.args();
+    return best_seconds([&] { kernels.matmul[static_cast<int>(c.type.type)](args); });
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    const std::string only_type = argc > 1 ? argv[1] : "", only_level = argc > 2 ? argv[2] : "";
+    const double bandwidth = read_bandwidth(1);
+    std::printf("memory read, one thread: %.1f GB/s\n", bandwidth);
+    std::printf("%-8s %-6s %14s %9s %14s\n", "level", "type", "memory GB/s", "L2 GB/s", "64 tok. GOPS");
+    for (const Kernels& kernels : available_kernels()) {
+        if (!only_level.empty() && only_level != kernels.isa) continue;
+        for (const TypeInfo& type : all_types()) {
+            if (kernels.matmul[static_cast<int>(type.type)] == nullptr || type.quantize == nullptr) continue;
+            if (!only_type.empty() && only_type != type.name) continue;
+            const int64_t row_bytes = type_bytes(type.type, kCols);
+            Case memory(type, (int64_t{96} << 20) / row_bytes / 8 * 8, 1);
+            Case cache(type, std::max<int64_t>(8, (int64_t{128} << 10) / row_bytes / 8 * 8), 1);
+            Case many(type, 512, kTokens);
+            const double from_memory = static_cast<double>(memory.w.size()) / run(kernels, memory) / 1e9;
+            const double from_cache = static_cast<double>(cache.w.size()) / run(kernels, cache) / 1e9;
+            const double gops = 2.0 * 512 * kCols * kTokens / run(kernels, many) / 1e9;
+            std::printf("%-8s %-6s %8.1f (%2.0f%%) %9.1f %14.1f\n", kernels.isa, type.name, from_memory,
+                        100 * from_memory / bandwidth, from_cache, gops);
+        }
+    }
+    return 0;
+}

@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""RWKV language models on ordinary processors.
+
+from rwkv_edge import Model
+
+session = Model().session()
+for piece in session.generate("User: hello\\n\\nAssistant:", stop="\\n\\n"):
+    ...
+"""
+
+from importlib.metadata import version
+
+from ._core import FormatError, UnsupportedError
+from .chat import Conversation
+from .model import Model, Session
+from .state import State
+from .tokenizer import StreamDecoder, Tokenizer
+
+__version__ = version("rwkv-edge")
+__all__ = [
+    "Conversation",
+    "FormatError",
+    "Model",
+    "Session",
+    "State",
+    "StreamDecoder",
+    "Tokenizer",
+    "UnsupportedError",
+]

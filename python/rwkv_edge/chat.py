@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Conversations in the template that RWKV's World models are trained on:
+
+    System: <text>\\n\\nUser: <text>\\n\\nAssistant: <text>\\n\\nUser: ...
+
+Two newlines end a turn, so no text of ours may hold them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from os import PathLike
+from typing import TYPE_CHECKING
+
+from .generation import Sampling
+from .model import FeedProgress, Model
+from .state import State
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+TURN_END = "\n\n"
+ROLES = ("User", "System", "Assistant")
+# Whatever a model was trained on, it must not go on into another turn.
+TURN_STOPS = tuple(f"{newlines}{role}:" for newlines in ("\n\n", "\n") for role in ROLES)
+# World models write one paragraph, and some go on with anything after it.
+PARAGRAPH_STOPS = (TURN_END, *TURN_STOPS)
+
+
+def clean(text: str) -> str:
+    """A text that cannot end its turn: newlines are LF and single, none at either end."""
+    return re.sub("\n{2,}", "\n", re.sub("\r\n?", "\n", text)).strip()
+
+
+class Conversation:
+    """A session that alternates between a user and the model.
+
+    Between two calls the session stands at the start of the user's turn, so a saved state is all
+    that another process needs to go on with the same words.
+    """
+
+    def __init__(
+        self, model: Model, *, system: str | None = None, stop: Sequence[str] = PARAGRAPH_STOPS
+    ) -> None:
+        """`system` is a text that the model reads first. `stop` ends an answer; for models that
+        answer in several paragraphs it should be TURN_STOPS."""
+        self.session = model.session()
+        self.stop = stop
+        self._system = clean(system or "")
+        self._running: Generator[str, None, None] | None = None
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything but the system text."""
+        self._finish()
+        self.session.reset()
+        if self._system:
+            self._feed(f"System: {self._system}{TURN_END}")
+
+    def ask(
+        self, text: str, *, progress: FeedProgress | None = None, **sampling: Unpack[Sampling]
+    ) -> Generator[str, None, None]:
+        """Yield the answer to a user's text, piece by piece, without white space before it.
+
+        Closing the iterator stops the answer; the conversation then goes on from the words that
+        were yielded. When an exception ends the reading of the text (`progress` may raise one),
+        it is as if the text had not been said. The sampling options are those of
+        `Session.generate`. Raises ValueError for an empty text.
+        """
+        message = clean(text)
+        if not message:
+            raise ValueError("the message is empty")
+        self._finish()
+        prompt = self.session.model.tokenizer.encode(f"User: {message}{TURN_END}Assistant:")
+        self._running = self._ask(prompt, progress, sampling)
+        return self._running
+
+    def _ask(
+        self, prompt: list[int], progress: FeedProgress | None, sampling: Sampling
+    ) -> Generator[str, None, None]:
+        self.session.feed(prompt, progress=progress)
+        shown, tail = False, ""
+        try:
+            with closing(self.session.generate(stop=self.stop, **sampling)) as pieces:
+                for piece in pieces:
+                    tail = (tail + piece)[-len(TURN_END) :]
+                    text = piece if shown else piece.lstrip()
+                    if text:
+                        shown = True
+                        yield text
+        finally:
+            newlines = len(tail) - len(tail.rstrip("\n"))
+            if newlines < len(TURN_END):
+                self._feed(TURN_END[newlines:])
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the conversation's state. Raises OSError where that cannot be done."""
+        self._finish()
+        self.session.state.save(path)
+
+    def load(self, path: str | PathLike[str]) -> None:
+        """Go on with a saved conversation, and with its system text.
+
+        Raises FormatError for a file that is no state or of another model, OSError where it cannot
+        be read; the conversation is then what it was.
+        """
+        self._finish()
+        self.session.reset(State.load(path))
+
+    def _feed(self, text: str) -> None:
+        self.session.feed(self.session.model.tokenizer.encode(text), logits="none")
+
+    def _finish(self) -> None:
+        """End an answer that was left half-way, and its turn."""
+        if self._running is not None:
+            self._running.close()
+            self._running = None

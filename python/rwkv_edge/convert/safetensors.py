@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reader of .safetensors files.
+
+Eight bytes with the length of a JSON header, the header, then the tensors' bytes, row-major:
+    {"__metadata__": {str: str}, name: {"dtype": "BF16", "shape": [...], "data_offsets": [a, b]}}
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from .._core import FormatError, UnsupportedError
+from .source import Checkpoint, MappedFile, MappedTensor
+
+DTYPES = {"F32": ("f32", 4), "F16": ("f16", 2), "BF16": ("bf16", 2)}
+MAX_HEADER = 100_000_000  # as the reference implementation has it
+MAX_DIMS = 8
+
+
+def read_safetensors(path: Path) -> Checkpoint:
+    """Open a .safetensors file. No value is read yet; the tensors are views of the mapped file.
+
+    Raises FormatError where the file is damaged, UnsupportedError for tensors that are not
+    float32, float16 or bfloat16, OSError where it cannot be opened.
+    """
+    file = MappedFile(path)
+    length = int.from_bytes(file.read(0, 8), "little")
+    if file.size < 8 or not 2 <= length <= min(MAX_HEADER, file.size - 8):
+        raise FormatError(
+            f"{path}: a safetensors header of {length} bytes in a file of {file.size}; "
+            "is the download complete?"
+        )
+    header = _header(path, file.read(8, length))
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise FormatError(f"{path}: __metadata__ is not a JSON object of strings")
+    if not header:
+        raise FormatError(f"{path}: holds no tensors")
+    ranges = {name: _range(f"{path}: tensor {name!r}", info) for name, info in header.items()}
+    _check_coverage(path, ranges, file.size - 8 - length)
+    tensors = {}
+    for name, info in header.items():
+        dtype, _ = DTYPES[info["dtype"]]
+        raw = file.view(dtype, 8 + length + ranges[name][0], tuple(info["shape"]))
+        tensors[name] = MappedTensor(name, dtype, raw, file)
+    return Checkpoint(path, tensors, metadata)
+
+
+def _header(path: Path, text: bytes) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"{twice!r} appears twice")
+        return found
+
+    try:
+        header = json.loads(text.decode("utf-8"), object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{path}: the safetensors header is no proper JSON ({error})") from None
+    if not isinstance(header, dict):
+        raise FormatError(f"{path}: the safetensors header is no JSON object")
+    return header
+
+
+def _range(where: str, info: Any) -> tuple[int, int]:
+    """First byte and end of a tensor, counted from the end of the header."""
+    if not isinstance(info, dict) or {"dtype", "shape", "data_offsets"} - info.keys():
+        raise FormatError(f"{where}: expected dtype, shape and data_offsets")
+    shape, offsets = info["shape"], info["data_offsets"]
+    if not _counts(shape) or not _counts(offsets) or len(offsets) != 2 or len(shape) > MAX_DIMS:
+        raise FormatError(f"{where}: impossible shape {shape!r} or data_offsets {offsets!r}")
+    if not isinstance(info["dtype"], str) or info["dtype"] not in DTYPES:
+        raise UnsupportedError(f"{where} is {info['dtype']}, expected F32, F16 or BF16")
+    expected = math.prod(shape) * DTYPES[info["dtype"]][1]
+    if offsets[1] - offsets[0] != expected:
+        raise FormatError(
+            f"{where}: data_offsets {offsets} hold {offsets[1] - offsets[0]} bytes, "
+            f"expected {expected} for {info['dtype']} {shape}"
+        )
+    return offsets[0], offsets[1]
+
+
+def _counts(value: Any) -> bool:
+    return isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
+
+
+def _check_coverage(path: Path, ranges: dict[str, tuple[int, int]], size: int) -> None:
+    """The tensors must fill the data without holes and without overlaps."""
+    end = 0
+    for name, (first, last) in sorted(ranges.items(), key=lambda item: item[1]):
+        if first != end:
+            raise FormatError(f"{path}: tensor {name!r} begins at byte {first}, expected {end}")
+        end = last
+    if end != size:
+        raise FormatError(
+            f"{path}: the tensors end at byte {end} of {size}; is the download complete?"
+        )

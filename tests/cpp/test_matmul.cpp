@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: Apache-2.0
+// The products of the active kernel level, every type. ctest runs this once per level.
+#include <algorithm>
+
+#include "check.h"
+#include "kernels/dispatch.h"
+#include "matmul_case.h"
+
+using namespace rwkv_edge;
+
+namespace {
+
+std::vector<Type> matmul_types() {
+    std::vector<Type> types;
+    for (const TypeInfo& info : all_types())
+        if (kernels().matmul[static_cast<int>(info.type)] != nullptr) types.push_back(info.type);
+    return types;
+}
+
+void multiply(const MatmulArgs& args, Type type) { kernels().matmul[static_cast<int>(type)](args); }
+
+// One block, three blocks, the widths of real models; ranks of LoRAs for the plain types.
+std::vector<int64_t> widths(Type type) {
+    if (is_plain(type)) return {1, 5, 8, 12, 20, 31, 32, 33, 96, 768, 2560};
+    return {32, 96, 768, 2560};
+}
+
+}  // namespace
+
+TEST(every_type_has_a_product_or_goes_through_f32) {
+    CHECK(matmul_types().size() >= 8);
+    for (Type type : {Type::F32, Type::F16, Type::BF16, Type::Q8_0, Type::Q4_0, Type::Q4_1,
+                      Type::Q5_0, Type::Q5_1})
+        CHECK(kernels().matmul[static_cast<int>(type)] != nullptr);
+}
+
+TEST(exact_inputs_give_the_exact_answer) {
+    Random rng(1);
+    for (Type type : matmul_types()) {
+        for (int64_t cols : widths(type)) {
+            for (int64_t rows = 1; rows <= 9; ++rows) {
+                MatmulCase c(type, rows, cols, rows % 5 + 1);
+                c.fill_exactly(rng);
+                Guarded y(c.tokens * rows);
+                multiply(c.args(y.data(), rows), type);
+                CHECK_CASE(y.intact(), c.name());
+                for (int64_t t = 0; t < c.tokens; ++t)
+                    for (int64_t r = 0; r < rows; ++r)
+                        CHECK_CASE(y[t * rows + r] == static_cast<float>(c.answer(r, t).value),
+                                   c.name());
+            }
+        }
+    }
+}
+
+TEST(rounding_errors_stay_within_their_bound) {
+    Random rng(2);
+    for (Type type : matmul_types()) {
+        if (type_info(type).quantize == nullptr) continue;
+        for (int64_t cols : widths(type)) {
+            MatmulCase c(type, 9, cols, 3);
+            c.fill_normally(rng, kernels());
+            Guarded y(c.tokens * c.rows);
+            multiply(c.args(y.data(), c.rows), type);
+            // Additions on the longest path of a sum, over eight lanes: one per element of a lane;
+            // block types add at most two terms a block, themselves rounded.
+            const double lanes = 8;
+            const double steps = is_plain(type) ? static_cast<double>(cols) / lanes
+                                                : static_cast<double>(2 * cols / kBlock);
+            for (int64_t t = 0; t < c.tokens; ++t)
+                for (int64_t r = 0; r < c.rows; ++r) {
+                    const MatmulCase::Answer right = c.answer(r, t);
+                    const double bound = (steps + lanes + 4) * 0x1p-24 * right.magnitude;
+                    CHECK_CASE(std::fabs(y[t * c.rows + r] - right.value) <= bound, c.name());
+                }
+        }
+    }
+}
+
+TEST(cuts_in_rows_and_tokens_change_no_bit) {
+    Random rng(3);
+    for (Type type : matmul_types()) {
+        if (type_info(type).quantize == nullptr) continue;
+        MatmulCase c(type, 23, is_plain(type) ? 100 : 160, 11);
+        c.fill_normally(rng, kernels());
+        Guarded whole(c.tokens * c.rows), parts(c.tokens * c.rows);
+        multiply(c.args(whole.data(), c.rows), type);
+        MatmulArgs args = c.args(parts.data(), c.rows);
+        for (int64_t t = 0; t < c.tokens; t += args.tokens) {
+            args.tokens = std::min<int64_t>(t % 3 + 1, c.tokens - t);
+            const size_t at = static_cast<size_t>(t * c.cols);
+            args.x = {&c.x[at], &c.q[at], &c.scale[at / kBlock], &c.sum[at / kBlock]};
+            args.y = parts.data() + t * c.rows;
+            for (args.row_begin = 0; args.row_begin < c.rows; args.row_begin = args.row_end) {
+                args.row_end = std::min<int64_t>(args.row_begin * 2 + 1, c.rows);
+                multiply(args, type);
+            }
+        }
+        CHECK_CASE(parts.intact(), c.name());
+        for (int64_t i = 0; i < c.tokens * c.rows; ++i)
+            CHECK_CASE(same_bits(parts[i], whole[i]), c.name());
+    }
+}
+
+TEST(only_the_rows_asked_for_are_written) {
+    Random rng(4);
+    for (Type type : matmul_types()) {
+        MatmulCase c(type, 9, 64 * (is_plain(type) ? 1 : 4), 5);
+        c.fill_exactly(rng);
+        const int64_t stride = 13;
+        Guarded y(c.tokens * stride);
+        MatmulArgs args = c.args(y.data(), stride);
+        args.row_begin = 3;
+        args.row_end = 8;
+        multiply(args, type);
+        CHECK_CASE(y.intact(), c.name());
+        for (int64_t i = 0; i < c.tokens * stride; ++i) {
+            const bool ours = i % stride >= 3 && i % stride < 8;
+            CHECK_CASE(same_bits(y[i], Guarded::kCanary) != ours, c.name());
+        }
+    }
+}
+
+// The sign trick of byte products fails at -128: our codecs never write it, foreign files may.
+TEST(q8_0_weights_of_minus_128_are_survived) {
+    MatmulCase c(Type::Q8_0, 4, 64, 2);
+    Random rng(5);
+    c.fill_exactly(rng);
+    const uint16_t d = float_to_half(1.0f);
+    for (int64_t r = 0; r < c.rows; ++r)
+        for (int64_t b = 0; b < 2; ++b) {
+            uint8_t* block = c.row(r) + b * 34;
+            std::memcpy(block, &d, sizeof d);
+            std::memset(block + 2, r % 2 == 0 ? 0x80 : 0x7f, 32);
+        }
+    for (size_t i = 0; i < c.q.size(); ++i) c.q[i] = i < 64 ? -127 : 127;
+    c.add_up();
+    Guarded y(8);
+    multiply(c.args(y.data(), 4), Type::Q8_0);
+    for (int64_t i = 0; i < 8; ++i)
+        CHECK(y[i] == static_cast<float>(c.answer(i % 4, i / 4).value));
+}
+
+// The largest codes at once: sums of byte products must not saturate.
+TEST(extreme_codes_do_not_saturate) {
+    for (Type type : matmul_types()) {
+        if (is_plain(type) || type_info(type).quantize == nullptr) continue;
+        MatmulCase c(type, 5, 96, 2);
+        Random rng(6);
+        c.fill_exactly(rng);
+        for (int64_t r = 0; r < c.rows; ++r)
+            for (int64_t b = 0; b < 3; ++b) {
+                const int64_t bytes = type_info(type).block_bytes;
+                const int64_t codes = type == Type::Q8_0 ? 2 : type == Type::Q4_0 ? 2 : 4;
+                uint8_t* block = c.row(r) + b * bytes;
+                const int64_t from = type == Type::Q5_0 ? 2 : codes;
+                std::memset(block + from, r % 2 == 0 ? 0 : type == Type::Q8_0 ? 0x81 : 0xff,
+                            static_cast<size_t>(bytes - from));
+            }
+        for (size_t i = 0; i < c.q.size(); ++i) c.q[i] = i < 96 ? 127 : -127;
+        c.add_up();
+        Guarded y(c.tokens * c.rows);
+        multiply(c.args(y.data(), c.rows), type);
+        for (int64_t i = 0; i < c.tokens * c.rows; ++i)
+            CHECK_CASE(y[i] == static_cast<float>(c.answer(i % 5, i / 5).value), c.name());
+    }
+}
+
+TEST(zeros_and_denormal_scales_are_exact) {
+    for (Type type : matmul_types()) {
+        if (type_info(type).quantize == nullptr) continue;
+        MatmulCase c(type, 3, 64, 2);
+        Random rng(7);
+        c.fill_exactly(rng);
+        for (int64_t r = 0; r < c.rows; ++r) std::memset(c.row(r), 0, static_cast<size_t>(c.row_bytes()));
+        Guarded y(6);
+        multiply(c.args(y.data(), 3), type);
+        for (int64_t i = 0; i < 6; ++i) CHECK_CASE(y[i] == 0.0f, c.name());
+
+        c.fill_exactly(rng);
+        // A half of 2^-24, the smallest there is: as the scale of each block, or as each weight.
+        for (int64_t r = 0; r < c.rows; ++r) {
+            const std::vector<float> tiny(64, 0x1p-24f);
+            if (is_plain(type)) type_info(type).quantize(tiny.data(), c.row(r), c.cols);
+            for (int64_t b = 0; b < 2 && !is_plain(type); ++b) {
+                const uint16_t d = 1, m = 0;
+                uint8_t* block = c.row(r) + b * type_info(type).block_bytes;
+                std::memcpy(block, &d, sizeof d);
+                if (type == Type::Q4_1 || type == Type::Q5_1) std::memcpy(block + 2, &m, sizeof m);
+            }
+        }
+        multiply(c.args(y.data(), 3), type);
+        for (int64_t i = 0; i < 6; ++i)
+            CHECK_CASE(y[i] == static_cast<float>(c.answer(i % 3, i / 3).value), c.name());
+    }
+}
+
+TEST(scales_that_are_no_numbers_reach_the_result) {
+    for (Type type : matmul_types()) {
+        if (is_plain(type) || type_info(type).quantize == nullptr) continue;
+        for (uint16_t bad : {uint16_t{0x7c00}, uint16_t{0x7e00}}) {
+            MatmulCase c(type, 2, 64, 1);
+            Random rng(8);
+            c.fill_exactly(rng);
+            std::memcpy(c.row(1), &bad, sizeof bad);
+            Guarded y(2);
+            multiply(c.args(y.data(), 2), type);
+            CHECK_CASE(std::isfinite(y[0]), c.name());
+            CHECK_CASE(!std::isfinite(y[1]), c.name());
+        }
+    }
+}

@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "sampler.h"
+
+#include <cmath>
+#include <map>
+#include <set>
+#include <stdexcept>
+
+#include "check.h"
+
+using namespace rwkv_edge;
+
+namespace {
+
+using Logits = std::vector<float>;
+
+std::map<int32_t, double> frequencies(const SamplerOptions& options, const Logits& logits, int draws) {
+    Sampler sampler(options);
+    std::map<int32_t, double> out;
+    for (int i = 0; i < draws; ++i) out[sampler.sample(logits)] += 1.0 / draws;
+    return out;
+}
+
+std::set<int32_t> support(const SamplerOptions& options, const Logits& logits) {
+    std::set<int32_t> out;
+    for (const auto& [token, share] : frequencies(options, logits, 3000)) out.insert(token);
+    return out;
+}
+
+// Probabilities .4 .3 .2 .1
+const Logits kFour = {std::log(0.1f), std::log(0.4f), std::log(0.2f), std::log(0.3f)};
+
+}  // namespace
+
+TEST(temperature_0_is_the_most_likely) {
+    Sampler greedy({.temperature = 0.0, .top_p = 1.0});
+    for (int i = 0; i < 20; ++i) CHECK(greedy.sample(kFour) == 1);
+    CHECK(greedy.sample(Logits{2, 5, 5, 5}) == 1);  // the first of equals
+}
+
+TEST(everything_off_draws_from_the_softmax) {
+    const auto found = frequencies({.temperature = 1.0, .top_p = 1.0, .seed = 3}, kFour, 40000);
+    const double right[] = {0.1, 0.4, 0.2, 0.3};
+    // Five standard deviations of a share, sqrt(p (1 - p) / n) <= 0.0025
+    for (int32_t t = 0; t < 4; ++t) CHECK(std::fabs(found.at(t) - right[t]) < 0.0125);
+}
+
+TEST(temperature_reshapes) {
+    const auto found = frequencies({.temperature = 0.5, .top_p = 1.0, .seed = 4}, kFour, 40000);
+    const double right[] = {0.01 / 0.30, 0.16 / 0.30, 0.04 / 0.30, 0.09 / 0.30};
+    for (int32_t t = 0; t < 4; ++t) CHECK(std::fabs(found.at(t) - right[t]) < 0.0125);
+}
+
+TEST(top_p_keeps_the_smallest_set_that_reaches_it) {
+    CHECK((support({.top_p = 0.35}, kFour) == std::set<int32_t>{1}));
+    CHECK((support({.top_p = 0.45}, kFour) == std::set<int32_t>{1, 3}));
+    CHECK((support({.top_p = 0.75}, kFour) == std::set<int32_t>{1, 2, 3}));
+    CHECK((support({.top_p = 0.95}, kFour) == std::set<int32_t>{0, 1, 2, 3}));
+    CHECK((support({.top_p = 1.0}, kFour) == std::set<int32_t>{0, 1, 2, 3}));
+    // The temperature does not move the border, and equals at it stay together.
+    CHECK((support({.temperature = 50, .top_p = 0.45}, kFour) == std::set<int32_t>{1, 3}));
+    CHECK((support({.top_p = 0.3}, Logits{0, 0, 0, -9}) == std::set<int32_t>{0, 1, 2}));
+}
+
+TEST(top_k_keeps_the_k_best) {
+    CHECK((support({.top_k = 2, .top_p = 1.0}, kFour) == std::set<int32_t>{1, 3}));
+    CHECK((support({.top_k = 1, .top_p = 1.0}, kFour) == std::set<int32_t>{1}));
+    CHECK((support({.top_k = 99, .top_p = 1.0}, kFour) == std::set<int32_t>{0, 1, 2, 3}));
+    CHECK((support({.top_k = 3, .top_p = 0.45}, kFour) == std::set<int32_t>{1, 3}));
+}
+
+TEST(small_temperatures_do_not_underflow) {
+    for (double t : {1e-2, 1e-8, 1e-300}) {
+        Sampler sampler({.temperature = t, .top_p = 1.0});
+        CHECK(sampler.sample(Logits{0.1f, 0.2f, 0.15f}) == 1);
+    }
+}
+
+TEST(a_large_vocabulary_with_top_p_1_is_not_greedy) {
+    Logits logits(65536);
+    for (std::size_t i = 0; i < logits.size(); ++i) logits[i] = static_cast<float>(i % 7) * 0.1f;
+    CHECK(frequencies({.top_p = 1.0}, logits, 200).size() > 150);
+}
+
+TEST(penalties_count_and_decay) {
+    const SamplerOptions options{.temperature = 0, .presence_penalty = 1.0, .frequency_penalty = 0.5,
+                                 .penalty_decay = 0.5};
+    Sampler sampler(options);
+    sampler.accept(0);
+    // Token 0 stands at 10 - 1 - 0.5.
+    CHECK(sampler.sample(Logits{10.0f, 8.51f}) == 1 && sampler.sample(Logits{10.0f, 8.49f}) == 0);
+    sampler.accept(0);  // 1 * 0.5 + 1 occurrences
+    CHECK(sampler.sample(Logits{10.0f, 8.26f}) == 1 && sampler.sample(Logits{10.0f, 8.24f}) == 0);
+    sampler.accept(1);  // 0.75 occurrences of token 0, 1 of token 1
+    CHECK(sampler.sample(Logits{10.0f, 10.13f}) == 1 && sampler.sample(Logits{10.0f, 10.12f}) == 0);
+    sampler.reset();
+    CHECK(sampler.sample(Logits{10.0f, 9.99f}) == 0);
+    sampler.accept(0, 0.0);  // weight 0: only its presence counts
+    CHECK(sampler.sample(Logits{10.0f, 9.01f}) == 1 && sampler.sample(Logits{10.0f, 8.99f}) == 0);
+}
+
+TEST(the_seed_decides) {
+    const auto draw = [](uint64_t seed) {
+        Sampler sampler({.top_p = 1.0, .seed = seed});
+        std::vector<int32_t> out;
+        for (int i = 0; i < 50; ++i) out.push_back(sampler.sample(kFour));
+        return out;
+    };
+    CHECK(draw(7) == draw(7) && draw(7) != draw(8));
+}
+
+TEST(options_out_of_range_are_refused) {
+    CHECK_THROWS(std::invalid_argument, "temperature is -1", Sampler({.temperature = -1}));
+    CHECK_THROWS(std::invalid_argument, "temperature", Sampler({.temperature = NAN}));
+    CHECK_THROWS(std::invalid_argument, "top_p is 1.5", Sampler({.top_p = 1.5}));
+    CHECK_THROWS(std::invalid_argument, "top_k is -1", Sampler({.top_k = -1}));
+    CHECK_THROWS(std::invalid_argument, "penalty_decay", Sampler({.penalty_decay = 1.1}));
+    CHECK_THROWS(std::invalid_argument, "presence_penalty", Sampler({.presence_penalty = INFINITY}));
+}
+
+TEST(logits_without_a_maximum_are_refused) {
+    Sampler sampler(SamplerOptions{});
+    CHECK_THROWS(std::invalid_argument, "finite", sampler.sample(Logits{0.0f, NAN}));
+    CHECK_THROWS(std::invalid_argument, "finite", sampler.sample(Logits{-INFINITY, -INFINITY}));
+    CHECK_THROWS(std::invalid_argument, "finite", sampler.sample(Logits{0.0f, INFINITY}));
+    CHECK_THROWS(std::invalid_argument, "finite", sampler.sample(Logits{}));
+    CHECK(sampler.sample(Logits{-INFINITY, 0.0f}) == 1);  // single tokens may be banned
+}

@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: Apache-2.0
+// Sessions over a shared model: their states, their independence, two of them in two threads.
+#include "session.h"
+
+#include <cmath>
+#include <thread>
+
+#include "check.h"
+#include "tiny_model.h"
+
+using namespace rwkv_edge;
+
+namespace {
+
+constexpr std::size_t kVocab = 40;
+using Ids = std::vector<int32_t>;
+using Floats = std::vector<float>;
+
+// The bytes of a parsed file must outlive the model.
+std::shared_ptr<const Model> model(int threads) {
+    static const std::vector<std::byte> bytes = tiny_rwkv7(1);
+    return std::make_shared<Model>(ModelFile::parse(bytes, "tiny.gguf"), threads);
+}
+
+Ids prompt(std::size_t n, unsigned seed = 1) {
+    std::mt19937 rng(seed);
+    Ids ids(n);
+    for (int32_t& id : ids) id = static_cast<int32_t>(rng() % kVocab);
+    return ids;
+}
+
+Floats feed_all(Session& session, std::span<const int32_t> ids) {
+    Floats logits(ids.size() * kVocab);
+    session.feed(ids, Session::Logits::All, logits.data());
+    return logits;
+}
+
+Floats feed_last(Session& session, std::span<const int32_t> ids) {
+    Floats logits(kVocab);
+    session.feed(ids, Session::Logits::Last, logits.data());
+    return logits;
+}
+
+}  // namespace
+
+TEST(logits_are_finite_and_differ) {
+    Session session(model(1));
+    const Floats logits = feed_all(session, prompt(150));
+    for (float l : logits) CHECK(std::isfinite(l));
+    CHECK(Floats(logits.begin(), logits.begin() + kVocab) != Floats(logits.end() - kVocab, logits.end()));
+}
+
+TEST(chunks_and_threads_change_no_bit) {
+    const Ids ids = prompt(150);
+    Session whole(model(1));
+    const Floats expected = feed_all(whole, ids);
+    for (int threads = 1; threads <= 3; ++threads) {
+        for (std::size_t chunk : {1u, 7u, 64u, 65u, 149u}) {
+            Session parts(model(threads));
+            Floats found;
+            for (std::size_t at = 0; at < ids.size(); at += chunk) {
+                const auto part = std::span(ids).subspan(at, std::min(chunk, ids.size() - at));
+                const Floats logits = feed_all(parts, part);
+                found.insert(found.end(), logits.begin(), logits.end());
+            }
+            CHECK(found == expected);
+            CHECK(parts.state() == whole.state());
+        }
+    }
+}
+
+TEST(last_logits_are_the_last_of_all) {
+    const Ids ids = prompt(70);
+    Session all(model(2)), last(model(2)), none(model(2));
+    const Floats expected = feed_all(all, ids);
+    CHECK(feed_last(last, ids) == Floats(expected.end() - kVocab, expected.end()));
+    none.feed(ids, Session::Logits::None, nullptr);
+    CHECK(none.state() == all.state());
+}
+
+TEST(state_reset_and_fork) {
+    Session session(model(1));
+    const Floats fresh = session.state();
+    feed_last(session, prompt(5));
+    CHECK(session.state() != fresh);
+    const auto fork = session.fork();
+    const Floats here = feed_last(session, prompt(9, 2));
+    CHECK(feed_last(*fork, prompt(9, 2)) == here);
+    const Floats saved = session.state();
+    session.reset();
+    CHECK(session.state() == fresh);
+    CHECK(feed_last(session, prompt(5)) != here);
+    session.set_state(saved);
+    CHECK(session.state() == saved);
+    CHECK_THROWS(std::invalid_argument, std::to_string(saved.size()), session.set_state(Floats(3)));
+}
+
+TEST(a_wrong_token_changes_nothing) {
+    Session session(model(1));
+    feed_last(session, prompt(3));
+    const Floats before = session.state();
+    for (int32_t wrong : {-1, 40, 1 << 30}) {
+        CHECK_THROWS(std::invalid_argument, "token 2 is " + std::to_string(wrong), feed_last(session, Ids{1, 2, wrong}));
+        CHECK(session.state() == before);
+    }
+}
+
+// Run under TSan: the model is shared, so are its threads.
+TEST(two_sessions_in_two_threads) {
+    const auto shared = model(2);
+    const Ids ids = prompt(90);
+    Session alone(shared);
+    const Floats expected = feed_all(alone, ids);
+    Floats found[2];
+    const auto work = [&](Floats& out) {
+        Session session(shared);
+        for (std::size_t at = 0; at < ids.size(); at += 9) {
+            const Floats logits = feed_all(session, std::span(ids).subspan(at, 9));
+            out.insert(out.end(), logits.begin(), logits.end());
+        }
+    };
+    std::thread other(work, std::ref(found[1]));
+    work(found[0]);
+    other.join();
+    CHECK(found[0] == expected && found[1] == expected);
+}
+
+TEST(one_session_in_two_threads_waits) {
+    Session session(model(2));
+    const Ids ids = prompt(30);
+    const auto work = [&] {
+        for (int i = 0; i < 20; ++i) {
+            feed_last(session, ids);
+            (void)session.state();
+        }
+    };
+    std::thread other(work);
+    work();
+    other.join();
+    for (float v : session.state()) CHECK(std::isfinite(v));
+}

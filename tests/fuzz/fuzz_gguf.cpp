@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+// Any bytes either make a model, which then runs a token, or end in one of our errors. Sanitizers watch.
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <stdexcept>
+#include <vector>
+
+#include "base/error.h"
+#include "session.h"
+#include "text/world_tokenizer.h"
+
+using namespace rwkv_edge;
+
+namespace {
+
+// Reads everything a file can say: each value in each form, each tensor's first and last byte.
+void touch(const ModelFile& file) {
+    for (const std::string& key : file.keys()) {
+        const MetaValue& value = *file.find(key);
+        if (value.type == ValueType::String) {
+            (void)value.text();
+        } else if (value.element == ValueType::String) {
+            (void)value.strings();
+        } else if (value.count > 0) {
+            (void)value.integer(value.count - 1);
+            (void)value.number(0);
+        }
+    }
+    volatile std::byte sink{};
+    for (const TensorView& tensor : file.tensors())
+        if (!tensor.data.empty()) sink = tensor.data.front() | tensor.data.back();
+    (void)sink;
+}
+
+}  // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+    try {
+        const auto file = ModelFile::parse(std::as_bytes(std::span(data, size)), "input");
+        touch(*file);
+        const auto model = std::make_shared<const Model>(file, 1);
+        Session session(model);
+        std::vector<float> logits(static_cast<size_t>(model->config().n_vocab));
+        const int32_t ids[] = {0, static_cast<int32_t>(model->config().n_vocab - 1), 0};
+        session.feed(ids, Session::Logits::Last, logits.data());
+    } catch (const FormatError&) {
+    } catch (const UnsupportedError&) {
+    }
+    return 0;
+}

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A sampler that says what a test wants it to say, in place of the engine's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from rwkv_edge import Model, Session, _core
+
+# Of the vocabulary that `tiny.put_vocabulary` makes; a single byte is 1 + its value.
+THE, USER, ASSISTANT, ING, TURN_END = range(257, 262)
+WORDS = {b" the": THE, b"User": USER, b"Assistant": ASSISTANT, b"ing": ING, b"\n\n": TURN_END}
+
+
+def byte_tokens(text: str | bytes) -> list[int]:
+    """One token per byte."""
+    data = text.encode() if isinstance(text, str) else text
+    return [1 + byte for byte in data]
+
+
+class ScriptedSampler:
+    """Takes its tokens from `script`; an exception in it is raised."""
+
+    script: ClassVar[list[int | type[BaseException]]] = []
+    accepted: ClassVar[list[tuple[int, float]]] = []
+
+    def __init__(self, *_: float) -> None: ...
+
+    def sample(self, logits: NDArray[np.float32]) -> int:
+        token = self.script.pop(0)
+        if not isinstance(token, int):
+            raise token
+        assert logits[token] > -np.inf
+        return token
+
+    def accept(self, token: int, weight: float) -> None:
+        self.accepted.append((token, weight))
+
+
+def play(
+    monkeypatch: pytest.MonkeyPatch, tokens: Sequence[int | type[BaseException]]
+) -> type[ScriptedSampler]:
+    """Let the next generations say these tokens."""
+    monkeypatch.setattr(ScriptedSampler, "script", list(tokens))
+    monkeypatch.setattr(ScriptedSampler, "accepted", [])
+    monkeypatch.setattr(_core, "Sampler", ScriptedSampler)
+    return ScriptedSampler
+
+
+def bits(session: Session) -> bytes:
+    return session.state.data.tobytes()
+
+
+def bits_after(model: Model, tokens: Sequence[int]) -> bytes:
+    """The state of a session that was fed exactly these tokens."""
+    session = model.session()
+    if tokens:
+        session.feed(tokens)
+    return bits(session)

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints that `convert` cannot use: what the message says, and that nothing is left behind."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import checkpoints as ck
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from reference import Weights
+from rwkv_edge import FormatError, UnsupportedError
+from rwkv_edge.convert import convert
+
+
+@pytest.fixture
+def vocab(tmp_path: Path) -> Path:
+    path = tmp_path / "vocab.txt"
+    path.write_text(ck.VOCABULARY, "utf-8")
+    return path
+
+
+def failing(folder: Path, vocab: Path, weights: Mapping[str, NDArray[np.float32]]) -> str:
+    path = ck.write(folder, ck.pth_of(weights))
+    with pytest.raises((FormatError, UnsupportedError)) as error:
+        convert(path, folder / "out.gguf", vocab=vocab)
+    assert str(error.value).startswith(str(path))
+    assert sorted(p.name for p in folder.iterdir()) == [path.name, vocab.name]
+    return str(error.value)
+
+
+def test_all_that_does_not_fit_is_listed(tmp_path: Path, vocab: Path) -> None:
+    weights = ck.weights_of()
+    del weights["blocks.2.att.w2"], weights["ln_out.bias"]
+    weights["blocks.1.ffn.key.weight"] = weights["blocks.1.ffn.key.weight"][:-1]
+    weights["blocks.1.att.x_g"] = weights["blocks.1.att.x_g"][..., :-1]
+    weights["blocks.0.att.time_state"] = np.zeros((2, 64, 64), np.float32)
+    weights["extra"] = np.zeros(3, np.float32)
+    assert failing(tmp_path, vocab, weights).split("\n")[1:] == [
+        "  blocks.1.att.x_g is [1, 1, 127], expected [128]",
+        "  blocks.1.ffn.key.weight is [511, 128], expected [512, 128]",
+        "  missing blocks.2.att.w2, expected [24, 128]",
+        "  missing ln_out.bias, expected [128]",
+        "  unused blocks.0.att.time_state [2, 64, 64]",
+        "  unused extra [3]",
+    ]
+
+
+def test_a_long_list_is_cut(tmp_path: Path, vocab: Path) -> None:
+    weights = ck.weights_of() | {f"extra.{i}": np.zeros(1, np.float32) for i in range(50)}
+    assert failing(tmp_path, vocab, weights).endswith("\n  and 30 more")
+
+
+ZERO = np.zeros((2, 3), np.float32)
+BROKEN: dict[str, tuple[Callable[[Weights], Any], str]] = {
+    "no embedding": (lambda w: w.pop("emb.weight"), "missing tensor emb.weight, expected 2 dim"),
+    "embedding of one dimension": (
+        lambda w: w.update({"emb.weight": ZERO[0]}),
+        r"tensor emb\.weight is \[3\], expected 2 dimensions",
+    ),
+    "heads that do not fit": (
+        lambda w: w.update({"blocks.0.att.r_k": ZERO}),
+        r"blocks\.0\.att\.r_k is \[2, 3\], expected 128 values",
+    ),
+    "a block that is missing": (
+        lambda w: [w.pop(n) for n in list(w) if n.startswith("blocks.1.")],
+        r"no tensor of blocks\.1, but of blocks\.2",
+    ),
+    "a block far away": (
+        lambda w: w.update({"blocks.999999.ln1.weight": ZERO}),
+        r"no tensor of blocks\.3, but of blocks\.999999",
+    ),
+    "a rank of its own": (
+        lambda w: w.update({"blocks.1.att.a1": np.zeros((128, 24), np.float32)}),
+        r"blocks\.1\.att\.a1 is \[128, 24\], expected \[128, 20\]",
+    ),
+    "infinity": (
+        lambda w: w["head.weight"].__setitem__((7, 7), np.inf),
+        r"tensor output\.weight holds NaN or infinity",
+    ),
+    "NaN in a vector": (
+        lambda w: w["blocks.0.ln0.bias"].__setitem__(3, np.nan),
+        r"tensor token_embd_norm\.bias holds NaN or infinity",
+    ),
+    "too large for f16": (
+        lambda w: w["emb.weight"].__setitem__((0, 0), 70000.0),
+        r"token_embd\.weight holds 70000, too large for f16; use bf16 or f32",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_broken_checkpoints(tmp_path: Path, vocab: Path, case: str) -> None:
+    change, message = BROKEN[case]
+    weights = ck.weights_of()
+    change(weights)
+    assert re.search(message, failing(tmp_path, vocab, weights))
+
+
+OTHERS = {
+    "RWKV-4": ["emb.weight", "blocks.0.att.time_decay", "blocks.0.att.time_first"],
+    "RWKV-5": ["emb.weight", "blocks.0.att.time_decay", "blocks.0.att.ln_x.weight"],
+    "RWKV-6": ["blocks.0.att.time_decay", "blocks.0.att.ln_x.weight", "blocks.0.att.time_maa_x"],
+    r"RWKV-7a \(DeepEmbed\)": ["blocks.0.att.r_k", "blocks.0.ffn.s_emb.weight"],
+    "RWKV-7b": ["blocks.0.att.r_k", "blocks.0.ffn.s_emb.weight", "blocks.0.qkv.qq.weight"],
+    "RWKV-8": ["blocks.0.att.r_k", "blocks.0.ffn.enn.weight"],
+    "RWKV x060a/b/c": ["blocks.0.att.ln_x.weight", "blocks.0.att.gate_w1"],
+    "an RWKV experiment of version 1 to 4b": ["head_q.weight", "blocks.0.att.time_decay"],
+    "RWKV in the Hugging Face layout": ["model.layers.0.attn.r_k", "lm_head.weight"],
+    "an adapter, not a model": ["blocks.0.att.key.lora_A", "blocks.0.att.key.lora_B"],
+    "an initial state, not a model": ["blocks.0.att.time_state", "blocks.1.att.time_state"],
+    "no RWKV model; its 2 tensors begin with 'wte', 'wpe'": ["wte", "wpe"],
+}
+
+
+@pytest.mark.parametrize("version", OTHERS)
+def test_other_models_are_named(tmp_path: Path, vocab: Path, version: str) -> None:
+    path = ck.write(tmp_path, ck.pth_of({name: ZERO for name in OTHERS[version]}))
+    with pytest.raises(UnsupportedError, match=version) as error:
+        convert(path, tmp_path / "out.gguf", vocab=vocab)
+    assert str(error.value).startswith(str(path))
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "message"),
+    [
+        (b"GGUF\3\0\0\0", FormatError, "a GGUF file already; `quantize` changes its types"),
+        (b"fmgg\x65\0\0\0", UnsupportedError, r"an rwkv\.cpp \.bin file"),
+        (b"hello", FormatError, r"neither a \.pth \(torch 1\.6 or newer\) nor a \.safetensors"),
+        (b"", FormatError, r"neither a \.pth"),
+    ],
+)
+def test_other_files_are_named(
+    tmp_path: Path, vocab: Path, data: bytes, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        convert(ck.write(tmp_path, data), tmp_path / "out.gguf", vocab=vocab)

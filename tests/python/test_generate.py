@@ -1,0 +1,302 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Session.generate: what it yields, and that the state is always that of the text it yielded."""
+
+from __future__ import annotations
+
+import random
+import signal
+import string
+import time
+from collections import Counter
+from collections.abc import Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import GetModel
+from rwkv_edge import Model
+from scripted import ING, THE, TURN_END, USER, WORDS, bits, bits_after, byte_tokens, play
+
+PROMPT = byte_tokens("a prompt")
+TEXT = {token: text for text, token in WORDS.items()}
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: GetModel) -> Model:
+    return Model(tiny_model("f32", "d128")[0], threads=1)
+
+
+def text_of(tokens: Sequence[int]) -> bytes:
+    return b"".join(TEXT.get(token) or bytes([token - 1]) for token in tokens)
+
+
+def fed_for(model: Model, tokens: Sequence[int], text: bytes) -> list[int]:
+    """The tokens that a text at the beginning of theirs is made of, the last one cut if need be."""
+    fed: list[int] = []
+    for token in tokens:
+        data = TEXT.get(token) or bytes([token - 1])
+        if len(data) > len(text):
+            return fed + model.tokenizer.encode(text)
+        if not text:
+            return fed
+        fed.append(token)
+        text = text[len(data) :]
+    return fed
+
+
+def test_pieces_are_whole_characters(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = [*byte_tokens("\u00e9\U0001f600"), THE]
+    play(monkeypatch, tokens)
+    session = model.session()
+    pieces = list(session.generate(PROMPT, max_tokens=len(tokens)))
+    assert pieces == ["\u00e9", "\U0001f600", " the"]
+    assert bits(session) == bits_after(model, PROMPT + tokens)
+
+
+def test_bytes_that_are_no_text(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = byte_tokens(b"a\xffb\xe2\x96c\xf0\x9f")
+    play(monkeypatch, tokens)
+    session = model.session()
+    assert "".join(session.generate(PROMPT, max_tokens=8)) == "a\ufffdb\ufffdc\ufffd"
+    assert bits(session) == bits_after(model, PROMPT + tokens)
+
+
+def test_token_0_ends_the_text(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    play(monkeypatch, [THE, TURN_END, 0, ING])
+    session = model.session()
+    assert "".join(session.generate(PROMPT, stop="\n\nUser:")) == " the\n\n"
+    assert bits(session) == bits_after(model, [*PROMPT, THE, TURN_END])
+
+
+STOPS: dict[str, tuple[list[int], str | list[str], str, list[int]]] = {
+    "one token": ([THE, TURN_END], "\n\n", " the", [THE]),
+    "several tokens": ([THE, TURN_END, USER, *byte_tokens(":")], "\n\nUser:", " the", [THE]),
+    "at once": ([TURN_END], "\n\n", "", []),
+    "inside a token": ([ING, THE], "e", "ing th", [ING, *byte_tokens(" th")]),
+    "from inside a token": ([THE, ING], "ei", " th", byte_tokens(" th")),
+    "the first of two": ([ING, TURN_END, USER], ["User", "\n\n"], "ing", [ING]),
+    "after a false start": (
+        [TURN_END, TURN_END, USER, *byte_tokens(":")],
+        "\n\nUser:",
+        "\n\n",
+        [TURN_END],
+    ),
+    "after half a character": (
+        byte_tokens(b"\xe2\x96\n"),
+        "\n",
+        "\ufffd",
+        byte_tokens(b"\xe2\x96"),
+    ),
+}
+
+
+@pytest.mark.parametrize(("tokens", "stop", "text", "fed"), STOPS.values(), ids=STOPS.keys())
+def test_a_stop_string(
+    model: Model,
+    monkeypatch: pytest.MonkeyPatch,
+    tokens: list[int],
+    stop: str | list[str],
+    text: str,
+    fed: list[int],
+) -> None:
+    play(monkeypatch, [*tokens, ING, ING])
+    session = model.session()
+    assert "".join(session.generate(PROMPT, stop=stop)) == text
+    assert bits(session) == bits_after(model, PROMPT + fed)
+
+
+def cut(tokens: Sequence[int], stops: Sequence[bytes]) -> bytes:
+    """The text of the tokens up to the first stop string that a token completes."""
+    for n in range(1, len(tokens) + 1):
+        text = text_of(tokens[:n])
+        found = [text.find(stop) for stop in stops if stop in text]
+        if found:
+            return text[: min(found)]
+    return text_of(tokens)
+
+
+def test_random_texts_and_stops(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = random.Random(1)
+    alphabet = [*byte_tokens("\nUe the"), *byte_tokens("\u00e9"), THE, USER, ING, TURN_END]
+    for _ in range(400):
+        tokens = rng.choices(alphabet, k=rng.randint(1, 12))
+        source = text_of(rng.choices(alphabet, k=20)).decode("utf-8", "ignore")
+        starts = [rng.randrange(len(source) - 4) for _ in range(rng.randint(0, 3))]
+        stops = [source[at : at + rng.randint(1, 4)] for at in starts]
+        play(monkeypatch, [*tokens, 0])
+        session = model.session()
+        text = "".join(session.generate(PROMPT, stop=stops))
+        expected = cut(tokens, [stop.encode() for stop in stops])
+        assert text == expected.decode("utf-8", "replace"), (tokens, stops)
+        fed = fed_for(model, tokens, expected)
+        assert bits(session) == bits_after(model, PROMPT + fed), (tokens, stops)
+
+
+def test_closing_early_keeps_what_was_yielded(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = [
+        *byte_tokens("\u00e9"),
+        THE,
+        TURN_END,
+        ING,
+        *byte_tokens("\U0001f600"),
+        USER,
+        TURN_END,
+        THE,
+    ]
+    for count in range(1, 8):
+        play(monkeypatch, tokens)
+        session = model.session()
+        pieces = session.generate(PROMPT, max_tokens=len(tokens), stop=["\n\nx", "th", "e\n\nx"])
+        text = "".join(islice(pieces, count))
+        pieces.close()
+        fed = fed_for(model, tokens, text.encode())
+        assert bits(session) == bits_after(model, PROMPT + fed), count
+
+
+def test_any_other_use_of_the_session_ends_a_generation(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    play(monkeypatch, [THE, ING, USER])
+    session = model.session()
+    pieces = session.generate(PROMPT)
+    assert next(pieces) == " the"
+    session.feed([ING])
+    assert bits(session) == bits_after(model, [*PROMPT, THE, ING])
+    assert list(pieces) == []
+
+
+def test_an_error_leaves_what_was_yielded(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    play(monkeypatch, [THE, TURN_END, KeyboardInterrupt])
+    session = model.session()
+    pieces: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        pieces.extend(session.generate(PROMPT, stop="\n\nUser:"))
+    assert pieces == [" the"]
+    assert bits(session) == bits_after(model, [*PROMPT, THE])
+
+
+def test_ctrl_c_at_any_moment(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = byte_tokens("abcdefgh" * 200)
+    states = [bits_after(model, PROMPT)]
+    session = model.session()
+    session.feed(PROMPT)
+    for token in tokens[:400]:
+        session.feed([token])
+        states.append(bits(session))
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    rng = random.Random(2)
+    hits = 0
+    try:
+        for _ in range(60):
+            play(monkeypatch, tokens)
+            session = model.session()
+            session.feed(PROMPT)
+            out: list[str] = []
+            signal.setitimer(signal.ITIMER_REAL, rng.uniform(0.0005, 0.02))
+            try:
+                for piece in session.generate(max_tokens=400, stop="b\n"):
+                    out.append(piece)
+            except KeyboardInterrupt:
+                hits += 1
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            # The last piece, "bc" or one letter, may have been on its way when the interrupt came.
+            size = len("".join(out))
+            assert bits(session) in states[size : size + 3]
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert hits > 20
+
+
+def test_a_second_generation_goes_on(model: Model) -> None:
+    whole = model.session()
+    text = "".join(whole.generate("User", max_tokens=30, temperature=0))
+    parts = model.session()
+    first = "".join(parts.generate("User", max_tokens=0))
+    first += "".join(parts.generate(max_tokens=11, temperature=0))
+    # A cut inside a character shows as U+FFFD; the state knows better.
+    assert bits(parts) != bits(whole)
+    list(parts.generate("", max_tokens=19, temperature=0))
+    assert bits(parts) == bits(whole)
+    assert text.startswith(first.rstrip("\ufffd"))
+
+
+def test_an_empty_prompt(model: Model) -> None:
+    session = model.session()
+    text = "".join(session.generate(max_tokens=8, temperature=0))
+    other = model.session()
+    assert text == "".join(other.generate([0], max_tokens=8, temperature=0))
+    session.reset(other.state)
+    with pytest.raises(ValueError, match="the prompt is empty, and the last token's logits"):
+        session.generate("")
+
+
+def test_seeds(model: Model) -> None:
+    def text(seed: int | None) -> str:
+        return "".join(model.session().generate("The", max_tokens=20, top_p=1, seed=seed))
+
+    assert text(1) == text(1) != text(2)
+    assert len({text(None) for _ in range(4)}) > 1
+
+
+def test_ids_without_text_are_never_sampled(model: Model) -> None:
+    session = model.session()
+    text = "".join(
+        session.generate("x", max_tokens=300, temperature=1000, top_p=1, seed=3, stop="no such")
+    )
+    assert text
+    silent = set(model._without_text.tolist())
+    assert silent == set(range(262, 300))
+
+
+def test_digits_and_blanks_are_not_counted(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = [THE, *byte_tokens("1 \n")]
+    sampler = play(monkeypatch, tokens)
+    list(model.session().generate(PROMPT, max_tokens=4))
+    assert sampler.accepted == list(zip(tokens, [1.0, 0.0, 0.0, 1.0], strict=True))
+
+
+def test_penalties_reach_the_sampler(model: Model) -> None:
+    def most_frequent(**penalties: Any) -> int:
+        text = "".join(model.session().generate("the", max_tokens=200, temperature=0, **penalties))
+        return max(Counter(c for c in text if c in string.punctuation).values())
+
+    assert most_frequent() > 1
+    assert most_frequent(presence_penalty=1000, penalty_decay=1) == 1
+    assert most_frequent(frequency_penalty=1000, penalty_decay=1) == 1
+    assert most_frequent(frequency_penalty=1000, penalty_decay=0) > 1
+
+
+BAD_OPTIONS = {
+    "max_tokens": (-1, "max_tokens: found -1"),
+    "temperature": (-0.5, "temperature"),
+    "top_k": (-1, "top_k"),
+    "top_p": (1.5, "top_p"),
+    "penalty_decay": (float("nan"), "penalty_decay"),
+    "stop": ("", "stop: found an empty string"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_OPTIONS)
+def test_bad_options_are_refused_at_once(model: Model, name: str) -> None:
+    value, message = BAD_OPTIONS[name]
+    session = model.session()
+    with pytest.raises(ValueError, match=message):
+        session.generate("x", **{name: value})  # type: ignore[arg-type]
+    assert bits(session) == bits_after(model, [])
+
+
+def test_nothing_happens_before_the_first_piece_is_wanted(model: Model) -> None:
+    session = model.session()
+    started = time.perf_counter()
+    pieces = session.generate(np.ones(10000, dtype=int).tolist())
+    assert time.perf_counter() - started < 1
+    pieces.close()
+    assert bits(session) == bits_after(model, [])

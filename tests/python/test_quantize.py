@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`quantize`: the bytes of every type, what is quantized and what is not, and what is copied."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import checkpoints as ck
+import ggml_types as ggml
+import numpy as np
+import pytest
+import tiny
+from conftest import GetModel
+from numpy.typing import NDArray
+from rwkv_edge import FormatError, UnsupportedError, _core
+from rwkv_edge._core import ModelFile
+from rwkv_edge.convert import quantize
+
+KINDS = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1")
+F32 = NDArray[np.float32]
+
+
+# ---- bytes --------------------------------------------------------------------------------------
+
+
+def rng() -> np.random.Generator:
+    return np.random.default_rng(3)
+
+
+def ties() -> F32:
+    """Values half way between two steps in every type, of either sign."""
+    steps = np.arange(-255, 256).astype(np.float32) / 2
+    rows = [np.concatenate([[scale * 127], scale * steps[i : i + 31]]) for i in range(0, 480, 31)
+            for scale in (1.0, -1.0, 1 / 127, 1 / 15, 1 / 31, 1 / 8, 1 / 16)]  # fmt: skip
+    return np.array(rows, np.float32)
+
+
+def opposite() -> F32:
+    """Largest magnitude twice, once of each sign: the first one counts."""
+    x = rng().uniform(-1, 1, (64, 32)).astype(np.float32)
+    x[:, 5], x[:, 20] = 2, -2
+    x[::2] *= -1
+    return x
+
+
+BLOCKS: dict[str, Callable[[], F32]] = {
+    "normal": lambda: rng().normal(0, 1, (256, 256)).astype(np.float32),
+    "of a weight": lambda: rng().normal(0, 0.02, (64, 2560)).astype(np.float32),
+    "heavy tails": lambda: rng().standard_cauchy((256, 64)).clip(-1e4, 1e4).astype(np.float32),
+    "one sign": lambda: -rng().uniform(3, 4, (256, 32)).astype(np.float32),
+    "ties": ties,
+    "opposite": opposite,
+    "zeros": lambda: np.zeros((3, 64), np.float32),
+    "constant": lambda: np.full((3, 64), -0.3, np.float32),
+    "one value": lambda: np.eye(32, dtype=np.float32) * -3,
+    "tiny": lambda: rng().normal(0, 1e-7, (64, 64)).astype(np.float32),
+    "large": lambda: rng().normal(0, 10_000, (64, 64)).clip(-60000, 60000).astype(np.float32),
+    "bf16": lambda: (rng().normal(0, 1, (64, 64)).astype(np.float32).view(np.uint32)
+                     & np.uint32(0xFFFF0000)).view(np.float32),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("block", BLOCKS)
+def test_bytes_are_those_of_the_gguf_package(kind: str, block: str) -> None:
+    gguf = pytest.importorskip("gguf")
+    values = BLOCKS[block]()
+    expected = gguf.quants.quantize(values, gguf.GGMLQuantizationType[kind.upper()])
+    found = _core.quantize(values, kind)
+    np.testing.assert_array_equal(found, np.ascontiguousarray(expected).view(np.uint8))
+
+
+@pytest.mark.parametrize("kind", KINDS[3:])
+def test_blocks_without_a_scale(kind: str) -> None:
+    """Negative zeros, and values whose scale has no inverse or is none as a half: all vanish."""
+    blocks = [-np.zeros((3, 64), np.float32)]
+    blocks += [rng().normal(0, size, (64, 64)).astype(np.float32) for size in (1e-39, 1e-44)]
+    for values in blocks:
+        np.testing.assert_array_equal(_core.dequantize(_core.quantize(values, kind), kind), 0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_values_come_back(kind: str) -> None:
+    """Never further away than the distance of two steps allows."""
+    values = BLOCKS["normal"]()
+    back = _core.dequantize(_core.quantize(values, kind), kind)
+    blocks = values.reshape(-1, 32)
+    peak = np.abs(blocks).max(axis=1, keepdims=True)
+    spread = blocks.max(axis=1, keepdims=True) - blocks.min(axis=1, keepdims=True)
+    # Half a step; a whole one at the end that q4_0 and q5_0 lack; the scale is itself a half.
+    bound = {
+        "f32": 0 * peak,
+        "f16": peak * 2**-11,
+        "bf16": peak * 2**-8,
+        "q8_0": peak / 127 * 0.51 + peak * 2**-11,
+        "q4_0": peak / 8 * 1.01,
+        "q5_0": peak / 16 * 1.01,
+        "q4_1": spread / 15 * 0.51 + peak * 2**-10,
+        "q5_1": spread / 31 * 0.51 + peak * 2**-10,
+    }[kind]
+    assert np.all(np.abs(back.reshape(-1, 32) - blocks) <= bound)
+
+
+# ---- files --------------------------------------------------------------------------------------
+
+
+def is_matrix(name: str) -> bool:
+    ends = ("receptance.weight", "key.weight", "value.weight", "output.weight", "embd.weight")
+    return name.endswith(ends)
+
+
+@pytest.mark.parametrize("source_kind", ["f32", "f16", "bf16"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_matrices_are_quantized_and_nothing_else(
+    tmp_path: Path, tiny_model: GetModel, source_kind: str, kind: str
+) -> None:
+    path, _ = tiny_model(source_kind, "d192")
+    target = tmp_path / "out.gguf"
+    quantize(path, target, type=kind)
+    before, after = ck.tensors_of(path), ck.tensors_of(target)
+    assert list(after) == list(before)
+    for name, (old_kind, shape, old) in before.items():
+        new_kind, new_shape, new = after[name]
+        expected = kind if is_matrix(name) else old_kind
+        if name in ("token_embd.weight", "output.weight") and kind[:2] in ("q4", "q5"):
+            expected = "q8_0"
+        assert (new_kind, new_shape) == (expected, shape), name
+        values = ggml.decode(np.frombuffer(old, np.uint8).reshape(shape[0], -1), old_kind)
+        assert new == ggml.encode(values, expected).tobytes(), name
+
+
+def test_types_of_head_and_embedding(tmp_path: Path, tiny_model: GetModel) -> None:
+    path, _ = tiny_model("f16", "d192")
+    target = tmp_path / "out.gguf"
+    quantize(path, target, type="int4", head_type="fp16", embd_type="q5_1")
+    kinds = {name: kind for name, (kind, _, _) in ck.tensors_of(target).items()}
+    assert kinds["output.weight"] == "f16"
+    assert kinds["token_embd.weight"] == "q5_1"
+    assert kinds["blk.0.time_mix_key.weight"] == "q4_0"
+
+
+def test_columns_that_fit_no_block_become_f16(tmp_path: Path) -> None:
+    shape = dataclasses.replace(tiny.SHAPES["d128"], ffn=360)
+    path = tiny.write(tmp_path, "odd.gguf", tiny.tiny_model(shape, "f32", seed=1))
+    quantize(path, tmp_path / "out.gguf", type="q5_0")
+    kinds = {name: kind for name, (kind, _, _) in ck.tensors_of(tmp_path / "out.gguf").items()}
+    assert kinds["blk.2.channel_mix_value.weight"] == "f16"
+    assert kinds["blk.2.channel_mix_key.weight"] == "q5_0"
+
+
+def test_metadata_is_copied(tmp_path: Path) -> None:
+    """Every kind of value, text that is no UTF-8, and an alignment that is not ours."""
+    model = tiny.tiny_model(tiny.SHAPES["d128"], "f16", seed=1)
+    file = model.file
+    file.alignment = 256
+    file.put("general.alignment", tiny.U32, 256)
+    file.put("general.license", tiny.STRING, "apache-2.0")
+    file.put("tokenizer.chat_template", tiny.STRING, "{{ a }}")
+    file.put("x.text", tiny.STRING, tiny.string(b"\xff\xfe broken"))
+    numbers = {tiny.U8: 255, tiny.I8: -128, tiny.U16: 65535, tiny.I16: -32768, tiny.U32: 7,
+               tiny.I32: -(1 << 31), tiny.U64: (1 << 64) - 1, tiny.I64: -(1 << 63),
+               tiny.F32: 0.1, tiny.F64: 0.1, tiny.BOOL: True}  # fmt: skip
+    for kind, value in numbers.items():
+        file.put(f"x.scalar.{kind}", kind, value)
+        file.put(f"x.array.{kind}", tiny.ARRAY, tiny.array(kind, [value] * 3))
+    file.put("x.array.empty", tiny.ARRAY, tiny.array(tiny.STRING, []))
+    path, target = tiny.write(tmp_path, "in.gguf", model), tmp_path / "out.gguf"
+    quantize(path, target, type="q4_1")
+    old, new = ModelFile(str(path)), ModelFile(str(target))
+    ours = {"general.alignment", "general.file_type", "general.quantization_version"}
+    for key in set(old.keys()) - ours:
+        assert (new.value_type(key), new.get(key)) == (old.value_type(key), old.get(key)), key
+    assert new.get("x.text") == b"\xff\xfe broken".decode("utf-8", "surrogateescape")
+    assert set(new.keys()) - set(old.keys()) <= ours
+    assert new.get("general.file_type") == 3
+    assert new.get("general.quantization_version") == 2
+    assert (new.alignment, new.version) == (32, 3)
+
+
+def test_llama_cpp_opens_what_we_write(tmp_path: Path, tiny_model: GetModel) -> None:
+    """Its own Python package reads the same tensors from the same places."""
+    gguf = pytest.importorskip("gguf")
+    path, _ = tiny_model("f16", "d192")
+    target = tmp_path / "out.gguf"
+    quantize(path, target, type="q5_0")
+    ours = ck.tensors_of(target)
+    for tensor in gguf.GGUFReader(target).tensors:
+        kind = tensor.tensor_type.name.lower()
+        assert ours[tensor.name] == (kind, tuple(tensor.shape[::-1]), tensor.data.tobytes())
+
+
+def test_quantized_input_is_refused(tmp_path: Path, tiny_model: GetModel) -> None:
+    path, _ = tiny_model("q8_0", "d128")
+    message = r"tensor token_embd\.weight is q8_0 already; quantize the f32, f16 or bf16 file"
+    with pytest.raises(UnsupportedError, match=message) as error:
+        quantize(path, tmp_path / "out.gguf", type="q4_0")
+    assert str(error.value).startswith(str(path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_architectures_are_refused(tmp_path: Path) -> None:
+    model = tiny.tiny_model(tiny.SHAPES["d128"], "f16", seed=1)
+    model.file.put("general.architecture", tiny.STRING, "llama")
+    path = tiny.write(tmp_path, "in.gguf", model)
+    with pytest.raises(UnsupportedError, match=r"general\.architecture is 'llama', not RWKV"):
+        quantize(path, tmp_path / "out.gguf", type="q4_0")
+
+
+def test_values_that_fit_no_type(tmp_path: Path) -> None:
+    model = tiny.tiny_model(tiny.SHAPES["d128"], "f32", seed=1)
+    entry = model.file.tensor("blk.1.time_mix_key.weight")
+    good = entry.data
+    entry.data = np.float32(1e6).tobytes() + good[4:]
+    path, target = tiny.write(tmp_path, "in.gguf", model), tmp_path / "out.gguf"
+    with pytest.raises(FormatError, match=r"time_mix_key\.weight holds 1e\+06, too large for f16"):
+        quantize(path, target, type="f16")
+    quantize(path, target, type="bf16")
+    entry.data = np.float32(np.nan).tobytes() + good[4:]
+    path = tiny.write(tmp_path, "in.gguf", model)
+    with pytest.raises(FormatError, match=r"tensor blk\.1\.time_mix_key\.weight holds NaN"):
+        quantize(path, target, type="q8_0")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.gguf", "out.gguf"]
+
+
+def test_files_and_names_that_do_not_fit(tmp_path: Path, tiny_model: GetModel) -> None:
+    path, _ = tiny_model("f16", "d128")
+    target = tmp_path / "out.gguf"
+    for kind, head in (("q3_k", None), ("f16", "int5")):
+        with pytest.raises(ValueError, match=r"type '(q3_k|int5)': expected one of f32, f16, q4_0"):
+            quantize(path, target, type=kind, head_type=head)
+    with pytest.raises(ValueError, match="input and output are the same file"):
+        quantize(path, path, type="q4_0")
+    with pytest.raises(FileNotFoundError, match=r"missing\.gguf"):
+        quantize(tmp_path / "missing.gguf", target, type="q4_0")
+    (tmp_path / "broken.gguf").write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(FormatError, match=r"broken\.gguf"):
+        quantize(tmp_path / "broken.gguf", target, type="q4_0")
+    assert not target.exists()
+
+
+def test_interrupted_work_leaves_nothing(tmp_path: Path, tiny_model: GetModel) -> None:
+    path, _ = tiny_model("f16", "d128")
+
+    def interrupt(done: int, total: int, name: str) -> None:
+        assert 0 < done <= total
+        if name == "blk.2.time_mix_key.weight":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        quantize(path, tmp_path / "out.gguf", type="q4_0", progress=interrupt)
+    assert not list(tmp_path.iterdir())
+
+
+def test_progress(tmp_path: Path, tiny_model: GetModel) -> None:
+    path, _ = tiny_model("f32", "d128")
+    calls: list[tuple[int, int, str]] = []
+    quantize(path, tmp_path / "out.gguf", type="q8_0", progress=lambda *call: calls.append(call))
+    done = [call[0] for call in calls]
+    assert done == sorted(done)
+    assert {total for _, total, _ in calls} == {done[-1]}
+    assert {name for _, _, name in calls} == set(ck.tensors_of(path))

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tests the demo model on questions and conversations that its training never shows.
+
+    python tools/eval_demo.py demo-f32.gguf demo-q8_0.gguf
+
+prints a table: the rate of answers that are right to the letter, for new phrasings and for known
+phrasings with a subject they were not trained with, and the perplexity of the answers and stories
+in held-out conversations. `--wrong` lists each wrong answer instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import demo_text
+import numpy as np
+from rwkv_edge import Model, Session
+
+LONGEST = 120  # tokens; the longest answer of one case has about 70
+
+
+def answer(model: Model, session: Session, question: str) -> str:
+    """The most likely answer, token by token, from an empty state."""
+    session.reset()
+    logits = session.feed(model.tokenizer.encode(f"User: {question}\n\nAssistant:"))
+    tokens: list[int] = []
+    text = ""
+    while len(tokens) < LONGEST and not text.endswith("\n\n"):
+        token = int(np.argmax(logits))
+        if token == 0:
+            break
+        tokens.append(token)
+        text = model.tokenizer.decode(tokens)
+        logits = session.feed([token])
+    return text.strip()
+
+
+def exact(model: Model, per_task: int, seed: int) -> Iterator[tuple[str, str, str, str, str]]:
+    """(set, task, question, right answer, given answer) for each held-out question."""
+    session = model.session()
+    for kind, task, question, right in demo_text.held_out(seed, per_task):
+        yield kind, task, question, right, answer(model, session, question)
+
+
+def perplexity(model: Model, count: int, seed: int) -> tuple[float, int]:
+    """Of the taught tokens in held-out conversations; also how many tokens that were."""
+    total, taught_tokens = 0.0, 0
+    session = model.session()
+    for sample in islice(demo_text.samples(seed, demo_text.HeldWriter), count):
+        tokens: list[int] = []
+        taught: list[bool] = []
+        for text, teach in sample:
+            ids = model.tokenizer.encode(text)
+            tokens += ids
+            taught += [teach] * len(ids)
+        session.reset()
+        logits = np.asarray(session.feed(tokens[:-1], logits="all"), dtype=np.float64)
+        top = logits.max(axis=1)
+        spread = top + np.log(np.exp(logits - top[:, None]).sum(axis=1))
+        losses = spread - logits[np.arange(len(tokens) - 1), tokens[1:]]
+        total += float(losses[taught[1:]].sum())
+        taught_tokens += sum(taught[1:])
+    return float(np.exp(total / taught_tokens)), taught_tokens
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("models", nargs="+", type=Path)
+    parser.add_argument("--per-task", type=int, default=10, help="questions of each task and set")
+    parser.add_argument("--samples", type=int, default=200, help="conversations for the perplexity")
+    parser.add_argument("--seed", type=int, default=1000)
+    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--wrong", action="store_true", help="list the wrong answers")
+    args = parser.parse_args()
+    write = sys.stdout.write
+    if not args.wrong:
+        write("| model | MB | exact, new phrasing | exact, new pair | perplexity |\n|---|---|---|---|---|\n")
+    for path in args.models:
+        model = Model(path, threads=args.threads)
+        score: dict[str, list[bool]] = defaultdict(list)
+        for kind, task, question, right, given in exact(model, args.per_task, args.seed):
+            score[kind].append(given == right)
+            if args.wrong and given != right:
+                write(f"{kind} | {task} | {question} | {right} | {given}\n")
+        rates = [f"{100 * np.mean(v):.1f} % of {len(v)}" for _, v in sorted(score.items(), reverse=True)]
+        if not args.wrong:
+            value, _ = perplexity(model, args.samples, args.seed)
+            size = path.stat().st_size / 1e6
+            write(f"| {path.name} | {size:.2f} | {' | '.join(rates)} | {value:.4f} |\n")
+
+
+if __name__ == "__main__":
+    main()
