@@ -22,7 +22,12 @@ WISH_ASK = [
     "How should I {x}?", "Help me to {x}.", "Can you tell me how to {x}?", "How do you {x}?",
     "I want to {x}. What do I do?", "Which command do I use to {x}?", "Explain how to {x}.",
 ]  # fmt: skip
-WISH_HELD = ["What must I do to {x}?", "Could you explain how to {x}?", "I'd like to {x}, how?", "How would I {x}?"]
+WISH_HELD = [
+    "What must I do to {x}?",
+    "Could you explain how to {x}?",
+    "I'd like to {x}, how?",
+    "How would I {x}?",
+]
 TERM_ASK = [
     "What is {x}?", "What does {x} mean?", "Explain {x}.", "Tell me about {x}.", "What's {x}?",
     "Can you explain {x}?", "Do you know what {x} is?", "What do you know about {x}?", "Define {x}.",
@@ -251,7 +256,12 @@ UNKNOWN = [
     "How heavy is {x}?", "Who discovered {x}?", "When was {x} invented?", "How far away is {x}?", "Why do people like {x}?",
     "Where does {x} come from?", "What is {x} made of?", "Should I buy {x}?", "How do I learn {x}?", "Teach me {x}.",
 ]  # fmt: skip
-UNKNOWN_HELD = ["Where is {x}?", "How fast is {x}?", "What can you tell me about {x}?", "Can you write about {x}?"]
+UNKNOWN_HELD = [
+    "Where is {x}?",
+    "How fast is {x}?",
+    "What can you tell me about {x}?",
+    "Can you write about {x}?",
+]
 THINGS = [x.strip() for x in (
     "love, money, music, football, chess, physics, chemistry, biology, mathematics, poetry, philosophy, history, art,"
     "the weather, the moon, the sun, the universe, the internet, the government, the stock market, the economy, the brain,"
@@ -278,7 +288,28 @@ PEOPLE = [x.strip() for x in (
 
 def big_sums() -> list[str]:
     """Sums beyond what is taught, spread evenly over the sizes."""
-    numbers = [21, 24, 33, 37, 48, 52, 65, 77, 81, 99, 100, 112, 120, 250, 345, 500, 999, 1000, 1234, 4096]
+    numbers = [
+        21,
+        24,
+        33,
+        37,
+        48,
+        52,
+        65,
+        77,
+        81,
+        99,
+        100,
+        112,
+        120,
+        250,
+        345,
+        500,
+        999,
+        1000,
+        1234,
+        4096,
+    ]
     words = [("plus", "+"), ("minus", "-"), ("times", "x"), ("divided by", "/")]
     out = []
     for i, a in enumerate(numbers):

@@ -27,11 +27,19 @@ OBJECTS = (
     "key,lamp,map,book,bell,ring,coin,flute,mirror,box,feather,stone,lantern,umbrella,clock,letter,kite,cup,"
     "compass,hat,sword,drum,apple,seed,ball,button,candle,shell"
 ).split(",")
-ADJECTIVES = "small,brave,curious,clever,shy,cheerful,lazy,kind,lonely,proud,friendly,sleepy,quiet,merry".split(",")
+ADJECTIVES = "small,brave,curious,clever,shy,cheerful,lazy,kind,lonely,proud,friendly,sleepy,quiet,merry".split(
+    ","
+)
 SHINE = "golden,old,strange,silver,shiny,dusty,tiny,blue,green,magic,broken,wooden".split(",")
-COLOURS = "red,green,blue,yellow,orange,purple,pink,black,white,brown,grey,turquoise,violet,silver".split(",")
+COLOURS = (
+    "red,green,blue,yellow,orange,purple,pink,black,white,brown,grey,turquoise,violet,silver".split(
+        ","
+    )
+)
 PETS = "dog,cat,parrot,rabbit,hamster,horse,goldfish,turtle".split(",")
-FOODS = "pizza,soup,bread,pasta,rice,salad,cake,cheese,apples,noodles,pancakes,chocolate,fish,potatoes".split(",")
+FOODS = "pizza,soup,bread,pasta,rice,salad,cake,cheese,apples,noodles,pancakes,chocolate,fish,potatoes".split(
+    ","
+)
 
 
 def a(noun: str) -> str:
@@ -40,7 +48,9 @@ def a(noun: str) -> str:
 
 def made_up_name(rng: random.Random) -> str:
     """A name that teaches copying rather than knowing."""
-    parts = [rng.choice("bdfgklmnprstvz") + rng.choice("aeiou") for _ in range(rng.choice([1, 2, 2, 3]))]
+    parts = [
+        rng.choice("bdfgklmnprstvz") + rng.choice("aeiou") for _ in range(rng.choice([1, 2, 2, 3]))
+    ]
     return "".join(parts).capitalize() + rng.choice(["", "n", "r", "s", "l", "x", "m", "k"])
 
 
@@ -106,8 +116,12 @@ def story(rng: random.Random, cast: Cast) -> str:
         "a_look": a(cast.look),
     }
     parts = [rng.choice(part) for part in (OPENINGS, FINDS, TROUBLES, TURNS, ENDINGS)]
-    return " ".join(parts).format(**slots).replace("A owl", "An owl").replace("a owl", "an owl").replace(
-        "a elephant", "an elephant"
+    return (
+        " ".join(parts)
+        .format(**slots)
+        .replace("A owl", "An owl")
+        .replace("a owl", "an owl")
+        .replace("a elephant", "an elephant")
     )
 
 
@@ -133,7 +147,9 @@ STORY_NAME = [
 
 def story_turn(rng: random.Random) -> tuple[str, str]:
     cast = Cast(rng)
-    ask = rng.choice(rng.choices([STORY_PLAIN, STORY_HERO, STORY_BOTH, STORY_NAME], [4, 4, 2, 2])[0])
+    ask = rng.choice(
+        rng.choices([STORY_PLAIN, STORY_HERO, STORY_BOTH, STORY_NAME], [4, 4, 2, 2])[0]
+    )
     slots = {**vars(cast), "a_hero": a(cast.hero), "a_thing": a(cast.thing)}
     question = ask.format(**slots)
     if rng.random() < 0.2:
@@ -227,7 +243,12 @@ class Memory:
 
     def value(self, kind: str) -> dict[str, str]:
         rng = self.rng
-        lists = {"colour": COLOURS, "food": FOODS, "city": CITIES, "number": [str(n) for n in range(2, 100)]}
+        lists = {
+            "colour": COLOURS,
+            "food": FOODS,
+            "city": CITIES,
+            "number": [str(n) for n in range(2, 100)],
+        }
         x = rng.choice(lists[kind]) if kind in lists else some_name(rng)
         return {"x": x, "y": rng.choice(PETS)}
 

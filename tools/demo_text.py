@@ -110,7 +110,9 @@ def number_tasks() -> list[Task]:
     minus = [(f"{a} minus {b}", f"{a} - {b}", str(a - b)) for a in NUMBERS for b in range(a + 1)]
     times = [(f"{a} times {b}", f"{a} x {b}", str(a * b)) for a in range(11) for b in range(11)]
     over = [
-        (f"{a * b} divided by {b}", f"{a * b} / {b}", str(a)) for a in range(11) for b in range(1, 11)
+        (f"{a * b} divided by {b}", f"{a * b} / {b}", str(a))
+        for a in range(11)
+        for b in range(1, 11)
     ]
     sums = [
         ({"x": said, "s": sign, "t": sign.replace(" ", "")}, f"{sign} = {result}")
@@ -167,7 +169,10 @@ def number_tasks() -> list[Task]:
                 "Which is greater: {x} or {y}?",
             ],
             ["Which one is larger, {x} or {y}?", "Tell me which is bigger, {x} or {y}."],
-            [({"x": str(a), "y": str(b)}, f"{max(a, b)} is bigger than {min(a, b)}.") for a, b in two],
+            [
+                ({"x": str(a), "y": str(b)}, f"{max(a, b)} is bigger than {min(a, b)}.")
+                for a, b in two
+            ],
         ),
         Task(
             "smaller",
@@ -180,7 +185,10 @@ def number_tasks() -> list[Task]:
                 "Is {x} or {y} smaller?",
             ],
             ["Which one is smaller, {x} or {y}?"],
-            [({"x": str(a), "y": str(b)}, f"{min(a, b)} is smaller than {max(a, b)}.") for a, b in two],
+            [
+                ({"x": str(a), "y": str(b)}, f"{min(a, b)} is smaller than {max(a, b)}.")
+                for a, b in two
+            ],
         ),
         Task(
             "number word",
@@ -199,14 +207,24 @@ def number_tasks() -> list[Task]:
         Task(
             "double",
             0.6,
-            ["What is twice {x}?", "Double {x}.", "What is the double of {x}?", "What is two times {x}?"],
+            [
+                "What is twice {x}?",
+                "Double {x}.",
+                "What is the double of {x}?",
+                "What is two times {x}?",
+            ],
             ["How much is twice {x}?"],
             cases([(str(n), str(2 * n)) for n in NUMBERS], "Twice {x} is {y}."),
         ),
         Task(
             "half",
             0.4,
-            ["What is half of {x}?", "Halve {x}.", "How much is half of {x}?", "What is one half of {x}?"],
+            [
+                "What is half of {x}?",
+                "Halve {x}.",
+                "How much is half of {x}?",
+                "What is one half of {x}?",
+            ],
             ["Tell me half of {x}."],
             cases([(str(2 * n), str(n)) for n in NUMBERS], "Half of {x} is {y}."),
         ),
@@ -219,7 +237,10 @@ def calendar_tasks() -> list[Task]:
         (f"What is the {facts.ORDINALS[i]} month", f"The {facts.ORDINALS[i]} month is {m}.")
         for i, m in enumerate(months)
     ] + [
-        (f"What is the {facts.ORDINALS[i]} day of the week", f"The {facts.ORDINALS[i]} day of the week is {d}.")
+        (
+            f"What is the {facts.ORDINALS[i]} day of the week",
+            f"The {facts.ORDINALS[i]} day of the week is {d}.",
+        )
         for i, d in enumerate(days)
     ]
     out = []
@@ -229,7 +250,9 @@ def calendar_tasks() -> list[Task]:
         for word, rows in (("after", after), ("before", before)):
             ask = [a.replace("KIND", kind).replace("WORD", word) for a in phrases.NEXT_ASK]
             held = [a.replace("KIND", kind).replace("WORD", word) for a in phrases.NEXT_HELD]
-            out.append(Task(f"{kind} {word}", 0.9, ask, held, cases(rows, f"{{y}} comes {word} {{x}}.")))
+            out.append(
+                Task(f"{kind} {word}", 0.9, ask, held, cases(rows, f"{{y}} comes {word} {{x}}."))
+            )
     today = [(x, days[(i + 1) % 7], days[i - 1]) for i, x in enumerate(days)]
     return [
         *out,
@@ -260,10 +283,20 @@ def calendar_tasks() -> list[Task]:
             ["Tell me how many days {x} has.", "What number of days does {x} have?"],
             cases(facts.MONTHS, "{x} has {y} days."),
         ),
-        Task("order", 0.8, ["{x}?", "{x}", "Tell me: {x}?"], ["Please tell me: {x}?"],
-             [({"x": q}, a) for q, a in in_order]),
-        Task("list", 0.8, ["{x}.", "Please {x}.", "Can you {x}?"], ["Could you {x}?"],
-             [({"x": q}, a) for q, a in phrases.LISTS]),
+        Task(
+            "order",
+            0.8,
+            ["{x}?", "{x}", "Tell me: {x}?"],
+            ["Please tell me: {x}?"],
+            [({"x": q}, a) for q, a in in_order],
+        ),
+        Task(
+            "list",
+            0.8,
+            ["{x}.", "Please {x}.", "Can you {x}?"],
+            ["Could you {x}?"],
+            [({"x": q}, a) for q, a in phrases.LISTS],
+        ),
     ]
 
 
@@ -316,7 +349,14 @@ def talk_tasks() -> list[Task]:
 
 
 def all_tasks() -> list[Task]:
-    return [*talk_tasks(), *help_tasks(), *number_tasks(), *calendar_tasks(), *word_tasks(), *unknown_tasks()]
+    return [
+        *talk_tasks(),
+        *help_tasks(),
+        *number_tasks(),
+        *calendar_tasks(),
+        *word_tasks(),
+        *unknown_tasks(),
+    ]
 
 
 # --- how people type -------------------------------------------------------------------------

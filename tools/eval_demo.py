@@ -79,7 +79,9 @@ def main() -> None:
     args = parser.parse_args()
     write = sys.stdout.write
     if not args.wrong:
-        write("| model | MB | exact, new phrasing | exact, new pair | perplexity |\n|---|---|---|---|---|\n")
+        write(
+            "| model | MB | exact, new phrasing | exact, new pair | perplexity |\n|---|---|---|---|---|\n"
+        )
     for path in args.models:
         model = Model(path, threads=args.threads)
         score: dict[str, list[bool]] = defaultdict(list)
@@ -87,7 +89,9 @@ def main() -> None:
             score[kind].append(given == right)
             if args.wrong and given != right:
                 write(f"{kind} | {task} | {question} | {right} | {given}\n")
-        rates = [f"{100 * np.mean(v):.1f} % of {len(v)}" for _, v in sorted(score.items(), reverse=True)]
+        rates = [
+            f"{100 * np.mean(v):.1f} % of {len(v)}" for _, v in sorted(score.items(), reverse=True)
+        ]
         if not args.wrong:
             value, _ = perplexity(model, args.samples, args.seed)
             size = path.stat().st_size / 1e6

@@ -182,7 +182,9 @@ class ChannelMix(nn.Module):
         self.value = linear(width, 4 * width, 0.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.value(torch.relu(self.key(torch.addcmul(x, shift(x), self.x_k))).square())
+        out: Tensor = self.value(
+            torch.relu(self.key(torch.addcmul(x, shift(x), self.x_k))).square()
+        )
         return out
 
 
@@ -299,7 +301,9 @@ def rows(
         yield tokens + [0] * pad, teach + [False] * pad
 
 
-def batches(source: Iterator[tuple[list[int], list[bool]]], size: int) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(
+    source: Iterator[tuple[list[int], list[bool]]], size: int
+) -> Iterator[tuple[Tensor, Tensor]]:
     while True:
         picked = [next(source) for _ in range(size)]
         yield torch.tensor([r[0] for r in picked]), torch.tensor([r[1] for r in picked])
@@ -438,7 +442,9 @@ def report(log: TextIO, schedule: Schedule, loss: float, tokens: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder for demo.model and demo.pth")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for demo.model and demo.pth"
+    )
     parser.add_argument("--minutes", type=float, default=90)
     parser.add_argument("--steps", type=int, default=1_000_000)
     parser.add_argument("--width", type=int, default=256, help="a multiple of 64")

@@ -100,7 +100,10 @@ class Trail:
 
 def stop_bytes(stop: str | Sequence[str]) -> list[bytes]:
     """The stop strings as bytes; raises ValueError for an empty one."""
-    stops = [text.encode() for text in ([stop] if isinstance(stop, str) else stop)]
+    stops = [
+        text.encode("utf-8", "surrogateescape")
+        for text in ([stop] if isinstance(stop, str) else stop)
+    ]
     if b"" in stops:
         raise ValueError("stop: found an empty string, expected some text")
     return stops

@@ -25,6 +25,8 @@ STORAGE_NAMES = {"f32": "FloatStorage", "f16": "HalfStorage", "bf16": "BFloat16S
 SAFETENSORS_NAMES = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
 
 
+SHAPE = tiny.Shape(128, 64, 3, 512, 300, ranks=(24, 20, 12, 40), unused_v="own")
+
 VOCABULARY = r"""1 'a' 1
 2 'b"\'c' 4
 3 b'\xff\x00' 2
@@ -39,7 +41,7 @@ def write(folder: Path, data: bytes, name: str = "some model.pth") -> Path:
     return path
 
 
-def weights_of(shape: tiny.Shape = tiny.SHAPES["d128"]) -> Weights:
+def weights_of(shape: tiny.Shape = SHAPE) -> Weights:
     """Those of tests/python/tiny.py with the shapes that a trainer saves: [1, 1, D]."""
     lerps = tuple(f".x_{x}" for x in "rwkvag")
     wide = (".w0", ".a0", ".v0", ".k_k", ".k_a", *lerps)

@@ -100,7 +100,7 @@ def test_types(
 
 
 def test_columns_that_fit_no_block_stay_f16(tmp_path: Path, vocab: Path) -> None:
-    shape = dataclasses.replace(tiny.SHAPES["d128"], ffn=360)
+    shape = dataclasses.replace(ck.SHAPE, ffn=360)
     weights = ck.weights_of(shape)
     target = tmp_path / "out.gguf"
     convert(ck.write(tmp_path, ck.pth_of(weights)), target, type="q4_0", vocab=vocab)
@@ -141,7 +141,7 @@ VARIANTS: dict[str, Callable[[Weights], bytes]] = {
 @pytest.mark.parametrize("shape", ["d128", "square"])
 def test_variants_give_the_same_file(tmp_path: Path, vocab: Path, variant: str, shape: str) -> None:
     """ "square": one of the small matrices is as wide as the model, so its shape says nothing."""
-    real = tiny.SHAPES["d128"]
+    real = ck.SHAPE
     if shape == "square":
         real = dataclasses.replace(real, ranks=(128, 20, 12, 40))
     weights = ck.weights_of(real)
@@ -164,7 +164,7 @@ def test_half_precision_checkpoints(tmp_path: Path, vocab: Path, kind: str) -> N
 
 
 def test_one_block(tmp_path: Path, vocab: Path) -> None:
-    shape = dataclasses.replace(tiny.SHAPES["d128"], layers=1)
+    shape = dataclasses.replace(ck.SHAPE, layers=1)
     weights = ck.weights_of(shape)
     target = tmp_path / "out.gguf"
     convert(ck.write(tmp_path, ck.pth_of(weights)), target, vocab=vocab)
@@ -327,7 +327,7 @@ def growth(call: str) -> int:
 def test_memory_does_not_grow_with_the_file(tmp_path: Path, vocab: Path) -> None:
     """A checkpoint of 570 MB, all of it a hole in the file, through convert and then quantize."""
     rows, width = 65536, 1024
-    shape = dataclasses.replace(tiny.SHAPES["d128"], width=width, layers=1)
+    shape = dataclasses.replace(ck.SHAPE, width=width, layers=1)
     weights = tiny.random_weights(shape, seed=5)
     header: dict[str, Any] = {}
     end = 0

@@ -107,7 +107,7 @@ def test_missing_vocabulary_says_both_ways(tmp_path: Path, monkeypatch: pytest.M
 def test_world_vocabulary(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match=r"id 65529, but the model has 300 embeddings"):
         converted(tmp_path)
-    shape = dataclasses.replace(tiny.SHAPES["d128"], vocab=65536, layers=1)
+    shape = dataclasses.replace(ck.SHAPE, vocab=65536, layers=1)
     path = ck.write(tmp_path, ck.pth_of(tiny.random_weights(shape, 5)), "world")
     convert(path, tmp_path / "out.gguf")
     file = ModelFile(str(tmp_path / "out.gguf"))

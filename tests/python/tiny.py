@@ -63,6 +63,7 @@ class Gguf:
     alignment: int = 32
     n_keys: int | None = None
     n_tensors: int | None = None
+    patches: list[tuple[int, bytes]] = field(default_factory=list)  # bytes to lay over the file
 
     def put(self, key: str, kind: int, value: Any) -> None:
         """Set a key; an earlier one of that name is replaced in its place."""
@@ -109,6 +110,8 @@ class Gguf:
             end = min(start + offset, 1 << 24)  # an absurd offset needs no absurd file
             out.extend(bytes(max(0, end - len(out))))
             out[end : end + len(entry.data)] = entry.data
+        for at, raw in self.patches:
+            out[at : at + len(raw)] = raw
         return bytes(out)
 
 
