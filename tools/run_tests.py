@@ -34,7 +34,9 @@ def main(presets: Sequence[str]) -> None:
         for preset in presets:
             cpp_tests(preset)
         return
-    sources = [str(p) for kind in ("h", "cpp", "inl") for p in sorted(ROOT.glob(f"cpp/**/*.{kind}"))]
+    sources = [
+        str(p) for kind in ("h", "cpp", "inl") for p in sorted(ROOT.glob(f"cpp/**/*.{kind}"))
+    ]
     run("ruff", "check", ".")
     run("ruff", "format", "--check", ".")
     run("mypy")

@@ -41,6 +41,12 @@ inline float sum8(F32 v) {
 
 #include "kernels/float_kernels.inl"
 
+// The hardware does not follow many short rows at once. So a decode step asks for the next group of rows,
+// which lies in one piece behind this one, at the pace at which it uses this one up.
+inline void prefetch(const void* p, size_t bytes) {
+    for (size_t at = 0; at < bytes; at += 64) _mm_prefetch((const char*)p + at, _MM_HINT_T0);
+}
+
 // --- matmul: float types. One eight-lane sum per (row, token), several in flight. ---
 
 struct Half {
@@ -71,6 +77,8 @@ inline void dot_float(const Weight* const* rows, const float* x, int64_t cols, f
         for (int t = 0; t < kTokens; ++t) sums[r][t] = set(0.0f);
     int64_t k = 0;
     for (; k + 8 <= cols; k += 8) {
+        if (kTokens == 1 && kRows > 1)
+            prefetch(rows[0] + kRows * (cols + k), kRows * 8 * sizeof(Weight));
         F32 xs[kTokens];
         for (int t = 0; t < kTokens; ++t) xs[t] = load(x + t * cols + k);
         for (int r = 0; r < kRows; ++r) {
@@ -330,12 +338,6 @@ inline void store_rows(float* y, F32 v, int64_t n) {
     float lanes[8];
     store(lanes, v);
     memcpy(y, lanes, (size_t)n * sizeof(float));
-}
-
-// The hardware does not follow eight short rows at once; the next eight rows, which lie in one
-// piece behind these, are asked for at the pace at which these are used up.
-inline void prefetch(const char* p, size_t bytes) {
-    for (size_t at = 0; at < bytes; at += 64) _mm_prefetch(p + at, _MM_HINT_T0);
 }
 
 template <class Block>
