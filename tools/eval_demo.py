@@ -3,16 +3,15 @@
 
     python tools/eval_demo.py demo-f32.gguf demo-q8_0.gguf
 
-prints a table: the rate of answers that are right to the letter, for new phrasings and for known
-phrasings with a subject they were not trained with, and the perplexity of the answers and stories
-in held-out conversations. `--wrong` lists each wrong answer instead.
+prints a table: the rate of answers that are right to the letter, for new phrasings, for known
+phrasings with a subject they were not trained with, and for names told two turns before; and the
+perplexity of the answers and stories in held-out conversations. `--wrong` lists the wrong answers
+instead.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
-from collections import defaultdict
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -21,12 +20,14 @@ import demo_text
 import numpy as np
 from rwkv_edge import Model, Session
 
+HEADER = """\
+| model | MB | exact, new phrasing | exact, new pair | exact, new name | perplexity |
+|---|---:|---:|---:|---:|---:|"""
 LONGEST = 120  # tokens; the longest answer of one case has about 70
 
 
-def answer(model: Model, session: Session, question: str) -> str:
-    """The most likely answer, token by token, from an empty state."""
-    session.reset()
+def reply(model: Model, session: Session, question: str) -> str:
+    """The most likely answer, token by token, to the next turn of the session's conversation."""
     logits = session.feed(model.tokenizer.encode(f"User: {question}\n\nAssistant:"))
     tokens: list[int] = []
     text = ""
@@ -40,15 +41,20 @@ def answer(model: Model, session: Session, question: str) -> str:
     return text.strip()
 
 
-def exact(model: Model, per_task: int, seed: int) -> Iterator[tuple[str, str, str, str, str]]:
+def answers(model: Model, per_task: int, seed: int) -> Iterator[tuple[str, str, str, str, str]]:
     """(set, task, question, right answer, given answer) for each held-out question."""
     session = model.session()
     for kind, task, question, right in demo_text.held_out(seed, per_task):
-        yield kind, task, question, right, answer(model, session, question)
+        session.reset()
+        yield kind, task, question, right, reply(model, session, question)
+    for questions, right in demo_text.held_names(seed, 10 * per_task):
+        session.reset()
+        given = [reply(model, session, question) for question in questions]
+        yield "name", "name", " / ".join(questions), right, given[-1]
 
 
-def perplexity(model: Model, count: int, seed: int) -> tuple[float, int]:
-    """Of the taught tokens in held-out conversations; also how many tokens that were."""
+def perplexity(model: Model, count: int, seed: int) -> float:
+    """Of the taught tokens in held-out conversations."""
     total, taught_tokens = 0.0, 0
     session = model.session()
     for sample in islice(demo_text.samples(seed, demo_text.HeldWriter), count):
@@ -65,37 +71,32 @@ def perplexity(model: Model, count: int, seed: int) -> tuple[float, int]:
         losses = spread - logits[np.arange(len(tokens) - 1), tokens[1:]]
         total += float(losses[taught[1:]].sum())
         taught_tokens += sum(taught[1:])
-    return float(np.exp(total / taught_tokens)), taught_tokens
+    return float(np.exp(total / taught_tokens))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("models", nargs="+", type=Path)
     parser.add_argument("--per-task", type=int, default=10, help="questions of each task and set")
     parser.add_argument("--samples", type=int, default=200, help="conversations for the perplexity")
     parser.add_argument("--seed", type=int, default=1000)
     parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--wrong", action="store_true", help="list the wrong answers")
+    parser.add_argument("--wrong", action="store_true", help="list the wrong answers instead")
     args = parser.parse_args()
-    write = sys.stdout.write
     if not args.wrong:
-        write(
-            "| model | MB | exact, new phrasing | exact, new pair | perplexity |\n|---|---|---|---|---|\n"
-        )
+        print(HEADER)
     for path in args.models:
         model = Model(path, threads=args.threads)
-        score: dict[str, list[bool]] = defaultdict(list)
-        for kind, task, question, right, given in exact(model, args.per_task, args.seed):
+        score: dict[str, list[bool]] = {"phrasing": [], "pair": [], "name": []}
+        for kind, task, question, right, given in answers(model, args.per_task, args.seed):
             score[kind].append(given == right)
             if args.wrong and given != right:
-                write(f"{kind} | {task} | {question} | {right} | {given}\n")
-        rates = [
-            f"{100 * np.mean(v):.1f} % of {len(v)}" for _, v in sorted(score.items(), reverse=True)
-        ]
+                print(kind, task, question, right, given, sep=" | ")
         if not args.wrong:
-            value, _ = perplexity(model, args.samples, args.seed)
+            rates = " | ".join(f"{100 * np.mean(v):.1f} % of {len(v)}" for v in score.values())
             size = path.stat().st_size / 1e6
-            write(f"| {path.name} | {size:.2f} | {' | '.join(rates)} | {value:.4f} |\n")
+            value = perplexity(model, args.samples, args.seed)
+            print(f"| {path.name} | {size:.2f} | {rates} | {value:.4f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,10 @@ def dequantize(data: NDArray[np.uint8], type: str) -> NDArray[np.float32]:
     """[..., row_bytes] blocks to [..., cols] floats."""
 
 def isa() -> str:
-    """The kernel level in use. UnsupportedError where RWKV_EDGE_ISA names another than isa_levels()."""
+    """The kernel level in use.
+
+    UnsupportedError where the variable RWKV_EDGE_ISA names none of isa_levels().
+    """
 
 def isa_levels() -> list[str]: ...
 def read_bandwidth(threads: int) -> float:

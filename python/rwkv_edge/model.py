@@ -262,13 +262,13 @@ class Session:
         if max_tokens < 0:
             raise ValueError(f"max_tokens: found {max_tokens}, expected at least 0")
         sampler = _core.Sampler(
-            temperature,
-            top_k,
-            top_p,
-            presence_penalty,
-            frequency_penalty,
-            penalty_decay,
-            secrets.randbits(63) if seed is None else seed,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            penalty_decay=penalty_decay,
+            seed=secrets.randbits(63) if seed is None else seed,
         )
         encode = self.model.tokenizer.encode
         tokens = encode(prompt) if isinstance(prompt, str) else list(prompt)

@@ -58,7 +58,11 @@ struct MatmulCase {
     AlignedVector<uint8_t> scratch;
 
     MatmulCase(Type kind, int64_t n_rows, int64_t n_cols, int64_t n_tokens)
-        : type(kind), rows(n_rows), cols(n_cols), tokens(n_tokens), shift(kind == Type::F32 ? 4 : 2) {
+        : type(kind),
+          rows(n_rows),
+          cols(n_cols),
+          tokens(n_tokens),
+          shift(kind == Type::F32 ? 4 : 2) {
         const auto values = static_cast<size_t>(tokens * cols);
         scratch.resize(static_cast<size_t>(matmul_scratch_bytes(cols)));
         weights.resize(static_cast<size_t>(shift + rows * row_bytes()));
@@ -106,7 +110,8 @@ struct MatmulCase {
         }
         for (float& v : x) v = normal(rng);
         if (!is_plain(type))
-            kernels.quantize_activation(x.data(), tokens * cols, q.data(), scale.data(), sum.data());
+            kernels.quantize_activation(x.data(), tokens * cols, q.data(), scale.data(),
+                                        sum.data());
     }
 
     void add_up() {
@@ -135,8 +140,16 @@ struct MatmulCase {
     }
 
     MatmulArgs args(float* y, int64_t y_stride) {
-        return {weights.data() + shift, row_bytes(), cols, 0, rows,
-                {x.data(), q.data(), scale.data(), sum.data()}, tokens, y, y_stride, scratch.data()};
+        return {weights.data() + shift,
+                row_bytes(),
+                cols,
+                0,
+                rows,
+                {x.data(), q.data(), scale.data(), sum.data()},
+                tokens,
+                y,
+                y_stride,
+                scratch.data()};
     }
 
 private:

@@ -92,13 +92,13 @@ TEST(types_are_found_by_id_and_by_name) {
 TEST(rounding_stays_within_half_a_step) {
     struct Steps {
         const char* name;
-        int range;      // codes from the smallest to the largest value
-        int reach;      // largest code times step, where the half's rounding shows most
+        int range;  // codes from the smallest to the largest value
+        int reach;  // largest code times step, where the half's rounding shows most
         bool symmetric;
     };
-    for (const Steps& s : {Steps{"q8_0", 254, 127, true}, Steps{"q4_0", 16, 8, true},
-                           Steps{"q5_0", 32, 16, true}, Steps{"q4_1", 15, 15, false},
-                           Steps{"q5_1", 31, 31, false}}) {
+    for (const Steps& s :
+         {Steps{"q8_0", 254, 127, true}, Steps{"q4_0", 16, 8, true}, Steps{"q5_0", 32, 16, true},
+          Steps{"q4_1", 15, 15, false}, Steps{"q5_1", 31, 31, false}}) {
         const Floats x = normals(1, 32 * 500);
         const Floats y = there_and_back(*find_type(s.name), x);
         for (size_t b = 0; b < x.size(); b += 32) {

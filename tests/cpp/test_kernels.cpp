@@ -70,12 +70,14 @@ TEST(elementwise_kernels_are_exact) {
     const Kernels& k = kernels();
     for (int64_t n : kLengths) {
         const Floats x = integers(rng, n), z = integers(rng, n), mix = integers(rng, n);
-        check_exact(z, [&](float* y) { k.add(x.data(), n, y); }, [&](size_t i) { return z[i] + x[i]; });
+        check_exact(
+            z, [&](float* y) { k.add(x.data(), n, y); }, [&](size_t i) { return z[i] + x[i]; });
         // These may work in place.
-        check_exact(x, [&](float* y) { k.mul(y, z.data(), n, y); },
-                    [&](size_t i) { return x[i] * z[i]; });
-        check_exact(x, [&](float* y) { k.lerp(y, z.data(), mix.data(), n, y); },
-                    [&](size_t i) { return x[i] + (z[i] - x[i]) * mix[i]; });
+        check_exact(
+            x, [&](float* y) { k.mul(y, z.data(), n, y); }, [&](size_t i) { return x[i] * z[i]; });
+        check_exact(
+            x, [&](float* y) { k.lerp(y, z.data(), mix.data(), n, y); },
+            [&](size_t i) { return x[i] + (z[i] - x[i]) * mix[i]; });
     }
 }
 
@@ -83,8 +85,9 @@ TEST(relu2_is_exact_for_any_length) {
     Random rng(7);
     for (int64_t n = 1; n <= 41; ++n) {
         const Floats z = integers(rng, n);
-        check_exact(z, [&](float* y) { kernels().relu2(y, n); },
-                    [&](size_t i) { return z[i] > 0 ? z[i] * z[i] : 0.0f; });
+        check_exact(
+            z, [&](float* y) { kernels().relu2(y, n); },
+            [&](size_t i) { return z[i] > 0 ? z[i] * z[i] : 0.0f; });
     }
 }
 
@@ -163,8 +166,8 @@ TEST(layer_norm_is_within_its_bound) {
         for (size_t i = 0; i < x.size(); ++i) {
             const double right = (x[i] - mean) * scale * weight[i] + bias[i];
             const double steps = static_cast<double>(n) / 8 + 8 + 8;
-            const double bound = steps * 0x1p-24 * (2 * largest * scale * std::fabs(weight[i]) +
-                                                    std::fabs(bias[i]));
+            const double bound =
+                steps * 0x1p-24 * (2 * largest * scale * std::fabs(weight[i]) + std::fabs(bias[i]));
             CHECK_CASE(std::fabs(y[static_cast<int64_t>(i)] - right) <= bound, std::to_string(n));
         }
     }

@@ -137,8 +137,7 @@ TEST(q8_0_weights_of_minus_128_are_survived) {
     c.add_up();
     Guarded y(8);
     multiply(c.args(y.data(), 4), Type::Q8_0);
-    for (int64_t i = 0; i < 8; ++i)
-        CHECK(y[i] == static_cast<float>(c.answer(i % 4, i / 4).value));
+    for (int64_t i = 0; i < 8; ++i) CHECK(y[i] == static_cast<float>(c.answer(i % 4, i / 4).value));
 }
 
 // The largest codes at once: sums of byte products must not saturate.
@@ -154,7 +153,10 @@ TEST(extreme_codes_do_not_saturate) {
                 const int64_t codes = type == Type::Q8_0 ? 2 : type == Type::Q4_0 ? 2 : 4;
                 uint8_t* block = c.row(r) + b * bytes;
                 const int64_t from = type == Type::Q5_0 ? 2 : codes;
-                std::memset(block + from, r % 2 == 0 ? 0 : type == Type::Q8_0 ? 0x81 : 0xff,
+                std::memset(block + from,
+                            r % 2 == 0           ? 0
+                            : type == Type::Q8_0 ? 0x81
+                                                 : 0xff,
                             static_cast<size_t>(bytes - from));
             }
         for (size_t i = 0; i < c.q.size(); ++i) c.q[i] = i < 96 ? 127 : -127;
@@ -172,7 +174,8 @@ TEST(zeros_and_denormal_scales_are_exact) {
         MatmulCase c(type, 3, 64, 2);
         Random rng(7);
         c.fill_exactly(rng);
-        for (int64_t r = 0; r < c.rows; ++r) std::memset(c.row(r), 0, static_cast<size_t>(c.row_bytes()));
+        for (int64_t r = 0; r < c.rows; ++r)
+            std::memset(c.row(r), 0, static_cast<size_t>(c.row_bytes()));
         Guarded y(6);
         multiply(c.args(y.data(), 3), type);
         for (int64_t i = 0; i < 6; ++i) CHECK_CASE(y[i] == 0.0f, c.name());

@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "sampler.h"
-
 #include <cmath>
 #include <map>
 #include <set>
 #include <stdexcept>
 
 #include "check.h"
+#include "sampler.h"
 
 using namespace rwkv_edge;
 
@@ -14,7 +13,8 @@ namespace {
 
 using Logits = std::vector<float>;
 
-std::map<int32_t, double> frequencies(const SamplerOptions& options, const Logits& logits, int draws) {
+std::map<int32_t, double> frequencies(const SamplerOptions& options, const Logits& logits,
+                                      int draws) {
     Sampler sampler(options);
     std::map<int32_t, double> out;
     for (int i = 0; i < draws; ++i) out[sampler.sample(logits)] += 1.0 / draws;
@@ -83,8 +83,8 @@ TEST(a_large_vocabulary_with_top_p_1_is_not_greedy) {
 }
 
 TEST(penalties_count_and_decay) {
-    const SamplerOptions options{.temperature = 0, .presence_penalty = 1.0, .frequency_penalty = 0.5,
-                                 .penalty_decay = 0.5};
+    const SamplerOptions options{
+        .temperature = 0, .presence_penalty = 1.0, .frequency_penalty = 0.5, .penalty_decay = 0.5};
     Sampler sampler(options);
     sampler.accept(0);
     // Token 0 stands at 10 - 1 - 0.5.
@@ -115,7 +115,8 @@ TEST(options_out_of_range_are_refused) {
     CHECK_THROWS(std::invalid_argument, "top_p is 1.5", Sampler({.top_p = 1.5}));
     CHECK_THROWS(std::invalid_argument, "top_k is -1", Sampler({.top_k = -1}));
     CHECK_THROWS(std::invalid_argument, "penalty_decay", Sampler({.penalty_decay = 1.1}));
-    CHECK_THROWS(std::invalid_argument, "presence_penalty", Sampler({.presence_penalty = INFINITY}));
+    CHECK_THROWS(std::invalid_argument, "presence_penalty",
+                 Sampler({.presence_penalty = INFINITY}));
 }
 
 TEST(logits_without_a_maximum_are_refused) {

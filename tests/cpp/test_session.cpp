@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Sessions over a shared model: their states, their independence, two of them in two threads.
-#include "session.h"
-
 #include <cmath>
 #include <thread>
 
 #include "check.h"
+#include "session.h"
 #include "tiny_model.h"
 
 using namespace rwkv_edge;
@@ -47,7 +46,8 @@ TEST(logits_are_finite_and_differ) {
     Session session(model(1));
     const Floats logits = feed_all(session, prompt(150));
     for (float l : logits) CHECK(std::isfinite(l));
-    CHECK(Floats(logits.begin(), logits.begin() + kVocab) != Floats(logits.end() - kVocab, logits.end()));
+    CHECK(Floats(logits.begin(), logits.begin() + kVocab) !=
+          Floats(logits.end() - kVocab, logits.end()));
 }
 
 TEST(chunks_and_threads_change_no_bit) {
@@ -100,7 +100,8 @@ TEST(a_wrong_token_changes_nothing) {
     feed_last(session, prompt(3));
     const Floats before = session.state();
     for (int32_t wrong : {-1, 40, 1 << 30}) {
-        CHECK_THROWS(std::invalid_argument, "token 2 is " + std::to_string(wrong), feed_last(session, Ids{1, 2, wrong}));
+        CHECK_THROWS(std::invalid_argument, "token 2 is " + std::to_string(wrong),
+                     feed_last(session, Ids{1, 2, wrong}));
         CHECK(session.state() == before);
     }
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The recurrence of RWKV-7 at the active kernel level: exact on small integers, the same bits however a
-// prompt is cut, and without drift over thousands of steps.
+// The recurrence of RWKV-7 at the active kernel level: exact on small integers, the same bits
+// however a prompt is cut, and without drift over thousands of steps.
 #include "check.h"
 #include "kernels/dispatch.h"
 #include "matmul_case.h"

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A GGUF file in memory, and the smallest RWKV-7 in it: for the tests of everything above the kernels.
+// A GGUF file in memory, and the smallest RWKV-7 in it: for the tests of everything above the
+// kernels.
 #pragma once
 
 #include <cmath>
@@ -28,7 +29,8 @@ public:
         ++key_count_;
     }
     // dims as the file has them: columns first.
-    void tensor(const std::string& name, const std::vector<uint64_t>& dims, const std::vector<float>& x) {
+    void tensor(const std::string& name, const std::vector<uint64_t>& dims,
+                const std::vector<float>& x) {
         string(headers_, name);
         append(headers_, static_cast<uint32_t>(dims.size()));
         for (uint64_t n : dims) append(headers_, n);
@@ -44,7 +46,8 @@ public:
         append(out, uint32_t{3});
         append(out, tensor_count_);
         append(out, key_count_);
-        for (const auto* part : {&keys_, &headers_}) out.insert(out.end(), part->begin(), part->end());
+        for (const auto* part : {&keys_, &headers_})
+            out.insert(out.end(), part->begin(), part->end());
         out.resize((out.size() + 31) / 32 * 32);
         out.insert(out.end(), data_.begin(), data_.end());
         return out;
@@ -83,7 +86,8 @@ inline std::vector<std::byte> tiny_rwkv7(unsigned seed, const TinyShape& s = {})
     number("wkv.head_size", s.head_size);
     file.key("rwkv7.attention.layer_norm_epsilon", ValueType::F32, 1e-5f);
 
-    const auto random = [&](const std::string& name, std::vector<uint64_t> dims, float mean, float spread) {
+    const auto random = [&](const std::string& name, std::vector<uint64_t> dims, float mean,
+                            float spread) {
         std::normal_distribution<float> normal(mean, spread);
         uint64_t n = 1;
         for (uint64_t d : dims) n *= d;
@@ -113,8 +117,10 @@ inline std::vector<std::byte> tiny_rwkv7(unsigned seed, const TinyShape& s = {})
             matrix(mix + letter + "2", s.width, s.rank);
             if (letter[0] != 'g') random(mix + letter + "0.weight", {s.width}, 0.0f, 1.0f);
         }
-        for (const char* name : {"k_k", "k_a", "r_k"}) random(mix + name + ".weight", {s.width}, 0.8f, 0.2f);
-        for (const char* name : {"receptance", "key", "value", "output"}) matrix(mix + name, s.width, s.width);
+        for (const char* name : {"k_k", "k_a", "r_k"})
+            random(mix + name + ".weight", {s.width}, 0.8f, 0.2f);
+        for (const char* name : {"receptance", "key", "value", "output"})
+            matrix(mix + name, s.width, s.width);
         random(block + "channel_mix_lerp_k.weight", {s.width}, 0.5f, 0.2f);
         matrix(block + "channel_mix_key", s.ffn, s.width);
         matrix(block + "channel_mix_value", s.width, s.ffn);

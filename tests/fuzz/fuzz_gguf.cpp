@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// Any bytes either make a model, which then runs a token, or end in one of our errors. Sanitizers watch.
+// Any bytes either make a model, which then runs a token, or end in one of our errors. Sanitizers
+// watch.
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <span>
 #include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "base/error.h"
@@ -15,6 +17,17 @@ using namespace rwkv_edge;
 
 namespace {
 
+// Any list of strings may be taken for a vocabulary.
+void tokenize(const MetaValue& list) {
+    const auto strings = list.strings();
+    try {
+        const auto vocabulary = WorldTokenizer::from_gguf({strings.begin(), strings.end()}, {}, "");
+        for (const std::string_view text : strings) (void)vocabulary.encode(text);
+    } catch (const FormatError&) {
+    } catch (const std::invalid_argument&) {  // a byte that no token covers
+    }
+}
+
 // Reads everything a file can say: each value in each form, each tensor's first and last byte.
 void touch(const ModelFile& file) {
     for (const std::string& key : file.keys()) {
@@ -22,7 +35,7 @@ void touch(const ModelFile& file) {
         if (value.type == ValueType::String) {
             (void)value.text();
         } else if (value.element == ValueType::String) {
-            (void)value.strings();
+            tokenize(value);
         } else if (value.count > 0) {
             (void)value.integer(value.count - 1);
             (void)value.number(0);

@@ -19,7 +19,8 @@ def every_value_type() -> tiny.Gguf:
         file.put(f"scalar.{kind}", kind, 1)
         file.put(f"array.{kind}", tiny.ARRAY, tiny.array(kind, [1, 0, 1]))
     file.put("text", tiny.STRING, "caf\u00e9")
-    file.put("texts", tiny.ARRAY, tiny.array(tiny.STRING, ["", "a", "b" * 40]))
+    texts = ["", "a", "ab", "b" * 40, "\\x61\\t", "\\xe4\\xbd\\xa0", "[PAD6]"]
+    file.put("texts", tiny.ARRAY, tiny.array(tiny.STRING, texts))
     return file
 
 

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A sampler that says what a test wants it to say, in place of the engine's."""
+"""Models and a sampler that say what a test wants them to say."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import pytest
+import tiny
 from numpy.typing import NDArray
 from rwkv_edge import Model, Session, _core
 
@@ -22,13 +24,25 @@ def byte_tokens(text: str | bytes) -> list[int]:
     return [1 + byte for byte in data]
 
 
+def talkative_model(folder: Path) -> Path:
+    """A random model in float32 that never ends a text of its own accord."""
+    made = tiny.tiny_model(tiny.SHAPES["d128"], "f32", 1)
+    head = made.file.tensor("output.weight")
+    rows = np.frombuffer(head.data, np.float32).reshape(head.dims[::-1]).copy()
+    rows[[0, TURN_END, *byte_tokens("\n")]] = 0  # far from the likeliest
+    head.data = rows.tobytes()
+    return tiny.write(folder, "talkative.gguf", made)
+
+
 class ScriptedSampler:
     """Takes its tokens from `script`; an exception in it is raised."""
 
     script: ClassVar[list[int | type[BaseException]]] = []
     accepted: ClassVar[list[tuple[int, float]]] = []
+    options: ClassVar[dict[str, float]] = {}
 
-    def __init__(self, *_: float) -> None: ...
+    def __init__(self, **options: float) -> None:
+        self.options.update(options)
 
     def sample(self, logits: NDArray[np.float32]) -> int:
         token = self.script.pop(0)

@@ -17,12 +17,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import checkpoints
 import numpy as np
 import pytest
 import tiny
 from click.testing import CliRunner
-from conftest import GetModel
-from rwkv_edge import cli, terminal
+from rwkv_edge import Model, chat, cli, terminal
+from scripted import talkative_model
 
 PROGRAM = [sys.executable, "-m", "rwkv_edge"]
 # Makes the pseudo-terminal the one whose Ctrl-C reaches the program.
@@ -37,8 +38,8 @@ GREEDY = ["--temperature", "0", "--max-tokens", "20"]
 
 
 @pytest.fixture(scope="module")
-def model(tiny_model: GetModel) -> Path:
-    return tiny_model("f32", "d128")[0]
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return talkative_model(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")
@@ -137,41 +138,41 @@ def run(*arguments: str | Path, stdin: str | bytes = "") -> subprocess.Completed
 
 
 def test_a_conversation(model: Path) -> None:
-    with Terminal("chat", model, *GREEDY) as chat:
-        assert "/help lists the commands" in chat.until("\n> ")
-        first = chat.ask("hello")
-        second = chat.ask("hello")
+    with Terminal("chat", model, *GREEDY) as session:
+        assert "/help lists the commands" in session.until("\n> ")
+        first = session.ask("hello")
+        second = session.ask("hello")
         assert first
         assert first != second  # it remembers the first
-        chat.command("/reset", "a new conversation")
-        assert chat.ask("hello") == first
-        chat.type(CTRL_D)
-        assert chat.ends() == 0
+        session.command("/reset", "a new conversation")
+        assert session.ask("hello") == first
+        session.type(CTRL_D)
+        assert session.ends() == 0
 
 
 def test_commands(model: Path, tmp_path: Path) -> None:
-    with Terminal("chat", model) as chat:
-        chat.until("\n> ")
-        chat.command("/help", "/save FILE   keep the conversation in a file")
-        chat.command("/save", "/save needs the name of a file")
-        chat.command("/load  ", "/load needs the name of a file")
-        chat.command("/quit", "/quit is no command; /help lists them")
-        chat.command(f"/load {tmp_path}/none", "none: No such file or directory")
-        chat.command(f"/load {model}", "not a saved state")
-        chat.command(f"/save {tmp_path}/none/a", "none: no such folder")
-        chat.type("\n")  # an empty line says nothing
-        chat.until("\n> ")
-        chat.type("/exit\n")
-        assert chat.ends() == 0
+    with Terminal("chat", model) as session:
+        session.until("\n> ")
+        session.command("/help", "/save FILE   keep the conversation in a file")
+        session.command("/save", "/save needs the name of a file")
+        session.command("/load  ", "/load needs the name of a file")
+        session.command("/quit", "/quit is no command; /help lists them")
+        session.command(f"/load {tmp_path}/none", "none: No such file or directory")
+        session.command(f"/load {model}", "not a saved state")
+        session.command(f"/save {tmp_path}/none/a", "none: no such folder")
+        session.type("\n")  # an empty line says nothing
+        session.until("\n> ")
+        session.type("/exit\n")
+        assert session.ends() == 0
 
 
 def test_a_conversation_goes_on_in_another_process(model: Path, tmp_path: Path) -> None:
     path = tmp_path / "a state"
-    with Terminal("chat", model, *GREEDY, "--system", "Be brief.") as chat:
-        chat.until("\n> ")
-        chat.ask("hello")
-        chat.command(f"/save {path}", f"saved in {path}")
-        expected = chat.ask("and then?")
+    with Terminal("chat", model, *GREEDY, "--system", "Be brief.") as session:
+        session.until("\n> ")
+        session.ask("hello")
+        session.command(f"/save {path}", f"saved in {path}")
+        expected = session.ask("and then?")
     with Terminal("chat", model, *GREEDY) as other:
         other.until("\n> ")
         assert other.ask("and then?") != expected
@@ -180,27 +181,30 @@ def test_a_conversation_goes_on_in_another_process(model: Path, tmp_path: Path) 
 
 
 def test_ctrl_c_stops_the_answer_and_keeps_the_conversation(endless: Path, tmp_path: Path) -> None:
-    with Terminal("chat", endless, "--max-tokens", "100000000") as chat:
-        chat.until("\n> ")
+    with Terminal("chat", endless, "--max-tokens", "100000000") as session:
+        session.until("\n> ")
         for _ in range(2):
-            chat.type("hello\n")
-            chat.until("aaaaaaaaaa")
-            chat.type(CTRL_C)
-            assert set(chat.until("\n\n> ")) <= {"a", "^", "C"}
-        chat.command(f"/save {tmp_path}/s", "saved in")
-        chat.type("/exit\n")
-        assert chat.ends() == 0
+            session.type("hello\n")
+            session.until("aaaaaaaaaa")
+            session.type(CTRL_C)
+            assert set(session.until("\n\n> ")) <= {"a", "^", "C"}
+        session.command(f"/save {tmp_path}/s", "saved in")
+        session.type("/exit\n")
+        assert session.ends() == 0
     assert (tmp_path / "s").stat().st_size > 1000
 
 
 def test_ctrl_c_at_the_prompt(model: Path) -> None:
-    with Terminal("chat", model, *GREEDY) as chat:
-        chat.until("\n> ")
-        chat.type("half a line" + CTRL_C)
-        chat.until("(Ctrl-D or /exit leaves)\n> ")
-        assert chat.ask("hello")
-        chat.type(CTRL_D)
-        assert chat.ends() == 0
+    with Terminal("chat", model, *GREEDY) as session:
+        session.until("\n> ")
+        session.type("half a line")
+        session.until("half a line")
+        time.sleep(0.2)  # readline does not look for signals while it takes a key
+        session.type(CTRL_C)
+        session.until("(Ctrl-D or /exit leaves)\n> ")
+        assert session.ask("hello")
+        session.type(CTRL_D)
+        assert session.ends() == 0
 
 
 def test_a_model_cannot_steer_the_terminal(model: Path) -> None:
@@ -216,27 +220,27 @@ def test_a_model_cannot_steer_the_terminal(model: Path) -> None:
 def test_lines_are_remembered(model: Path, tmp_path: Path) -> None:
     pytest.importorskip("readline")
     history = tmp_path / "xdg" / "rwkv-edge" / "history"
-    with Terminal("chat", model, *GREEDY) as chat:
-        chat.until("\n> ")
-        chat.ask("a first line")
-        chat.type(CTRL_D)
-        assert chat.ends() == 0
+    with Terminal("chat", model, *GREEDY) as session:
+        session.until("\n> ")
+        session.ask("a first line")
+        session.type(CTRL_D)
+        assert session.ends() == 0
     assert "a first line" in history.read_text()
-    with Terminal("chat", model, *GREEDY) as chat:
-        chat.until("\n> ")
-        chat.type("\x10\n")  # Ctrl-P, the line before
-        chat.until("a first line")
-        chat.until("\n\n> ")
+    with Terminal("chat", model, *GREEDY) as session:
+        session.until("\n> ")
+        session.type("\x10\n")  # Ctrl-P, the line before
+        session.until("a first line")
+        session.until("\n\n> ")
 
 
 def test_a_history_that_cannot_be_written(model: Path, tmp_path: Path) -> None:
     (tmp_path / "xdg").write_text("not a folder")
-    with Terminal("chat", model, *GREEDY) as chat:
-        chat.until("\n> ")
-        chat.ask("hello")
-        chat.type(CTRL_D)
-        assert chat.ends() == 0
-        assert "Error" not in chat.text
+    with Terminal("chat", model, *GREEDY) as session:
+        session.until("\n> ")
+        session.ask("hello")
+        session.type(CTRL_D)
+        assert session.ends() == 0
+        assert "Error" not in session.text
 
 
 # ---- in pipes -----------------------------------------------------------------------------------
@@ -255,6 +259,32 @@ def test_chat_in_a_pipe(model: Path, tmp_path: Path) -> None:
     assert answers("hello\n/reset\nhello\n/exit\nhello\n") == one + one
     assert answers(f"hello\n/save {tmp_path}/s\nhello\n") == two
     assert answers(f"/load {tmp_path}/s\nhello") == two.removeprefix(one)
+
+
+def test_the_options_of_chat(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: dict[str, object] = {}
+    asked: dict[str, object] = {}
+
+    class Recorder:
+        def __init__(self, model: Model, **options: object) -> None:
+            made.update(options, threads=model.threads)
+
+        def ask(self, text: str, **sampling: object) -> list[str]:
+            asked.update(sampling, text=text)
+            return [text, "!"]
+
+    monkeypatch.setattr(cli, "Conversation", Recorder)
+    options = {"temperature": 0.5, "top_k": 7, "top_p": 0.9, "presence_penalty": 0.1}
+    options |= {"frequency_penalty": 0.2, "penalty_decay": 0.9, "seed": 5, "max_tokens": 6}
+    arguments = ["chat", str(model), "-t", "1", "--system", "Be kind."]
+    for name, value in options.items():
+        arguments += [f"--{name.replace('_', '-')}", str(value)]
+    result = CliRunner().invoke(cli.main, [*arguments, "--paragraphs"], input="hi\n")
+    assert (result.exit_code, result.output) == (0, "hi!\n")
+    assert made == {"system": "Be kind.", "stop": chat.TURN_STOPS, "threads": 1}
+    assert asked == {"text": "hi", **options}
+    CliRunner().invoke(cli.main, arguments, input="hi\n")
+    assert made["stop"] == chat.PARAGRAPH_STOPS
 
 
 def test_chat_in_a_pipe_stops_at_an_error(model: Path) -> None:
@@ -321,6 +351,26 @@ def test_ctrl_c_ends_the_other_commands(monkeypatch: pytest.MonkeyPatch) -> None
 # ---- the other commands -------------------------------------------------------------------------
 
 
+def test_from_a_checkpoint_to_a_conversation(tmp_path: Path) -> None:
+    tokens = [*(bytes([byte]) for byte in range(256)), b"User", b"Assistant", b"\n\n"]
+    lines = [f"{i} {token!r} {len(token)}" for i, token in enumerate(tokens, 1)]
+    vocabulary = tmp_path / "vocabulary.txt"
+    vocabulary.write_text("\n".join(lines) + "\n")
+    source = checkpoints.write(tmp_path, checkpoints.pth_of(checkpoints.weights_of()))
+    f16, q4_0 = tmp_path / "f16.gguf", tmp_path / "q4_0.gguf"
+    for done in (
+        run("convert", source, f16, "--vocab", vocabulary, "--license", "apache-2.0"),
+        run("quantize", f16, q4_0, "--type", "q4_0"),
+    ):
+        assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    text = run("info", q4_0).stdout.decode()
+    assert re.search("^tokenizer +RWKV World, 300 tokens$", text, re.MULTILINE)
+    assert re.search("^licence +apache-2.0$", text, re.MULTILINE)
+    done = run("chat", q4_0, *GREEDY, stdin="hello\n")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert len(done.stdout) > 10
+
+
 def test_quantize_info_bench(model: Path, tmp_path: Path) -> None:
     path = tmp_path / "q4.gguf"
     done = run("quantize", model, path, "--type", "int4")
@@ -332,7 +382,7 @@ def test_quantize_info_bench(model: Path, tmp_path: Path) -> None:
         rf"file +{re.escape(str(path))}",
         r"name +tiny test model",
         r"architecture +rwkv7",
-        r"shape +3 layers, width 128, 2 heads of 64, feed-forward 512",
+        rf"shape +3 layers, width 128, 2 heads of 64, feed-forward {tiny.SHAPES['d128'].ffn}",
         r"tokenizer +RWKV World, 300 tokens",
         r"bits/weight +\d+\.\d\d",
         r"q4_0 +18 tensors, [\d,]+ values, \d+ KB",

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -161,6 +164,19 @@ def test_state_holds_what_the_paper_says(
         right = getattr(expected, name)
         error = np.abs(getattr(found, name) - right).max() / right.std()
         assert error < F32_BOUND, name
+
+
+def test_an_unknown_level_is_an_error() -> None:
+    found = subprocess.run(
+        [sys.executable, "-c", "from rwkv_edge import _core; _core.isa()"],
+        env={**os.environ, "RWKV_EDGE_ISA": "sse9"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode != 0
+    assert "UnsupportedError: RWKV_EDGE_ISA=sse9" in found.stderr
+    assert "scalar" in found.stderr
 
 
 def test_the_bound_sees_a_wrong_eps(tiny_model: GetModel) -> None:

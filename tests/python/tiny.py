@@ -44,7 +44,7 @@ def array(kind: int, values: list[Any], *, count: int | None = None) -> bytes:
 
 @dataclass
 class Entry:
-    """One tensor; `dims` in the file's order, columns first. No `offset`: the next free one."""
+    """One tensor; `dims` in the file's order, columns first. No `offset`: where its data lie."""
 
     name: str | bytes
     dims: list[int]
@@ -94,10 +94,17 @@ class Gguf:
         return b"".join(out)
 
     def offsets(self) -> list[int]:
+        return [
+            place if entry.offset is None else entry.offset
+            for entry, place in zip(self.tensors, self.places(), strict=True)
+        ]
+
+    def places(self) -> list[int]:
+        """Where the data of each tensor lie, whatever its header says."""
         found, free = [], 0
         for entry in self.tensors:
-            found.append(free if entry.offset is None else entry.offset)
-            free = self.aligned(found[-1] + len(entry.data))
+            found.append(free)
+            free = self.aligned(free + len(entry.data))
         return found
 
     def aligned(self, n: int) -> int:
@@ -106,10 +113,9 @@ class Gguf:
     def to_bytes(self) -> bytes:
         out = bytearray(self.header())
         start = self.aligned(len(out))
-        for entry, offset in zip(self.tensors, self.offsets(), strict=True):
-            end = min(start + offset, 1 << 24)  # an absurd offset needs no absurd file
-            out.extend(bytes(max(0, end - len(out))))
-            out[end : end + len(entry.data)] = entry.data
+        for entry, place in zip(self.tensors, self.places(), strict=True):
+            out.extend(bytes(start + place - len(out)))
+            out.extend(entry.data)
         for at, raw in self.patches:
             out[at : at + len(raw)] = raw
         return bytes(out)
@@ -220,22 +226,28 @@ LORA = re.compile(r"[wavg][12]$")
 
 
 def tiny_model(shape: Shape, kind: str, seed: int) -> TinyModel:
-    """A model whose large matrices are stored as `kind`, and the weights it then has."""
+    """A model stored as `kind`, or for block types its large matrices and the rest as f32.
+
+    With it come the weights that it then has.
+    """
     weights = random_weights(shape, seed)
     file = Gguf()
     put_metadata(file, shape)
     rng = np.random.default_rng(seed + 1)
+    small = kind if kind in ggml.PLAIN else "f32"
     for name, value in weights.items():
         if is_quantized(name):
             stored = store(rng, value, kind)
             weights[name] = ggml.decode(stored, kind)
             add_tensor(file, gguf_name(name), value.shape, kind, stored)
-        elif ".att.x_" not in name:
-            add_plain(file, name, value)
+        else:
+            weights[name] = ggml.decode(ggml.encode(value, small), small)
+            if ".att.x_" not in name:
+                add_small(file, name, weights[name], small)
     for i in range(shape.layers):
         fused = np.stack([weights[f"blocks.{i}.att.x_{j}"] for j in "rwkvag"])
         name = f"blk.{i}.time_mix_lerp_fused.weight"
-        add_tensor(file, name, (6, 1, 1, shape.width), "f32", ggml.encode(fused, "f32"))
+        add_tensor(file, name, (6, 1, 1, shape.width), small, ggml.encode(fused, small))
     for j in "012" if shape.unused_v != "own" else "":
         entry = file.tensor(f"blk.0.time_mix_v{j}.weight")
         if shape.unused_v == "absent":
@@ -246,12 +258,12 @@ def tiny_model(shape: Shape, kind: str, seed: int) -> TinyModel:
     return TinyModel(file, weights, kind)
 
 
-def add_plain(file: Gguf, name: str, value: NDArray[np.float32]) -> None:
+def add_small(file: Gguf, name: str, value: NDArray[np.float32], kind: str) -> None:
     if LORA.search(name):
         value = value.T  # in the file all matrices are [out, in]
     if name.endswith("r_k"):
         value = value.reshape(-1)
-    add_tensor(file, gguf_name(name), value.shape, "f32", ggml.encode(value, "f32"))
+    add_tensor(file, gguf_name(name), value.shape, kind, ggml.encode(value, kind))
 
 
 def store(rng: np.random.Generator, value: NDArray[np.float32], kind: str) -> NDArray[np.uint8]:
