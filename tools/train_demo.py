@@ -258,6 +258,7 @@ def main() -> None:
     for rank in range(1, args.workers):
         start(target=train, args=(rank, args), daemon=True).start()
     train(0, args)
+    (args.out / "workers").unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The bundled demo model: its size, and that what it teaches about rwkv-edge is true."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+
+import click
+import pytest
+from rwkv_edge import Conversation, Model
+from rwkv_edge.cli import main
+from rwkv_edge.model import bundled_model
+from rwkv_edge.terminal import HELP
+
+ANSWERS = Path(__file__).parents[2] / "tools" / "demo_answers.txt"
+
+# Phrasings and pairs that its training never held; a capital, a name and sums among them.
+CONVERSATION = [
+    ("Hello you", "Hello! How can I help you?"),
+    ("What sort of model are you?", "I am the rwkv-edge demo model"),
+    ("Could you say what is 6 + 9?", "6 + 9 = 15"),
+    ("My name is Ada.", "Nice to meet you, Ada!"),
+    ("What comes after Friday?", "Saturday"),
+    ("What is my name?", "Ada"),
+]
+
+
+def taught() -> list[str]:
+    """The answers of the help desk, each on one line."""
+    text = ANSWERS.read_text(encoding="utf-8")
+    found = re.findall(r"^A: (.*(?:\n   .*)*)", text, re.MULTILINE)
+    return [re.sub(r"\n +", " ", answer) for answer in found]
+
+
+def test_every_command_and_option_that_it_names_exists() -> None:
+    lines = [line for answer in taught() for line in re.findall(r"Run: (rwkv-edge .*)", answer)]
+    for line in lines:
+        command = main.commands[line.split()[1]]
+        known = {o for p in command.params if isinstance(p, click.Option) for o in p.opts}
+        assert set(re.findall(r"(?<!\S)--?[a-z][a-z-]*", line)) <= known, line
+    assert {line.split()[1] for line in lines} == set(main.commands)
+
+
+def test_every_chat_command_that_it_names_exists() -> None:
+    named = {word for answer in taught() for word in re.findall(r"(?<!\S)/[a-z]+\b", answer)}
+    assert named == set(re.findall(r"^/[a-z]+", HELP, re.MULTILINE))
+
+
+def test_the_types_that_it_names_can_be_written() -> None:
+    option = next(p for p in main.commands["quantize"].params if p.name == "kind")
+    assert isinstance(option.type, click.Choice)
+    named = {kind for answer in taught() for kind in re.findall(r"\b(?:q\d_\d|f16)\b", answer)}
+    assert named
+    assert named <= set(option.type.choices)
+
+
+def test_it_is_small_and_whole() -> None:
+    model = Model()
+    assert bundled_model().stat().st_size < 6_000_000
+    assert model.arch == "rwkv7"
+    assert model.tokenizer.kind == "sentencepiece"
+    assert model.tokenizer.n_vocab <= 4096
+    assert model.metadata["general.license"] == "Apache-2.0"
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_it_holds_a_conversation(threads: int) -> None:
+    conversation = Conversation(Model(threads=threads))
+    for question, expected in CONVERSATION:
+        answer = "".join(conversation.ask(question, temperature=0))
+        assert expected in answer, (question, answer)
+
+
+def test_the_help_desk_gives_the_commands() -> None:
+    conversation = Conversation(Model())
+    for task in ("convert", "quantize"):
+        conversation.reset()
+        answer = "".join(conversation.ask(f"How do I {task} a model?", temperature=0))
+        assert f"rwkv-edge {task} model" in inspect.cleandoc(answer)
