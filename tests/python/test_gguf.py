@@ -113,7 +113,9 @@ HUGE_LENGTH = struct.pack("<Q", 1 << 40)
 
 # name: (what is done to a good file, what the message must say besides the path)
 MALFORMED: dict[str, tuple[Change, tuple[str, ...]]] = {
-    "bad magic": (header(magic=b"GGML"), ("not a GGUF file",)),
+    "bad magic": (header(magic=b"GGML"), ("not a GGUF file", "does not begin with 'GGUF'")),
+    "a .pth": (header(magic=b"PK\3\4"), ("perhaps a .pth", "`rwkv-edge convert`")),
+    "an rwkv.cpp model": (header(magic=b"fmgg"), ("not a GGUF file", "rwkv.cpp")),
     "big-endian magic": (header(magic=b"FUGG"), ("big-endian",)),
     "big-endian version": (header(version=3 << 24), ("big-endian",)),
     "version 0": (header(version=0), ("version 0", "expected 2 or 3")),
