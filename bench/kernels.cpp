@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Speed of each matmul kernel by level and type: GB/s of weights read for one token, from memory and from
-// the L2 cache, and GOPS (two per weight and token) for 64 tokens, on one thread. Arguments: [type] [level].
+// Speed of each matmul kernel by level and type: GB/s of weights read for one token, from memory
+// and from the L2 cache, and GOPS (two per weight and token) for 64 tokens, on one thread.
+// Arguments: [type] [level].
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -53,8 +54,11 @@ struct Case {
     }
 
     MatmulArgs args() {
-        return {w.data(), type_bytes(type.type, kCols), kCols, 0, rows,
-                {x.data(), q.data(), scale.data(), sum.data()}, tokens, y.data(), rows, scratch.data()};
+        return {w.data(), type_bytes(type.type, kCols),
+                kCols,    0,
+                rows,     {x.data(), q.data(), scale.data(), sum.data()},
+                tokens,   y.data(),
+                rows,     scratch.data()};
     }
 };
 
@@ -78,8 +82,8 @@ double best_seconds(Body&& body) {
 }
 
 double run(const Kernels& kernels, Case& c) {
-    kernels.quantize_activation(c.x.data(), static_cast<int64_t>(c.x.size()), c.q.data(), c.scale.data(),
-                                c.sum.data());
+    kernels.quantize_activation(c.x.data(), static_cast<int64_t>(c.x.size()), c.q.data(),
+                                c.scale.data(), c.sum.data());
     const MatmulArgs args = c.args();
     return best_seconds([&] { kernels.matmul[static_cast<int>(c.type.type)](args); });
 }
@@ -90,21 +94,25 @@ int main(int argc, char** argv) {
     const std::string only_type = argc > 1 ? argv[1] : "", only_level = argc > 2 ? argv[2] : "";
     const double bandwidth = read_bandwidth(1);
     std::printf("memory read, one thread: %.1f GB/s\n", bandwidth);
-    std::printf("%-8s %-6s %14s %9s %14s\n", "level", "type", "memory GB/s", "L2 GB/s", "64 tok. GOPS");
+    std::printf("%-8s %-6s %14s %9s %14s\n", "level", "type", "memory GB/s", "L2 GB/s",
+                "64 tok. GOPS");
     for (const Kernels& kernels : available_kernels()) {
         if (!only_level.empty() && only_level != kernels.isa) continue;
         for (const TypeInfo& type : all_types()) {
-            if (kernels.matmul[static_cast<int>(type.type)] == nullptr || type.quantize == nullptr) continue;
+            if (kernels.matmul[static_cast<int>(type.type)] == nullptr || type.quantize == nullptr)
+                continue;
             if (!only_type.empty() && only_type != type.name) continue;
             const int64_t row_bytes = type_bytes(type.type, kCols);
             Case memory(type, (int64_t{96} << 20) / row_bytes / 8 * 8, 1);
             Case cache(type, std::max<int64_t>(8, (int64_t{128} << 10) / row_bytes / 8 * 8), 1);
             Case many(type, 512, kTokens);
-            const double from_memory = static_cast<double>(memory.w.size()) / run(kernels, memory) / 1e9;
-            const double from_cache = static_cast<double>(cache.w.size()) / run(kernels, cache) / 1e9;
+            const double from_memory =
+                static_cast<double>(memory.w.size()) / run(kernels, memory) / 1e9;
+            const double from_cache =
+                static_cast<double>(cache.w.size()) / run(kernels, cache) / 1e9;
             const double gops = 2.0 * 512 * kCols * kTokens / run(kernels, many) / 1e9;
-            std::printf("%-8s %-6s %8.1f (%2.0f%%) %9.1f %14.1f\n", kernels.isa, type.name, from_memory,
-                        100 * from_memory / bandwidth, from_cache, gops);
+            std::printf("%-8s %-6s %8.1f (%2.0f%%) %9.1f %14.1f\n", kernels.isa, type.name,
+                        from_memory, 100 * from_memory / bandwidth, from_cache, gops);
         }
     }
     return 0;

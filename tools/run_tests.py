@@ -17,10 +17,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def run(*command: str) -> None:
     """Run a command in the repository's root; stop everything if it fails."""
-    print("$", *command, flush=True)
+    print("$", *command[:8], "..." if len(command) > 8 else "", flush=True)
     done = subprocess.run(command, cwd=ROOT, check=False)
     if done.returncode != 0:
-        sys.exit(f"failed: {' '.join(command)}")
+        sys.exit(f"failed: {' '.join(command[:8])}")
 
 
 def cpp_tests(preset: str) -> None:
@@ -35,7 +35,10 @@ def main(presets: Sequence[str]) -> None:
             cpp_tests(preset)
         return
     sources = [
-        str(p) for kind in ("h", "cpp", "inl") for p in sorted(ROOT.glob(f"cpp/**/*.{kind}"))
+        str(path.relative_to(ROOT))
+        for folder in ("cpp", "tests", "bench")
+        for path in sorted((ROOT / folder).rglob("*"))
+        if path.suffix in {".h", ".cpp", ".inl"}
     ]
     run("ruff", "check", ".")
     run("ruff", "format", "--check", ".")

@@ -41,8 +41,8 @@ inline float sum8(F32 v) {
 
 #include "kernels/float_kernels.inl"
 
-// The hardware does not follow many short rows at once. So a decode step asks for the next group of rows,
-// which lies in one piece behind this one, at the pace at which it uses this one up.
+// The hardware does not follow many short rows at once. So a decode step asks for the next group of
+// rows, which lies in one piece behind this one, at the pace at which it uses this one up.
 inline void prefetch(const void* p, size_t bytes) {
     for (size_t at = 0; at < bytes; at += 64) _mm_prefetch((const char*)p + at, _MM_HINT_T0);
 }
