@@ -41,10 +41,19 @@ inline float sum8(F32 v) {
 
 #include "kernels/float_kernels.inl"
 
-// The hardware does not follow many short rows at once. So a decode step asks for the next group of
-// rows, which lies in one piece behind this one, at the pace at which it uses this one up.
-inline void prefetch(const void* p, size_t bytes) {
-    for (size_t at = 0; at < bytes; at += 64) _mm_prefetch((const char*)p + at, _MM_HINT_T0);
+// A decode step is as fast as memory, and the hardware fetches ahead where reads run on without
+// end. So its eight rows are not neighbours: the rows of a call are cut into eight runs, and lane i
+// takes the rows of run i one after the other, which lie in one piece.
+struct Runs {
+    const char* first;
+    int64_t row_bytes, length;  // of a run, in rows
+
+    const void* row(int lane, int64_t i) const { return first + (lane * length + i) * row_bytes; }
+};
+
+inline Runs eight_runs(const MatmulArgs& a) {
+    return {(const char*)a.w + a.row_begin * a.row_bytes, a.row_bytes,
+            (a.row_end - a.row_begin) / 8};
 }
 
 // --- matmul: float types. One eight-lane sum per (row, token), several in flight. ---
@@ -71,14 +80,12 @@ inline F32 load_tail(const Weight* p, int64_t n) {
 
 template <class Weight, int kRows, int kTokens>
 inline void dot_float(const Weight* const* rows, const float* x, int64_t cols, float* y,
-                      int64_t y_stride) {
+                      int64_t y_stride, int64_t row_stride = 1) {
     F32 sums[kRows][kTokens];
     for (int r = 0; r < kRows; ++r)
         for (int t = 0; t < kTokens; ++t) sums[r][t] = set(0.0f);
     int64_t k = 0;
     for (; k + 8 <= cols; k += 8) {
-        if (kTokens == 1 && kRows > 1)
-            prefetch(rows[0] + kRows * (cols + k), kRows * 8 * sizeof(Weight));
         F32 xs[kTokens];
         for (int t = 0; t < kTokens; ++t) xs[t] = load(x + t * cols + k);
         for (int r = 0; r < kRows; ++r) {
@@ -93,7 +100,7 @@ inline void dot_float(const Weight* const* rows, const float* x, int64_t cols, f
                                  load_tail(x + t * cols + k, cols - k), sums[r][t]);
     }
     for (int r = 0; r < kRows; ++r)
-        for (int t = 0; t < kTokens; ++t) y[t * y_stride + r] = sum8(sums[r][t]);
+        for (int t = 0; t < kTokens; ++t) y[t * y_stride + r * row_stride] = sum8(sums[r][t]);
 }
 
 // All tokens for kRows rows: three tokens at a time keep 4 x 3 sums in registers.
@@ -126,6 +133,15 @@ void matmul_float(const MatmulArgs& a) {
         return (const Weight*)((const char*)a.w + r * a.row_bytes);
     };
     int64_t r = a.row_begin;
+    if (a.tokens == 1) {
+        const Runs runs = eight_runs(a);
+        for (int64_t i = 0; i < runs.length; ++i) {
+            const Weight* rows[8];
+            for (int lane = 0; lane < 8; ++lane) rows[lane] = (const Weight*)runs.row(lane, i);
+            dot_float<Weight, 8, 1>(rows, a.x.x, a.cols, a.y + r + i, 0, runs.length);
+        }
+        r += 8 * runs.length;
+    }
     for (; r + 4 <= a.row_end; r += 4) {
         const Weight* rows[4] = {row(r), row(r + 1), row(r + 2), row(r + 3)};
         if (a.tokens < 3) {
@@ -345,10 +361,7 @@ inline F32 one_token(const Block* const* rows, const MatmulArgs& a) {
     F32 acc = set(0.0f);
     const Block* b[8];
     for (int r = 0; r < 8; ++r) b[r] = rows[r];
-    const char* next = (const char*)rows[0] + 8 * a.row_bytes;
     for (int64_t i = 0; i < a.cols / kBlock; ++i) {
-        prefetch(next, 8 * sizeof(Block));
-        next += 8 * sizeof(Block);
         const __m256i dot = dot8_rows(b, a.x.q + i * kBlock);
         const F32 m = Traits<Block>::kOffset ? block_offset(b) : set(0.0f);
         acc = add_block<Block>(acc, dot, block_scale(b), m, a.x.scale[i], a.x.sum[i]);
@@ -394,7 +407,19 @@ inline void tile_tokens(const TileBlock* tile, const MatmulArgs& a, int64_t toke
 template <class Block>
 void matmul_blocks(const MatmulArgs& a) {
     static_assert(sizeof(TileBlock) <= 8 * kBlock * 4, "a tile fits the scratch");
-    for (int64_t r = a.row_begin; r < a.row_end; r += 8) {
+    int64_t r = a.row_begin;
+    if (a.tokens == 1) {
+        const Runs runs = eight_runs(a);
+        for (int64_t i = 0; i < runs.length; ++i) {
+            const Block* rows[8];
+            for (int lane = 0; lane < 8; ++lane) rows[lane] = (const Block*)runs.row(lane, i);
+            float y[8];
+            store(y, one_token(rows, a));
+            for (int lane = 0; lane < 8; ++lane) a.y[r + lane * runs.length + i] = y[lane];
+        }
+        r += 8 * runs.length;
+    }
+    for (; r < a.row_end; r += 8) {
         const int64_t left = a.row_end - r;
         const Block* rows[8];  // lanes beyond the last row repeat it and are not stored
         for (int i = 0; i < 8; ++i)
