@@ -51,6 +51,8 @@ struct Runs {
     const void* row(int lane, int64_t i) const { return first + (lane * length + i) * row_bytes; }
 };
 
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
 inline Runs eight_runs(const MatmulArgs& a) {
     return {(const char*)a.w + a.row_begin * a.row_bytes, a.row_bytes,
             (a.row_end - a.row_begin) / 8};
@@ -404,32 +406,30 @@ inline void tile_tokens(const TileBlock* tile, const MatmulArgs& a, int64_t toke
     for (int t = 0; t < kTokens; ++t) store_rows(y + (token + t) * a.y_stride, acc[t], rows);
 }
 
+// One token: all rows that fill the eight runs. Returns the first row that is left over.
+template <class Block>
+inline int64_t decode_blocks(const MatmulArgs& a) {
+    const Runs runs = eight_runs(a);
+    for (int64_t i = 0; i < runs.length; ++i) {
+        const Block* rows[8];
+        for (int lane = 0; lane < 8; ++lane) rows[lane] = (const Block*)runs.row(lane, i);
+        float y[8];
+        store(y, one_token(rows, a));
+        for (int lane = 0; lane < 8; ++lane) a.y[a.row_begin + lane * runs.length + i] = y[lane];
+    }
+    return a.row_begin + 8 * runs.length;
+}
+
 template <class Block>
 void matmul_blocks(const MatmulArgs& a) {
     static_assert(sizeof(TileBlock) <= 8 * kBlock * 4, "a tile fits the scratch");
-    int64_t r = a.row_begin;
-    if (a.tokens == 1) {
-        const Runs runs = eight_runs(a);
-        for (int64_t i = 0; i < runs.length; ++i) {
-            const Block* rows[8];
-            for (int lane = 0; lane < 8; ++lane) rows[lane] = (const Block*)runs.row(lane, i);
-            float y[8];
-            store(y, one_token(rows, a));
-            for (int lane = 0; lane < 8; ++lane) a.y[r + lane * runs.length + i] = y[lane];
-        }
-        r += 8 * runs.length;
-    }
+    TileBlock* tile = (TileBlock*)a.scratch;
+    int64_t r = a.tokens == 1 ? decode_blocks<Block>(a) : a.row_begin;
     for (; r < a.row_end; r += 8) {
         const int64_t left = a.row_end - r;
         const Block* rows[8];  // lanes beyond the last row repeat it and are not stored
         for (int i = 0; i < 8; ++i)
-            rows[i] =
-                (const Block*)((const char*)a.w + (r + (i < left ? i : left - 1)) * a.row_bytes);
-        if (a.tokens == 1) {
-            store_rows(a.y + r, one_token(rows, a), left);
-            continue;
-        }
-        TileBlock* tile = (TileBlock*)a.scratch;
+            rows[i] = (const Block*)((const char*)a.w + (r + smaller(i, left - 1)) * a.row_bytes);
         fill_tile(rows, a.cols / kBlock, tile);
         int64_t t = 0;
         for (; t + 4 <= a.tokens; t += 4) tile_tokens<Block, 4>(tile, a, t, a.y + r, left);
