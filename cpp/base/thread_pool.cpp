@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "base/thread_pool.h"
 
+#include <unistd.h>
+
 namespace rwkv_edge {
 
 namespace {
@@ -28,11 +30,17 @@ void wait_change(const std::atomic<T>& value, T old) {
 
 }  // namespace
 
-ThreadPool::ThreadPool(int threads) {
+ThreadPool::ThreadPool(int threads) : process_(getpid()) {
     for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(i); });
 }
 
+bool ThreadPool::in_forked_child() const { return getpid() != process_; }
+
 ThreadPool::~ThreadPool() {
+    if (in_forked_child()) {
+        for (std::thread& worker : workers_) worker.detach();
+        return;
+    }
     stop_.store(true, std::memory_order_relaxed);
     generation_.fetch_add(1, std::memory_order_release);
     generation_.notify_all();
@@ -41,6 +49,10 @@ ThreadPool::~ThreadPool() {
 
 void ThreadPool::start(Task task, void* context) {
     if (workers_.empty()) return task(context, 0);
+    if (in_forked_child()) {
+        for (int worker = 0; worker < size(); ++worker) task(context, worker);
+        return;
+    }
     const std::lock_guard lock(region_);
     task_ = task;
     context_ = context;

@@ -36,6 +36,9 @@ private:
     void start(Task task, void* context);
     void work(int worker);
 
+    bool in_forked_child() const;
+
+    const int process_;  // that owns the workers: a forked child has the pool, but not its threads
     std::mutex region_;  // one region at a time
     Task task_ = nullptr;
     void* context_ = nullptr;

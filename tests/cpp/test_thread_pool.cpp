@@ -1,11 +1,32 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <chrono>
+#include <memory>
 #include <numeric>
 
 #include "base/thread_pool.h"
 #include "check.h"
 
 using namespace rwkv_edge;
+
+// multiprocessing forks by default on Linux: the child has the pool, but none of its threads.
+TEST(a_forked_child_works_alone_and_ends) {
+    auto pool = std::make_unique<ThreadPool>(3);
+    pool->run([](int) {});
+    const pid_t child = fork();
+    if (child == 0) {
+        alarm(20);  // a child that waits for a worker would wait for good
+        int seen = 0;
+        pool->run([&](int worker) { seen += 1 << worker; });
+        pool.reset();
+        _exit(seen == 7 ? 0 : 1);
+    }
+    int status = -1;
+    CHECK(waitpid(child, &status, 0) == child);
+    CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+}
 
 TEST(every_worker_is_called_once_a_region) {
     for (int threads = 1; threads <= 5; ++threads) {
