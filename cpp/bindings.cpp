@@ -149,6 +149,28 @@ Bytes tensor_data(const TensorInfo& tensor) {
     return array;
 }
 
+// What an assembled file lives on. It may go in a thread that does not hold the GIL.
+struct Parts {
+    py::bytes header;
+    std::vector<Bytes> tensors;
+};
+
+std::shared_ptr<ModelFile> assemble(const std::string& path, const py::bytes& header,
+                                    const std::vector<Bytes>& tensors) {
+    const std::shared_ptr<const Parts> owner(new Parts{header, tensors}, [](const Parts* parts) {
+        const py::gil_scoped_acquire locked;
+        delete parts;
+    });
+    std::vector<std::span<const std::byte>> views;
+    for (const Bytes& tensor : owner->tensors)
+        views.push_back(
+            std::as_bytes(std::span(tensor.data(), static_cast<std::size_t>(tensor.size()))));
+    const std::string_view text = owner->header;
+    const py::gil_scoped_release unlocked;
+    return std::const_pointer_cast<ModelFile>(
+        ModelFile::assemble(std::as_bytes(std::span(text)), views, path, owner));
+}
+
 WorldTokenizer world_from_file(const ModelFile& file) {
     const MetaValue* tokens = file.find("tokenizer.ggml.tokens");
     if (tokens == nullptr || tokens->type != ValueType::Array ||
@@ -230,14 +252,15 @@ void bind_files(py::module_& m) {
         .def_property_readonly(
             "shape", [](const TensorInfo& t) { return py::tuple(py::cast(t.view->shape)); })
         .def_property_readonly("nbytes", [](const TensorInfo& t) { return t.view->data.size(); })
-        .def_property_readonly(
-            "offset", [](const TensorInfo& t) { return t.view->data.data() - t.file->begin(); })
+        .def_property_readonly("offset",
+                               [](const TensorInfo& t) { return t.file->offset(*t.view); })
         .def_property_readonly("data", &tensor_data);
     py::class_<ModelFile, std::shared_ptr<ModelFile>>(m, "ModelFile")
         .def(py::init([](const std::string& path) {
                  return std::const_pointer_cast<ModelFile>(ModelFile::open(path));
              }),
              py::arg("path"), py::call_guard<py::gil_scoped_release>())
+        .def_static("assemble", &assemble, py::arg("path"), py::arg("header"), py::arg("tensors"))
         .def_property_readonly("path", [](const ModelFile& f) { return to_str(f.path()); })
         .def_property_readonly("size", &ModelFile::size)
         .def_property_readonly("version", &ModelFile::version)
@@ -273,8 +296,14 @@ void bind_engine(py::module_& m) {
         .def_property_readonly("n_layer", [](const Model& model) { return model.config().n_layer; })
         .def_property_readonly("n_embd", [](const Model& model) { return model.config().n_embd; })
         .def_property_readonly("n_vocab", [](const Model& model) { return model.config().n_vocab; })
-        .def_property_readonly("head_size",
-                               [](const Model& model) { return model.config().head_size; })
+        .def_property_readonly(
+            "state_parts",
+            [](const Model& model) {
+                py::list parts;
+                for (const StatePart& part : model.state_parts())
+                    parts.append(py::make_tuple(part.name, py::tuple(py::cast(part.shape))));
+                return parts;
+            })
         .def_property_readonly("threads", &Model::threads)
         .def_property_readonly("state_size", &Model::state_size)
         .def("session",

@@ -16,6 +16,7 @@ namespace {
 
 // Below this many elements a parallel region costs more than it saves.
 constexpr int64_t kSerialElements = 16384;
+constexpr int64_t kExpWork = 32;  // what a channel of wkv4 costs, with its four exponentials
 constexpr int64_t kRowGrain = 8;  // kernels work on eight rows at a time
 
 // Activations rounded to 8 bits, shared by all products of a group that read the same x.
@@ -123,6 +124,37 @@ public:
         });
     }
 
+    void matmul_per_token(const float* x, const float* m, int64_t rows, int64_t cols,
+                          int64_t tokens, float* y) override {
+        each_token(tokens, rows * cols, [&](int64_t t) {
+            float* out = y + t * cols;
+            std::fill_n(out, cols, 0.0f);
+            for (int64_t i = 0; i < rows; ++i) {
+                const float xi = x[t * rows + i];
+                const float* row = m + (t * rows + i) * cols;
+                for (int64_t j = 0; j < cols; ++j) out[j] += xi * row[j];
+            }
+        });
+    }
+
+    void wkv4(const Wkv4& p, int64_t tokens) override {
+        constexpr int64_t kChannels = 32;  // a thread's share is a multiple of these
+        split(p.n / kChannels, tokens * p.n * kExpWork, [&](int64_t part) {
+            const int64_t at = part * kChannels;
+            kernels_.wkv4({p.a + at, p.b + at, p.p + at, p.w + at, p.u + at, p.k + at, p.v + at,
+                           p.y + at, kChannels, p.n, tokens});
+        });
+    }
+
+    void wkv6(const Wkv6& p, int64_t tokens) override {
+        const int64_t n = p.heads * p.size;
+        split(p.heads, tokens * n * p.size, [&](int64_t h) {
+            const int64_t at = h * p.size;
+            kernels_.wkv6({p.state + at * p.size, p.r + at, p.w + at, p.k + at, p.v + at, p.y + at,
+                           p.size, n, p.w_per_token ? n : 0, tokens});
+        });
+    }
+
     void wkv7(const Wkv7& p, int64_t tokens) override {
         const auto head = [&](int64_t h) {
             const int64_t at = h * p.size;
@@ -203,12 +235,19 @@ private:
             dequantised_rows(job, args, scratch + matmul_scratch_bytes(job.w.cols));
         }
         for (int64_t t = 0; t < tokens; ++t) {
-            float* y = job.y + t * job.w.rows + first;
-            if (job.bias != nullptr) kernels_.add(job.bias + first, last - first, y);
-            activate(job.activate, y, last - first);
-            if (job.residual != nullptr)
-                kernels_.add(y, last - first, job.residual + t * job.w.rows + first);
+            const int64_t at = t * job.w.rows + first;
+            finish(job, job.y + at, at, first, last - first);
         }
+    }
+
+    // What follows the product: n values of y, which begin at `at` of all, `row` of the token.
+    void finish(const MatmulJob& job, float* y, int64_t at, int64_t row, int64_t n) const {
+        if (job.scale != 1.0f)
+            for (int64_t i = 0; i < n; ++i) y[i] *= job.scale;
+        if (job.bias != nullptr) kernels_.add(job.bias + row, n, y);
+        activate(job.activate, y, n);
+        if (job.gate != nullptr) kernels_.mul(y, job.gate + at, n, y);
+        if (job.residual != nullptr) kernels_.add(y, n, job.residual + at);
     }
 
     // For types without a kernel: eight rows become floats, then the F32 kernel runs.
@@ -235,7 +274,9 @@ private:
             case Activate::None: break;
             case Activate::Tanh: kernels_.tanh(y, n); break;
             case Activate::Sigmoid: kernels_.sigmoid(y, n); break;
+            case Activate::Silu: kernels_.silu(y, n); break;
             case Activate::Relu2: kernels_.relu2(y, n); break;
+            case Activate::Decay6: kernels_.decay6(y, n); break;
             case Activate::Decay7: kernels_.decay7(y, n); break;
         }
     }

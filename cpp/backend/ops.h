@@ -19,6 +19,12 @@ struct Tensor {
     Type type = Type::F32;
     int64_t rows = 0, cols = 0;  // [out, in]
 
+    // Part `i` of `count` equal groups of rows.
+    Tensor part(int64_t i, int64_t count) const {
+        const int64_t n = rows / count;
+        return {static_cast<const std::byte*>(data) + i * n * row_bytes(), type, n, cols};
+    }
+
     int64_t row_bytes() const { return type_bytes(type, cols); }
     int64_t bytes() const { return rows * row_bytes(); }
 };
@@ -28,16 +34,36 @@ struct Norm {
     const float* bias;    // [n]
 };
 
-enum class Activate { None, Tanh, Sigmoid, Relu2, Decay7 };
+enum class Activate { None, Tanh, Sigmoid, Silu, Relu2, Decay6, Decay7 };
 
-// y = activate(x w^T + bias), and then, if given, residual += y.
+// y = activate(scale * x w^T + bias) * gate, and then, if given, residual += y.
 struct MatmulJob {
     Tensor w;
     const float* x;  // [tokens, w.cols]
     float* y;        // [tokens, w.rows]
     Activate activate = Activate::None;
     const float* bias = nullptr;  // [w.rows]
+    const float* gate = nullptr;  // [tokens, w.rows]
     float* residual = nullptr;    // [tokens, w.rows]
+    float scale = 1.0f;
+};
+
+// k, v, y are [tokens, n]; w, u are [n]; a, b, p are [n] each, updated in place.
+struct Wkv4 {
+    float *a, *b, *p;
+    const float *w, *u, *k, *v;
+    float* y;
+    int64_t n;
+};
+
+// r, k, v, y are [tokens, heads * size], and so is w if per token, else [heads * size]; state is
+// [heads, size, size], updated in place.
+struct Wkv6 {
+    float* state;
+    const float *r, *w, *k, *v;
+    float* y;
+    int64_t heads, size;
+    bool w_per_token;
 };
 
 // r, w, k, v, kk, a, y are [tokens, heads * size]; state is [heads, size, size], updated in place.
@@ -73,6 +99,12 @@ public:
     // y += (sum over a head of r * k * u) * v. u is [n], the others [tokens, n].
     virtual void bonus(const float* r, const float* k, const float* u, const float* v,
                        int64_t heads, int64_t tokens, int64_t n, float* y) = 0;
+    // y = x m with a matrix for each token: x is [tokens, rows], m [tokens, rows, cols], y [tokens,
+    // cols].
+    virtual void matmul_per_token(const float* x, const float* m, int64_t rows, int64_t cols,
+                                  int64_t tokens, float* y) = 0;
+    virtual void wkv4(const Wkv4& args, int64_t tokens) = 0;
+    virtual void wkv6(const Wkv6& args, int64_t tokens) = 0;
     virtual void wkv7(const Wkv7& args, int64_t tokens) = 0;
 };
 

@@ -33,8 +33,6 @@ int value_bytes(ValueType type) {
 const char* foreign_type(uint32_t id) {
     switch (id) {
         case 9: return "q8_1";
-        case 10: return "q2_k";
-        case 11: return "q3_k";
         case 15: return "q8_k";
         case 34: return "tq1_0";
         case 35: return "tq2_0";
@@ -59,15 +57,31 @@ GgufParser::GgufParser(std::span<const std::byte> bytes, const std::string& path
     : bytes_(bytes), reader_(bytes, path), file_(std::make_shared<ModelFile>()) {
     file_->path_ = path;
     file_->bytes_ = bytes;
+    file_->size_ = bytes.size();
 }
 
 std::shared_ptr<const ModelFile> GgufParser::parse(std::unique_ptr<MappedFile> map) {
     file_->map_ = std::move(map);
+    place_tensors(read_all());
+    return file_;
+}
+
+std::shared_ptr<const ModelFile> GgufParser::assemble(
+    std::span<const std::span<const std::byte>> tensors, std::shared_ptr<const void> owner) {
+    file_->owner_ = std::move(owner);
+    read_all();
+    if (tensors.size() != file_->tensors_.size())
+        reader_.fail(
+            cat(tensors.size(), " tensors given, the header has ", file_->tensors_.size()));
+    for (std::size_t i = 0; i < tensors.size(); ++i) attach(file_->tensors_[i], tensors[i]);
+    return file_;
+}
+
+std::vector<uint64_t> GgufParser::read_all() {
     read_header();
     read_values(value_count_);
     read_alignment();
-    read_tensors(tensor_count_);
-    return file_;
+    return read_tensors(tensor_count_);
 }
 
 void GgufParser::read_header() {
@@ -150,7 +164,8 @@ void GgufParser::read_alignment() {
     file_->alignment_ = static_cast<uint64_t>(alignment);
 }
 
-void GgufParser::read_tensors(uint64_t count) {
+// Returns the tensors' offsets.
+std::vector<uint64_t> GgufParser::read_tensors(uint64_t count) {
     std::vector<uint64_t> offsets;
     for (uint64_t i = 0; i < count; ++i) {
         TensorView tensor;
@@ -163,7 +178,7 @@ void GgufParser::read_tensors(uint64_t count) {
         offsets.push_back(read_tensor_header(tensor));
         file_->tensors_.push_back(std::move(tensor));
     }
-    place_tensors(offsets);
+    return offsets;
 }
 
 // Reads shape, type and offset; returns the offset. Leaves data with the right size but no address.
@@ -228,6 +243,18 @@ void GgufParser::place_tensors(const std::vector<uint64_t>& offsets) {
         end = offsets[i] + size;
         before = &tensor.name;
     }
+}
+
+// Gives a tensor bytes from elsewhere, or a copy where its type could not be read in place.
+void GgufParser::attach(TensorView& tensor, std::span<const std::byte> data) {
+    if (data.size() != tensor.data.size())
+        reader_.fail(cat("tensor '", tensor.name, "' has ", data.size(), " bytes, expected ",
+                         tensor.data.size()));
+    const std::size_t alignment = tensor.type == Type::F32 ? alignof(float) : alignof(uint16_t);
+    if (reinterpret_cast<std::uintptr_t>(data.data()) % alignment != 0)
+        data = file_->copies_.emplace_back(data.begin(), data.end());
+    tensor.data = data;
+    file_->size_ += data.size();
 }
 
 }  // namespace rwkv_edge

@@ -74,6 +74,16 @@ std::shared_ptr<const ModelFile> ModelFile::parse(std::span<const std::byte> byt
     return GgufParser(bytes, path).parse(nullptr);
 }
 
+std::shared_ptr<const ModelFile> ModelFile::assemble(
+    std::span<const std::byte> header, std::span<const std::span<const std::byte>> tensors,
+    const std::string& path, std::shared_ptr<const void> owner) {
+    return GgufParser(header, path).assemble(tensors, std::move(owner));
+}
+
+int64_t ModelFile::offset(const TensorView& tensor) const {
+    return owner_ == nullptr ? tensor.data.data() - bytes_.data() : -1;
+}
+
 const MetaValue* ModelFile::find(std::string_view key) const {
     const auto found = values_.find(std::string(key));
     return found == values_.end() ? nullptr : &found->second;

@@ -3,6 +3,7 @@
 // the map, all lengths checked. Names are llama.cpp's GGUF names.
 #pragma once
 
+#include <deque>
 #include <memory>
 #include <span>
 #include <string>
@@ -10,6 +11,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "base/aligned.h"
 #include "io/mapped_file.h"
 #include "quant/types.h"
 
@@ -65,9 +67,17 @@ public:
     static std::shared_ptr<const ModelFile> parse(std::span<const std::byte> bytes,
                                                   const std::string& path);
 
+    // A model whose header (a GGUF file up to its tensors' bytes) and tensors come from elsewhere,
+    // in the header's order; `owner` keeps them alive. Used in place, unless they lie so that the
+    // type cannot be read there.
+    static std::shared_ptr<const ModelFile> assemble(
+        std::span<const std::byte> header, std::span<const std::span<const std::byte>> tensors,
+        const std::string& path, std::shared_ptr<const void> owner);
+
     const std::string& path() const { return path_; }
-    std::size_t size() const { return bytes_.size(); }
-    const std::byte* begin() const { return bytes_.data(); }
+    std::size_t size() const { return size_; }
+    // Where in the file a tensor begins; -1 if it is not in a file of ours.
+    int64_t offset(const TensorView& tensor) const;
     uint32_t version() const { return version_; }
     uint64_t alignment() const { return alignment_; }
     const std::vector<std::string>& keys() const { return keys_; }  // in file order
@@ -85,7 +95,10 @@ private:
     friend class GgufParser;
     std::string path_;
     std::unique_ptr<MappedFile> map_;
-    std::span<const std::byte> bytes_;
+    std::shared_ptr<const void> owner_;  // of what was assembled
+    std::deque<AlignedVector<std::byte>> copies_;
+    std::span<const std::byte> bytes_;  // the file, or the header
+    std::size_t size_ = 0;
     uint32_t version_ = 0;
     uint64_t alignment_ = 32;
     std::vector<std::string> keys_;

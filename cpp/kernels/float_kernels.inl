@@ -35,6 +35,8 @@ inline F32 sigmoid_of(F32 x) {
     return div(one, add(one, exp_of(sub(set(0.0f), x))));
 }
 
+inline F32 silu_of(F32 x) { return mul(x, sigmoid_of(x)); }
+
 // tanh(x) = (e^2x - 1) / (e^2x + 1)
 inline F32 tanh_of(F32 x) {
     x = max(set(-10.0f), min(set(10.0f), x));
@@ -48,6 +50,7 @@ inline F32 relu2_of(F32 x) {
     return mul(positive, positive);
 }
 
+inline F32 decay6_of(F32 x) { return exp_of(sub(set(0.0f), exp_of(x))); }
 inline F32 decay7_of(F32 x) { return exp_of(mul(set(-0.60653065971263342f), sigmoid_of(x))); }
 
 template <F32 (*Function)(F32)>
@@ -111,6 +114,65 @@ void bonus(const float* r, const float* k, const float* u, const float* v, int64
     for (int64_t i = 0; i < n; i += 8) store(y + i, fma(total, load(v + i), load(y + i)));
 }
 
+// Two steps of the same kind, from the largest exponent: the output, then the new state.
+inline void wkv4_step(const Wkv4Args& s, int64_t i, F32 k, F32 v, F32* y) {
+    const F32 a = load(s.a + i), b = load(s.b + i), p = load(s.p + i);
+    const F32 bonus_k = add(load(s.u + i), k);
+    F32 q = max(p, bonus_k);
+    F32 past = exp_of(sub(p, q)), now = exp_of(sub(bonus_k, q));
+    *y = div(fma(past, a, mul(now, v)), fma(past, b, now));
+
+    const F32 decayed = add(p, load(s.w + i));
+    q = max(decayed, k);
+    past = exp_of(sub(decayed, q));
+    now = exp_of(sub(k, q));
+    store(s.a + i, fma(past, a, mul(now, v)));
+    store(s.b + i, fma(past, b, now));
+    store(s.p + i, q);
+}
+
+void wkv4(const Wkv4Args& s) {
+    for (int64_t t = 0; t < s.tokens; ++t) {
+        const int64_t at = t * s.stride;
+        for (int64_t i = 0; i < s.n; i += 8) {
+            F32 y;
+            wkv4_step(s, i, load(s.k + at + i), load(s.v + at + i), &y);
+            store(s.y + at + i, y);
+        }
+    }
+}
+
+// y = S^T r;  S <- diag(w) S + k v^T, for Vectors * 8 columns of S from column j on.
+template <int Vectors>
+void wkv6_columns(const Wkv6Args& p, int64_t t, int64_t j) {
+    const int64_t at = t * p.stride;
+    const float *r = p.r + at, *w = p.w + t * p.w_stride, *k = p.k + at;
+    F32 v[Vectors], y[Vectors];
+    for (int c = 0; c < Vectors; ++c) {
+        v[c] = load(p.v + at + j + 8 * c);
+        y[c] = set(0.0f);
+    }
+    for (int64_t i = 0; i < p.size; ++i) {
+        float* row = p.state + i * p.size + j;
+        const F32 ri = set(r[i]), wi = set(w[i]), ki = set(k[i]);
+        for (int c = 0; c < Vectors; ++c) {
+            const F32 s = load(row + 8 * c);
+            y[c] = fma(ri, s, y[c]);
+            store(row + 8 * c, fma(wi, s, mul(ki, v[c])));
+        }
+    }
+    for (int c = 0; c < Vectors; ++c) store(p.y + at + j + 8 * c, y[c]);
+}
+
+// Four vectors at a time hide the latency of the sums.
+void wkv6(const Wkv6Args& p) {
+    for (int64_t t = 0; t < p.tokens; ++t) {
+        int64_t j = 0;
+        for (; j + 32 <= p.size; j += 32) wkv6_columns<4>(p, t, j);
+        for (; j < p.size; j += 8) wkv6_columns<1>(p, t, j);
+    }
+}
+
 // S <- S diag(w) + (S (-kk)) (kk * a)^T + v k^T;  y = S r. Two passes over a row that stays in L1.
 void wkv7(const Wkv7Args& p) {
     for (int64_t t = 0; t < p.tokens; ++t) {
@@ -140,10 +202,14 @@ void float_kernels(Kernels& table) {
     table.add = add_to;
     table.mul = mul_to;
     table.sigmoid = map<sigmoid_of>;
+    table.silu = map<silu_of>;
     table.tanh = map<tanh_of>;
     table.relu2 = map<relu2_of>;
+    table.decay6 = map<decay6_of>;
     table.decay7 = map<decay7_of>;
     table.l2_normalize = l2_normalize;
     table.bonus = bonus;
+    table.wkv4 = wkv4;
+    table.wkv6 = wkv6;
     table.wkv7 = wkv7;
 }

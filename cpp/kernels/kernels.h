@@ -43,6 +43,32 @@ struct MatmulArgs {
 static inline int64_t matmul_scratch_bytes(int64_t cols) { return 8 * (cols + 8) * 4; }
 typedef void (*Matmul)(const MatmulArgs& args);
 
+// Some channels of RWKV-4 (paper arXiv:2305.13048, appendix D). Sums of exponentials are kept as
+// numerators a and denominators b, both divided by e^p with p the largest exponent so far, so that
+// nothing overflows. Per channel:
+//   q = max(p, u + k);  y = (e^(p-q) a + e^(u+k-q) v) / (e^(p-q) b + e^(u+k-q))
+//   q = max(p + w, k);  a <- e^(p+w-q) a + e^(k-q) v;  b <- e^(p+w-q) b + e^(k-q);  p <- q
+// k, v, y advance by `stride` floats a token; n is a multiple of 8.
+struct Wkv4Args {
+    float *a, *b, *p;    // [n], updated in place
+    const float *w, *u;  // [n]; w < 0
+    const float *k, *v;
+    float* y;
+    int64_t n, stride, tokens;
+};
+
+// One head of RWKV-6 (paper arXiv:2404.05892, section 4), and of RWKV-5, whose w does not change. S
+// is [size, size], row = key, column = value:
+//   y = S^T r;  S <- diag(w) S + k v^T
+// r, k, v, y advance by `stride` floats a token, w by `w_stride`. What the paper's u adds to y is
+// `bonus`. Each sum runs over the keys in order.
+struct Wkv6Args {
+    float* state;  // updated in place
+    const float *r, *w, *k, *v;
+    float* y;
+    int64_t size, stride, w_stride, tokens;
+};
+
 // One head of RWKV-7 (paper arXiv:2503.14456, section 4), S is [size, size], row = value, column =
 // key:
 //   S <- S diag(w) + (S (-kk)) (kk * a)^T + v k^T;  y = S r
@@ -71,16 +97,20 @@ struct Kernels {
     void (*add)(const float* x, int64_t n, float* y);                  // y += x
     void (*mul)(const float* x, const float* z, int64_t n, float* y);  // y = x * z; y may be x
     // In place, each element on its own; relative error below 4 * 2^-24 for sigmoid, tanh and
-    // decay.
+    // decay7, 5 * 2^-24 for silu, (4 + 4 exp(x)) * 2^-24 for decay6.
     void (*sigmoid)(float* x, int64_t n);
+    void (*silu)(float* x, int64_t n);  // x * sigmoid(x)
     void (*tanh)(float* x, int64_t n);
     void (*relu2)(float* x, int64_t n);   // max(x, 0)^2
+    void (*decay6)(float* x, int64_t n);  // exp(-exp(x)): RWKV-6's decay
     void (*decay7)(float* x, int64_t n);  // exp(-exp(-1/2) * sigmoid(x)): RWKV-7's decay
     // y = x * weight / max(|x * weight|, 1e-12)
     void (*l2_normalize)(const float* x, const float* weight, int64_t n, float* y);
     // y += (sum of r * k * u) * v: what the current token adds by itself
     void (*bonus)(const float* r, const float* k, const float* u, const float* v, int64_t n,
                   float* y);
+    void (*wkv4)(const Wkv4Args& args);
+    void (*wkv6)(const Wkv6Args& args);
     void (*wkv7)(const Wkv7Args& args);
 };
 

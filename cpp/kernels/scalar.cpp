@@ -132,12 +132,20 @@ void sigmoid(float* x, int64_t n) {
     for (int64_t i = 0; i < n; ++i) x[i] = sigmoid_of(x[i]);
 }
 
+void silu(float* x, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) x[i] *= sigmoid_of(x[i]);
+}
+
 void tanh_(float* x, int64_t n) {
     for (int64_t i = 0; i < n; ++i) x[i] = tanhf(x[i]);
 }
 
 void relu2(float* x, int64_t n) {
     for (int64_t i = 0; i < n; ++i) x[i] = x[i] > 0.0f ? x[i] * x[i] : 0.0f;
+}
+
+void decay6(float* x, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) x[i] = expf(-expf(x[i]));
 }
 
 void decay7(float* x, int64_t n) {
@@ -159,6 +167,42 @@ void bonus(const float* r, const float* k, const float* u, const float* v, int64
     for (int64_t i = 0; i < n; ++i) sums[i % 8] += r[i] * k[i] * u[i];
     const float total = sum8(sums);
     for (int64_t i = 0; i < n; ++i) y[i] += total * v[i];
+}
+
+float larger(float x, float y) { return x > y ? x : y; }
+
+void wkv4(const Wkv4Args& s) {
+    for (int64_t t = 0; t < s.tokens; ++t) {
+        const float *ks = s.k + t * s.stride, *vs = s.v + t * s.stride;
+        for (int64_t i = 0; i < s.n; ++i) {
+            const float k = ks[i], v = vs[i];
+            float q = larger(s.p[i], s.u[i] + k);
+            float past = expf(s.p[i] - q), now = expf(s.u[i] + k - q);
+            s.y[t * s.stride + i] = (past * s.a[i] + now * v) / (past * s.b[i] + now);
+            q = larger(s.p[i] + s.w[i], k);
+            past = expf(s.p[i] + s.w[i] - q);
+            now = expf(k - q);
+            s.a[i] = past * s.a[i] + now * v;
+            s.b[i] = past * s.b[i] + now;
+            s.p[i] = q;
+        }
+    }
+}
+
+void wkv6(const Wkv6Args& p) {
+    for (int64_t t = 0; t < p.tokens; ++t) {
+        const int64_t at = t * p.stride;
+        const float *r = p.r + at, *w = p.w + t * p.w_stride, *k = p.k + at, *v = p.v + at;
+        float* y = p.y + at;
+        for (int64_t j = 0; j < p.size; ++j) y[j] = 0.0f;
+        for (int64_t i = 0; i < p.size; ++i) {
+            float* row = p.state + i * p.size;
+            for (int64_t j = 0; j < p.size; ++j) {
+                y[j] += r[i] * row[j];
+                row[j] = w[i] * row[j] + k[i] * v[j];
+            }
+        }
+    }
 }
 
 void wkv7(const Wkv7Args& p) {
@@ -197,11 +241,15 @@ void scalar_kernels(Kernels& table) {
     table.add = add;
     table.mul = mul;
     table.sigmoid = sigmoid;
+    table.silu = silu;
     table.tanh = tanh_;
     table.relu2 = relu2;
+    table.decay6 = decay6;
     table.decay7 = decay7;
     table.l2_normalize = l2_normalize;
     table.bonus = bonus;
+    table.wkv4 = wkv4;
+    table.wkv6 = wkv6;
     table.wkv7 = wkv7;
 }
 

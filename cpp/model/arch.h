@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What an RWKV version has to say; everything else (embedding, layer loop, head, state handling) is
-// shared.
+// What an RWKV version has to say: a time mix and a channel mix. Everything else (embedding, layer
+// loop, head, state handling) is shared.
 #pragma once
 
 #include <cstdint>
@@ -18,10 +18,8 @@ namespace rwkv_edge {
 // Read from the metadata and range-checked.
 struct Config {
     std::string arch;  // "rwkv7"
-    int64_t n_layer = 0, n_embd = 0, n_ffn = 0, n_vocab = 0, head_size = 0;
+    int64_t n_layer = 0, n_embd = 0, n_ffn = 0, n_vocab = 0;
     float norm_eps = 1e-5f;
-
-    int64_t n_head() const { return n_embd / head_size; }
 };
 
 // Memory of a forward pass, kept from one to the next. A sublayer takes buffers in order and gives
@@ -43,27 +41,63 @@ private:
     std::size_t used_ = 0;
 };
 
-// A chunk of tokens on its way through one layer.
+// A chunk of tokens on its way through one sublayer.
 struct Step {
     Ops& ops;
     Scratch& scratch;
     int64_t tokens;
-    const float* x;   // [tokens, n_embd] the sublayer's input, normalised
-    float* residual;  // [tokens, n_embd] to which the sublayer adds its output
-    float* state;     // [layer_state_size] of this layer, of this session
-    float* carry;     // [tokens, carry_width] from layer to layer
+    const int32_t* ids;
+    const float* embedded;  // [tokens, n_embd] what went into the first layer
+    const float* x;         // [tokens, n_embd] the sublayer's input, normalised
+    float* residual;        // [tokens, n_embd] to which the sublayer adds its output
+    float* state;           // [state_size] of this sublayer in this layer, of this session
+    float* carry;           // [tokens, carry_width] of the time mix, from layer to layer
 };
 
-class Arch {
+// An array that a sublayer remembers from token to token.
+struct StatePart {
+    std::string name;
+    std::vector<int64_t> shape;
+    float initial = 0.0f;
+    std::vector<const float*> learnt;  // the initial values of each layer, if the file has them
+
+    int64_t size() const;
+};
+
+// One half of every layer: a time mix or a channel mix.
+class Sublayer {
 public:
-    virtual ~Arch() = default;
-    virtual int64_t layer_state_size() const = 0;  // floats
+    explicit Sublayer(std::vector<StatePart> parts);
+    virtual ~Sublayer() = default;
+    virtual void run(int64_t layer, Step& step) const = 0;
     virtual int64_t carry_width() const { return 0; }
-    virtual void init_state(float* layer_state) const;  // of a new session; zeros unless overridden
-    virtual void time_mix(int64_t layer, Step& step) const = 0;
-    virtual void channel_mix(int64_t layer, Step& step) const = 0;
+
+    void init_state(int64_t layer, float* state) const;
+    const std::vector<StatePart>& state_parts() const { return parts_; }  // one after another
+    int64_t state_size() const { return state_size_; }                    // floats
+
+private:
+    std::vector<StatePart> parts_;
+    int64_t state_size_ = 0;
 };
 
-std::unique_ptr<Arch> make_rwkv7(const Config& config, Binder& binder);
+// wkv.head_size, checked to divide the width.
+int64_t read_head_size(const Config& config, const ModelFile& file);
+
+// att_shift and the heads' matrices "wkv", with their initial values if the file has some.
+std::vector<StatePart> wkv_state(const Config& config, Binder& binder, int64_t head_size);
+
+// llama.cpp's RWKV-6 files hold the matrices that write to the residual stream divided by 2^(layer
+// / n), against overflow in float16; these are the factors that undo it, exactly.
+std::vector<float> read_output_scales(const Config& config, const ModelFile& file);
+
+std::unique_ptr<Sublayer> make_time_mix4(const Config& config, Binder& binder);
+std::unique_ptr<Sublayer> make_time_mix5(const Config& config, Binder& binder);
+std::unique_ptr<Sublayer> make_time_mix6(const Config& config, Binder& binder);
+std::unique_ptr<Sublayer> make_time_mix7(const Config& config, Binder& binder);
+std::unique_ptr<Sublayer> make_channel_mix4(const Config& config, Binder& binder);  // and 5
+std::unique_ptr<Sublayer> make_channel_mix6(const Config& config, Binder& binder);
+std::unique_ptr<Sublayer> make_channel_mix7(const Config& config, Binder& binder);
+std::unique_ptr<Sublayer> make_channel_mix7a(const Config& config, Binder& binder);
 
 }  // namespace rwkv_edge

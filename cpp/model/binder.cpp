@@ -2,6 +2,8 @@
 #include "model/binder.h"
 
 #include <algorithm>
+#include <functional>
+#include <numeric>
 
 #include "base/error.h"
 
@@ -9,15 +11,19 @@ namespace rwkv_edge {
 
 namespace {
 
-std::string shape_text(const std::vector<int64_t>& shape) {
+std::string shape_text(const Binder::Shape& shape) {
     std::string text = "[";
     for (const int64_t n : shape) text += cat(text.size() > 1 ? ", " : "", n);
     return text + "]";
 }
 
-std::vector<int64_t> squeezed(std::vector<int64_t> shape) {
+Binder::Shape squeezed(Binder::Shape shape) {
     std::erase(shape, 1);
     return shape;
+}
+
+int64_t product(const Binder::Shape& shape) {
+    return std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<>());
 }
 
 }  // namespace
@@ -29,33 +35,37 @@ const TensorView& Binder::find(const std::string& name) {
     return *tensor;
 }
 
-Tensor Binder::matrix(const std::string& name, int64_t rows, int64_t cols) {
+void Binder::wrong_shape(const TensorView& tensor, const std::string& expected) const {
+    throw FormatError(cat(file_.path(), ": tensor '", tensor.name, "' has shape ",
+                          shape_text(tensor.shape), ", expected ", expected));
+}
+
+Tensor Binder::matrix(const std::string& name, const Shape& shape) {
     const TensorView& tensor = find(name);
-    if (squeezed(tensor.shape) != squeezed({rows, cols}))
-        throw FormatError(cat(file_.path(), ": tensor '", name, "' has shape ",
-                              shape_text(tensor.shape), ", expected ", shape_text({rows, cols})));
-    return {tensor.data.data(), tensor.type, rows, cols};
+    if (squeezed(tensor.shape) != squeezed(shape)) wrong_shape(tensor, shape_text(shape));
+    return {tensor.data.data(), tensor.type, product(shape) / shape.back(), shape.back()};
 }
 
 int64_t Binder::rows_of(const std::string& name, int64_t cols) {
     const TensorView& tensor = find(name);
     if (tensor.shape.size() != 2 || tensor.shape[1] != cols)
-        throw FormatError(cat(file_.path(), ": tensor '", name, "' has shape ",
-                              shape_text(tensor.shape), ", expected [any, ", cols, "]"));
+        wrong_shape(tensor, cat("[any, ", cols, "]"));
     return tensor.shape[0];
 }
 
-const float* Binder::vector(const std::string& name, int64_t n, int64_t parts) {
+const float* Binder::vector(const std::string& name, const Shape& shape) {
     const TensorView& tensor = find(name);
-    const auto shape = squeezed(tensor.shape);
-    if (shape != squeezed({n}) && shape != squeezed({parts, n / parts}))
-        throw FormatError(cat(file_.path(), ": tensor '", name, "' has shape ",
-                              shape_text(tensor.shape), ", expected ",
-                              parts == 1 ? shape_text({n}) : shape_text({parts, n / parts})));
+    const int64_t n = product(shape);
+    const Shape found = squeezed(tensor.shape);
+    if (found != squeezed(shape) && found != squeezed({n})) wrong_shape(tensor, shape_text(shape));
     if (tensor.type == Type::F32) return reinterpret_cast<const float*>(tensor.data.data());
     AlignedVector<float>& wide = owned_.emplace_back(static_cast<std::size_t>(n));
     type_info(tensor.type).dequantize(tensor.data.data(), wide.data(), n);
     return wide.data();
+}
+
+Norm Binder::norm(const std::string& name, int64_t n) {
+    return {vector(name + ".weight", {n}), vector(name + ".bias", {n})};
 }
 
 void Binder::finish() const {

@@ -10,20 +10,27 @@ namespace rwkv_edge {
 
 namespace {
 
+using MakeSublayer = std::unique_ptr<Sublayer> (*)(const Config&, Binder&);
+
 // One line per RWKV version.
 struct Version {
     const char* arch;
-    std::unique_ptr<Arch> (*make)(const Config&, Binder&);
+    MakeSublayer time_mix, channel_mix;
 };
 constexpr Version kVersions[] = {
-    {"rwkv7", make_rwkv7},
+    {"rwkv4", make_time_mix4, make_channel_mix4},   {"rwkv5", make_time_mix5, make_channel_mix4},
+    {"rwkv6", make_time_mix6, make_channel_mix6},   {"rwkv7", make_time_mix7, make_channel_mix7},
+    {"rwkv7a", make_time_mix7, make_channel_mix7a},
 };
 
 const Version& find_version(const ModelFile& file) {
     const std::string_view arch = file.text("general.architecture");
     for (const Version& version : kVersions)
         if (arch == version.arch) return version;
-    throw UnsupportedError(cat(file.path(), ": architecture '", arch, "', expected rwkv7"));
+    std::string known;
+    for (const Version& version : kVersions) known += cat(known.empty() ? "" : ", ", version.arch);
+    throw UnsupportedError(
+        cat(file.path(), ": architecture '", arch, "', expected one of ", known));
 }
 
 float read_norm_eps(const ModelFile& file, const std::string& key) {
@@ -45,17 +52,12 @@ Config read_config(const ModelFile& file, const char* arch) {
     c.n_layer = file.integer(key("block_count"), 1, 1024);
     c.n_embd = file.integer(key("embedding_length"), 32, 1 << 16);
     c.n_ffn = file.integer(key("feed_forward_length"), 32, 1 << 20);
-    c.head_size = file.integer(key("wkv.head_size"), 8, 1024);
     c.norm_eps = read_norm_eps(file, key("attention.layer_norm_epsilon"));
-    const auto check_multiple = [&](const char* name, int64_t value, int64_t of) {
-        if (value % of != 0)
+    for (const auto& [name, value] :
+         {std::pair{"embedding_length", c.n_embd}, std::pair{"feed_forward_length", c.n_ffn}})
+        if (value % kBlock != 0)
             throw FormatError(cat(file.path(), ": key '", key(name), "' is ", value,
-                                  ", expected a multiple of ", of));
-    };
-    check_multiple("wkv.head_size", c.head_size, 8);
-    check_multiple("embedding_length", c.n_embd, 32);
-    check_multiple("embedding_length", c.n_embd, c.head_size);
-    check_multiple("feed_forward_length", c.n_ffn, 32);
+                                  ", expected a multiple of ", kBlock));
     return c;
 }
 
@@ -68,35 +70,97 @@ int count_threads(int wanted) {
 
 }  // namespace
 
-void Arch::init_state(float* layer_state) const {
-    std::fill_n(layer_state, layer_state_size(), 0.0f);
+int64_t StatePart::size() const {
+    int64_t n = 1;
+    for (const int64_t dim : shape) n *= dim;
+    return n;
+}
+
+Sublayer::Sublayer(std::vector<StatePart> parts) : parts_(std::move(parts)) {
+    for (const StatePart& part : parts_) state_size_ += part.size();
+}
+
+void Sublayer::init_state(int64_t layer, float* state) const {
+    for (const StatePart& part : parts_) {
+        if (part.learnt.empty())
+            std::fill_n(state, part.size(), part.initial);
+        else
+            std::copy_n(part.learnt[static_cast<std::size_t>(layer)], part.size(), state);
+        state += part.size();
+    }
+}
+
+int64_t read_head_size(const Config& config, const ModelFile& file) {
+    const std::string key = config.arch + ".wkv.head_size";
+    const int64_t size = file.integer(key, 8, 1024);
+    if (size % 8 != 0)
+        throw FormatError(
+            cat(file.path(), ": key '", key, "' is ", size, ", expected a multiple of 8"));
+    if (config.n_embd % size != 0)
+        throw FormatError(cat(file.path(), ": key '", key, "' is ", size,
+                              ", expected a divisor of the width ", config.n_embd));
+    return size;
+}
+
+std::vector<StatePart> wkv_state(const Config& config, Binder& binder, int64_t head_size) {
+    StatePart wkv{"wkv", {config.n_embd / head_size, head_size, head_size}, 0.0f, {}};
+    const auto name = [](int64_t layer) { return cat("blk.", layer, ".time_mix_state.weight"); };
+    if (binder.has(name(0)))
+        for (int64_t i = 0; i < config.n_layer; ++i)
+            wkv.learnt.push_back(binder.vector(name(i), wkv.shape));
+    return {{"att_shift", {config.n_embd}, 0.0f, {}}, std::move(wkv)};
+}
+
+std::vector<float> read_output_scales(const Config& config, const ModelFile& file) {
+    const std::string key = config.arch + ".rescale_every_n_layers";
+    const int64_t every = file.find(key) == nullptr ? 0 : file.integer(key, 0, 1024);
+    // beyond 2^60 no file is sane, and float soon overflows
+    if (every > 0 && config.n_layer / every > 60)
+        throw FormatError(cat(file.path(), ": key '", key, "' is ", every,
+                              ", expected 0 or at least ", config.n_layer / 60 + 1, " for ",
+                              config.n_layer, " layers"));
+    std::vector<float> scales;
+    for (int64_t i = 0; i < config.n_layer; ++i)
+        scales.push_back(every == 0 ? 1.0f : std::ldexp(1.0f, static_cast<int>(i / every)));
+    return scales;
 }
 
 Model::Model(std::shared_ptr<const ModelFile> file, int threads) : file_(std::move(file)) {
     const Version& version = find_version(*file_);
     config_ = read_config(*file_, version.arch);
     Binder binder(*file_);
-    config_.n_vocab = binder.rows_of("token_embd.weight", config_.n_embd);
-    embedding_ = binder.matrix("token_embd.weight", config_.n_vocab, config_.n_embd);
-    head_ = binder.matrix("output.weight", config_.n_vocab, config_.n_embd);
-    const auto norm = [&](const std::string& name) {
-        return Norm{binder.vector(name + ".weight", config_.n_embd),
-                    binder.vector(name + ".bias", config_.n_embd)};
-    };
-    input_norm_ = norm("token_embd_norm");
-    output_norm_ = norm("output_norm");
+    const int64_t n = config_.n_embd;
+    config_.n_vocab = binder.rows_of("token_embd.weight", n);
+    embedding_ = binder.matrix("token_embd.weight", {config_.n_vocab, n});
+    head_ = binder.matrix("output.weight", {config_.n_vocab, n});
+    input_norm_ = binder.norm("token_embd_norm", n);
+    output_norm_ = binder.norm("output_norm", n);
     for (int64_t i = 0; i < config_.n_layer; ++i)
-        layer_norms_.push_back(
-            {norm(cat("blk.", i, ".attn_norm")), norm(cat("blk.", i, ".attn_norm_2"))});
-    arch_ = version.make(config_, binder);
+        layer_norms_.push_back({binder.norm(cat("blk.", i, ".attn_norm"), n),
+                                binder.norm(cat("blk.", i, ".attn_norm_2"), n)});
+    time_mix_ = version.time_mix(config_, binder);
+    channel_mix_ = version.channel_mix(config_, binder);
     binder.finish();
     owned_ = binder.take_owned();
     pool_ = std::make_shared<ThreadPool>(count_threads(threads));
 }
 
+std::vector<StatePart> Model::state_parts() const {
+    std::vector<StatePart> parts = time_mix_->state_parts();
+    for (const StatePart& part : channel_mix_->state_parts()) parts.push_back(part);
+    return parts;
+}
+
+int64_t Model::state_size() const {
+    return config_.n_layer * (time_mix_->state_size() + channel_mix_->state_size());
+}
+
 void Model::init_state(float* state) const {
     for (int64_t i = 0; i < config_.n_layer; ++i)
-        arch_->init_state(state + i * arch_->layer_state_size());
+        for (const Sublayer* half : {time_mix_.get(), channel_mix_.get()}) {
+            half->init_state(i, state);
+            state += half->state_size();
+        }
 }
 
 void Model::forward(Ops& ops, Scratch& scratch, std::span<const int32_t> ids, float* state,
@@ -107,24 +171,28 @@ void Model::forward(Ops& ops, Scratch& scratch, std::span<const int32_t> ids, fl
         ops.norm(in, norm, 1, config_.norm_eps, count, n, out);
     };
     AlignedVector<float>& memory = scratch.persistent();
-    memory.resize(static_cast<std::size_t>(tokens * (2 * n + arch_->carry_width())));
-    float *x = memory.data(), *input = x + tokens * n, *carry = input + tokens * n;
+    memory.resize(static_cast<std::size_t>(tokens * (3 * n + time_mix_->carry_width())));
+    float *embedded = memory.data(), *x = embedded + tokens * n, *input = x + tokens * n;
+    float* carry = input + tokens * n;
 
     ops.embed(embedding_, ids.data(), tokens, x);
-    normed(x, input_norm_, tokens, x);
+    normed(x, input_norm_, tokens, embedded);
+    std::copy_n(embedded, tokens * n, x);
+    Step step{ops, scratch, tokens, ids.data(), embedded, input, x, state, carry};
+    const auto run = [&](const Sublayer& half, int64_t layer, const Norm& norm) {
+        normed(x, norm, tokens, input);
+        scratch.reset();
+        half.run(layer, step);
+        step.state += half.state_size();
+    };
     for (int64_t i = 0; i < config_.n_layer; ++i) {
-        Step step{ops, scratch, tokens, input, x, state + i * arch_->layer_state_size(), carry};
         const LayerNorms& norms = layer_norms_[static_cast<std::size_t>(i)];
-        normed(x, norms.time_mix, tokens, input);
-        scratch.reset();
-        arch_->time_mix(i, step);
-        normed(x, norms.channel_mix, tokens, input);
-        scratch.reset();
-        arch_->channel_mix(i, step);
+        run(*time_mix_, i, norms.time_mix);
+        run(*channel_mix_, i, norms.channel_mix);
     }
     if (logits == nullptr) return;
     normed(x + (tokens - n_logits) * n, output_norm_, n_logits, input);
-    const MatmulJob head{head_, input, logits};
+    const MatmulJob head{.w = head_, .x = input, .y = logits};
     ops.matmul({&head, 1}, n_logits);
 }
 

@@ -19,7 +19,8 @@ public:
     const Config& config() const { return config_; }
     const ModelFile& file() const { return *file_; }
     int threads() const { return pool_->size(); }
-    int64_t state_size() const { return config_.n_layer * arch_->layer_state_size(); }  // floats
+    int64_t state_size() const;                  // floats
+    std::vector<StatePart> state_parts() const;  // of one layer; a state is layer after layer
     void init_state(float* state) const;
     std::unique_ptr<Ops> make_ops() const { return make_cpu_ops(pool_); }
 
@@ -32,7 +33,7 @@ private:
     std::shared_ptr<const ModelFile> file_;
     Config config_;
     std::shared_ptr<ThreadPool> pool_;
-    std::unique_ptr<Arch> arch_;
+    std::unique_ptr<Sublayer> time_mix_, channel_mix_;
     std::deque<AlignedVector<float>> owned_;  // vectors that were not F32 in the file
     Tensor embedding_, head_;
     Norm input_norm_{}, output_norm_{};

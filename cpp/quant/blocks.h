@@ -18,6 +18,8 @@ enum class Type : uint32_t {
     Q5_0 = 6,
     Q5_1 = 7,
     Q8_0 = 8,
+    Q2_K = 10,
+    Q3_K = 11,
     Q4_K = 12,
     Q5_K = 13,
     Q6_K = 14,
@@ -51,7 +53,20 @@ struct BlockQ8_0 {  // w = d * q
     uint16_t d;
     int8_t q[32];
 };
-// Super-blocks of 256 = 8 sub-blocks of 32 with a 6-bit scale and minimum each, packed in 12 bytes.
+// Super-blocks of 256. Two-bit codes: value i has bits 2r, 2r+1 of byte i / 128 * 32 + i % 32,
+// where r = i % 128 / 32. These two have 16 sub-blocks of 16.
+struct BlockQ2_K {       // w = d * scale * q - dmin * min
+    uint8_t scales[16];  // low half: scale, high half: min
+    uint8_t q[64];
+    uint16_t d, dmin;
+};
+struct BlockQ3_K {   // w = d * (scale - 32) * (q - 4)
+    uint8_t qh[32];  // the third bit of value i is bit i / 32 of byte i % 32
+    uint8_t q[64];
+    uint8_t scales[12];  // 6 bits each
+    uint16_t d;
+};
+// 8 sub-blocks of 32 with a 6-bit scale and minimum each, packed in 12 bytes.
 struct BlockQ4_K {  // w = d * scale * q - dmin * min
     uint16_t d, dmin;
     uint8_t scales[12];
@@ -72,7 +87,8 @@ struct BlockQ6_K {  // 16 sub-blocks of 16, w = d * scale * (q - 32)
 
 static_assert(sizeof(BlockQ4_0) == 18 && sizeof(BlockQ4_1) == 20, "ggml layout");
 static_assert(sizeof(BlockQ5_0) == 22 && sizeof(BlockQ5_1) == 24, "ggml layout");
-static_assert(sizeof(BlockQ8_0) == 34 && sizeof(BlockQ4_K) == 144, "ggml layout");
+static_assert(sizeof(BlockQ8_0) == 34 && sizeof(BlockQ2_K) == 84, "ggml layout");
+static_assert(sizeof(BlockQ3_K) == 110 && sizeof(BlockQ4_K) == 144, "ggml layout");
 static_assert(sizeof(BlockQ5_K) == 176 && sizeof(BlockQ6_K) == 210, "ggml layout");
 
 static inline float bits_to_float(uint32_t bits) {

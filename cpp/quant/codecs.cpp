@@ -104,6 +104,17 @@ void decode_blocks(const void* in, float* y, int64_t n, int len, Decode&& decode
     for (int64_t b = 0; b < n / len; ++b) decode(blocks[b], y + b * len);
 }
 
+// The low two bits of value i of a Q2_K or Q3_K super-block.
+int two_bits(const uint8_t* q, int i) { return q[i / 128 * 32 + i % 32] >> i % 128 / 32 * 2 & 3; }
+
+// The scale of sub-block j of a Q3_K super-block: four bits lie in the first eight bytes, two in
+// the last four.
+int signed_scale(const uint8_t* s, int j) {
+    const int low = j < 8 ? s[j] & 15 : s[j - 8] >> 4;
+    const int high = s[8 + j % 4] >> j / 4 * 2 & 3;
+    return (low | high << 4) - 32;
+}
+
 // The 6-bit scale and minimum of sub-block j of a Q4_K or Q5_K super-block.
 struct ScaleMin {
     float scale, min;
@@ -221,6 +232,29 @@ void dequantize_q5_1(const void* in, float* y, int64_t n) {
         const float d = half_to_float(b.d), m = half_to_float(b.m);
         for (int i = 0; i < kBlock; ++i)
             v[i] = d * static_cast<float>(nibble(b.q, i) | fifth_bit(b.qh, i)) + m;
+    });
+}
+
+void dequantize_q2_k(const void* in, float* y, int64_t n) {
+    decode_blocks<BlockQ2_K>(in, y, n, kSuperBlock, [](const BlockQ2_K& b, float* v) {
+        const float d = half_to_float(b.d), dmin = half_to_float(b.dmin);
+        for (int i = 0; i < kSuperBlock; ++i) {
+            const int packed = b.scales[i / 16];
+            const float scale = d * static_cast<float>(packed & 15);
+            const float min = dmin * static_cast<float>(packed >> 4);
+            v[i] = scale * static_cast<float>(two_bits(b.q, i)) - min;
+        }
+    });
+}
+
+void dequantize_q3_k(const void* in, float* y, int64_t n) {
+    decode_blocks<BlockQ3_K>(in, y, n, kSuperBlock, [](const BlockQ3_K& b, float* v) {
+        const float d = half_to_float(b.d);
+        for (int i = 0; i < kSuperBlock; ++i) {
+            const float scale = d * static_cast<float>(signed_scale(b.scales, i / 16));
+            const int third = (b.qh[i % 32] >> i / 32 & 1) << 2;
+            v[i] = scale * static_cast<float>((two_bits(b.q, i) | third) - 4);
+        }
     });
 }
 

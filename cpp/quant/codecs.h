@@ -27,6 +27,8 @@ void dequantize_q4_0(const void* in, float* y, int64_t n);
 void dequantize_q4_1(const void* in, float* y, int64_t n);
 void dequantize_q5_0(const void* in, float* y, int64_t n);
 void dequantize_q5_1(const void* in, float* y, int64_t n);
+void dequantize_q2_k(const void* in, float* y, int64_t n);
+void dequantize_q3_k(const void* in, float* y, int64_t n);
 void dequantize_q4_k(const void* in, float* y, int64_t n);
 void dequantize_q5_k(const void* in, float* y, int64_t n);
 void dequantize_q6_k(const void* in, float* y, int64_t n);

@@ -16,6 +16,8 @@ constexpr TypeInfo kTypes[] = {
     {Type::Q4_1, "q4_1", kBlock, sizeof(BlockQ4_1), quantize_q4_1, dequantize_q4_1},
     {Type::Q5_0, "q5_0", kBlock, sizeof(BlockQ5_0), quantize_q5_0, dequantize_q5_0},
     {Type::Q5_1, "q5_1", kBlock, sizeof(BlockQ5_1), quantize_q5_1, dequantize_q5_1},
+    {Type::Q2_K, "q2_k", kSuperBlock, sizeof(BlockQ2_K), nullptr, dequantize_q2_k},
+    {Type::Q3_K, "q3_k", kSuperBlock, sizeof(BlockQ3_K), nullptr, dequantize_q3_k},
     {Type::Q4_K, "q4_k", kSuperBlock, sizeof(BlockQ4_K), nullptr, dequantize_q4_k},
     {Type::Q5_K, "q5_k", kSuperBlock, sizeof(BlockQ5_K), nullptr, dequantize_q5_k},
     {Type::Q6_K, "q6_k", kSuperBlock, sizeof(BlockQ6_K), nullptr, dequantize_q6_k},

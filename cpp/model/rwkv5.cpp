@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+// RWKV-5 "Eagle": arXiv:2404.05892, and BlinkDL's RWKV_v5_demo.py. The recurrence is that of
+// RWKV-6 with a decay that does not depend on the token. Version 5.0 has no gate, and before 5.2
+// all channels of a head decay alike: files hold the decay of every channel.
+#include "base/error.h"
+#include "model/arch.h"
+
+namespace rwkv_edge {
+
+namespace {
+
+// The trainer normalises y / 8 with eps 1e-5, which is y with 64e-5.
+constexpr float kGroupNormEps = 64e-5f;
+
+class TimeMix5 final : public Sublayer {
+public:
+    TimeMix5(const Config& config, Binder& binder, int64_t head_size)
+        : Sublayer(wkv_state(config, binder, head_size)),
+          n_embd_(config.n_embd),
+          n_head_(config.n_embd / head_size),
+          head_size_(head_size),
+          has_gate_(binder.has("blk.0.time_mix_gate.weight")) {
+        for (int64_t i = 0; i < config.n_layer; ++i) layers_.push_back(bind(binder, i));
+    }
+
+    void run(int64_t index, Step& s) const override {
+        const Layer& l = layers_[static_cast<std::size_t>(index)];
+        const int64_t tokens = s.tokens, n = n_embd_;
+        const auto vector = [&] { return s.scratch.take(tokens * n); };
+
+        float* previous = vector();
+        s.ops.token_shift(s.x, s.state, tokens, n, previous);
+        const auto mixed = [&](const float* mix) {
+            float* y = vector();
+            s.ops.lerp(previous, s.x, mix, false, tokens, n, y);
+            return y;
+        };
+        float *r = vector(), *k = vector(), *v = vector(), *g = vector(), *y = vector();
+        std::vector<MatmulJob> projections{
+            {.w = l.receptance, .x = mixed(l.mix_r), .y = r},
+            {.w = l.key, .x = mixed(l.mix_k), .y = k},
+            {.w = l.value, .x = mixed(l.mix_v), .y = v},
+        };
+        if (has_gate_)
+            projections.push_back(
+                {.w = l.gate, .x = mixed(l.mix_g), .y = g, .activate = Activate::Silu});
+        s.ops.matmul(projections, tokens);
+
+        s.ops.wkv6({s.state + n, r, l.decay, k, v, y, n_head_, head_size_, false}, tokens);
+        s.ops.bonus(r, k, l.first, v, n_head_, tokens, n, y);
+        s.ops.norm(y, l.group_norm, n_head_, kGroupNormEps, tokens, n, y);
+        if (has_gate_) s.ops.mul(y, g, tokens, n, y);
+        const MatmulJob output{.w = l.output, .x = y, .y = vector(), .residual = s.residual};
+        s.ops.matmul({&output, 1}, tokens);
+    }
+
+private:
+    struct Layer {
+        const float *mix_k, *mix_v, *mix_r, *mix_g;   // the share of the current token
+        const float *decay, *first;                   // w = exp(-exp(time_decay)), u
+        Tensor receptance, key, value, gate, output;  // gate and mix_g from version 5.1 on
+        Norm group_norm;
+    };
+
+    Layer bind(Binder& binder, int64_t index) const {
+        const std::string prefix = cat("blk.", index, ".time_mix_");
+        const auto square = [&](const char* name) {
+            return binder.matrix(prefix + name, {n_embd_, n_embd_});
+        };
+        const int64_t mixes = has_gate_ ? 4 : 3;
+        const float* mix = binder.vector(prefix + "lerp_fused.weight", {mixes, n_embd_});
+        return {mix,
+                mix + n_embd_,
+                mix + 2 * n_embd_,
+                has_gate_ ? mix + 3 * n_embd_ : nullptr,
+                binder.vector(prefix + "decay.weight", {n_head_, head_size_}),
+                binder.vector(prefix + "first.weight", {n_head_, head_size_}),
+                square("receptance.weight"),
+                square("key.weight"),
+                square("value.weight"),
+                has_gate_ ? square("gate.weight") : Tensor{},
+                square("output.weight"),
+                binder.norm(prefix + "ln", n_embd_)};
+    }
+
+    int64_t n_embd_, n_head_, head_size_;
+    bool has_gate_;
+    std::vector<Layer> layers_;
+};
+
+}  // namespace
+
+std::unique_ptr<Sublayer> make_time_mix5(const Config& config, Binder& binder) {
+    return std::make_unique<TimeMix5>(config, binder, read_head_size(config, binder.file()));
+}
+
+}  // namespace rwkv_edge
