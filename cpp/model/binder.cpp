@@ -42,7 +42,11 @@ void Binder::wrong_shape(const TensorView& tensor, const std::string& expected) 
 
 Tensor Binder::matrix(const std::string& name, const Shape& shape) {
     const TensorView& tensor = find(name);
-    if (squeezed(tensor.shape) != squeezed(shape)) wrong_shape(tensor, shape_text(shape));
+    // The columns of a block type are those of its blocks, also where there is but one row or one.
+    const bool other_columns =
+        type_info(tensor.type).block_len > 1 && tensor.shape.back() != shape.back();
+    if (squeezed(tensor.shape) != squeezed(shape) || other_columns)
+        wrong_shape(tensor, shape_text(shape));
     return {tensor.data.data(), tensor.type, product(shape) / shape.back(), shape.back()};
 }
 

@@ -82,12 +82,13 @@ private:
 // from 6 on that of the previous one.
 class GatedChannelMix final : public Sublayer {
 public:
-    GatedChannelMix(const Config& config, Binder& binder, bool mix_previous)
+    // `scales` multiply each layer's value matrix.
+    GatedChannelMix(const Config& config, Binder& binder, bool mix_previous,
+                    const std::vector<float>& scales)
         : Sublayer({{"ffn_shift", {config.n_embd}, 0.0f, {}}}),
           n_embd_(config.n_embd),
           n_ffn_(config.n_ffn),
           mix_previous_(mix_previous) {
-        const auto scales = read_output_scales(config, binder.file());
         for (int64_t i = 0; i < config.n_layer; ++i) {
             const std::string prefix = cat("blk.", i, ".channel_mix_");
             layers_.push_back({binder.vector(prefix + "lerp_k.weight", {n_embd_}),
@@ -147,11 +148,13 @@ std::unique_ptr<Sublayer> make_time_mix4(const Config& config, Binder& binder) {
 }
 
 std::unique_ptr<Sublayer> make_channel_mix4(const Config& config, Binder& binder) {
-    return std::make_unique<GatedChannelMix>(config, binder, false);
+    return std::make_unique<GatedChannelMix>(
+        config, binder, false, std::vector<float>(static_cast<std::size_t>(config.n_layer), 1.0f));
 }
 
 std::unique_ptr<Sublayer> make_channel_mix6(const Config& config, Binder& binder) {
-    return std::make_unique<GatedChannelMix>(config, binder, true);
+    return std::make_unique<GatedChannelMix>(config, binder, true,
+                                             read_output_scales(config, binder.file()));
 }
 
 }  // namespace rwkv_edge
