@@ -29,7 +29,8 @@ struct Case {
     AlignedVector<std::byte> w, scratch;
     AlignedVector<float> x, scale, y;
     AlignedVector<int8_t> q;
-    AlignedVector<int32_t> sum;
+    AlignedVector<int16_t> sum;
+    AlignedVector<float> scaled_sum;
 
     Case(const TypeInfo& info, int64_t n_rows, int64_t n_tokens)
         : type(info),
@@ -41,7 +42,8 @@ struct Case {
           scale(x.size() / kBlock),
           y(static_cast<size_t>(tokens * rows)),
           q(x.size()),
-          sum(x.size() / kBlock) {
+          sum(x.size() / 16),
+          scaled_sum(x.size() / kBlock) {
         std::mt19937 random(1);
         std::normal_distribution<float> normal;
         for (float& value : x) value = normal(random);
@@ -56,7 +58,7 @@ struct Case {
     MatmulArgs args() {
         return {w.data(), type_bytes(type.type, kCols),
                 kCols,    0,
-                rows,     {x.data(), q.data(), scale.data(), sum.data()},
+                rows,     {x.data(), q.data(), scale.data(), sum.data(), scaled_sum.data()},
                 tokens,   y.data(),
                 rows,     scratch.data()};
     }
@@ -83,7 +85,7 @@ double best_seconds(Body&& body) {
 
 double run(const Kernels& kernels, Case& c) {
     kernels.quantize_activation(c.x.data(), static_cast<int64_t>(c.x.size()), c.q.data(),
-                                c.scale.data(), c.sum.data());
+                                c.scale.data(), c.sum.data(), c.scaled_sum.data());
     const MatmulArgs args = c.args();
     return best_seconds([&] { kernels.matmul[static_cast<int>(c.type.type)](args); });
 }

@@ -19,12 +19,13 @@
 namespace rwkv_edge {
 
 // Activations as a matmul wants them: float, or rounded to 8 bits in blocks of 32.
-// x[k] ~ scale[k / 32] * q[k], |q| <= 127, sum[b] = sum of q over block b.
+// x[k] ~ scale[k / 32] * q[k], |q| <= 127.
 struct Activation {
-    const float* x;      // [tokens, cols]
-    const int8_t* q;     // [tokens, cols]
-    const float* scale;  // [tokens, cols / 32]
-    const int32_t* sum;  // [tokens, cols / 32]
+    const float* x;           // [tokens, cols]
+    const int8_t* q;          // [tokens, cols]
+    const float* scale;       // [tokens, cols / 32]
+    const int16_t* sum;       // [tokens, cols / 16] of q, over 16 columns
+    const float* scaled_sum;  // [tokens, cols / 32] scale times the sum of q
 };
 
 // y[t * y_stride + r] = sum over k of w[r, k] * x[t, k], for r in [row_begin, row_end), t in [0,
@@ -40,7 +41,8 @@ struct MatmulArgs {
     int64_t y_stride;
     void* scratch;  // matmul_scratch_bytes(cols), 64-byte aligned, for the length of the call
 };
-static inline int64_t matmul_scratch_bytes(int64_t cols) { return 8 * (cols + 8) * 4; }
+enum : int { kMatmulScratch = 40 };  // bytes per column
+static inline int64_t matmul_scratch_bytes(int64_t cols) { return kMatmulScratch * (cols + 8); }
 typedef void (*Matmul)(const MatmulArgs& args);
 
 // Some channels of RWKV-4 (paper arXiv:2305.13048, appendix D). Sums of exponentials are kept as
@@ -86,7 +88,8 @@ struct Kernels {
     // Null: the engine dequantises rows and multiplies as F32.
     Matmul matmul[kTypeSlots];
     // n is a multiple of 32. scale = max|x| / 127; q = x * (127 / max|x|), nearest, halves to even.
-    void (*quantize_activation)(const float* x, int64_t n, int8_t* q, float* scale, int32_t* sum);
+    void (*quantize_activation)(const float* x, int64_t n, int8_t* q, float* scale, int16_t* sum,
+                                float* scaled_sum);
 
     // Vectors below have a multiple of 8 elements, except those of the four functions in place.
     // y = (x - mean) / sqrt(var + eps) * weight + bias; y may be x

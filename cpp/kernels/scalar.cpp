@@ -39,47 +39,86 @@ void matmul_float(const MatmulArgs& a) {
     }
 }
 
-// --- matmul: block types. A block's term is d * scale * (integer dot) [+ m * scale * sum]. ---
+// --- matmul: block types ---
+//
+// 32 columns of a row add scale_x * d * dot + m * (scale_x * sum_x), where w = d * (factor * code)
+// + m, dot is that of factor * code and the rounded x, and factor is 1 or an integer of each 16
+// columns.
 
 int nibble(const uint8_t* q, int i) { return i < 16 ? q[i] & 15 : q[i - 16] >> 4; }
 int fifth_bit(const uint8_t* qh, int i) { return (qh[i / 8] >> i % 8 & 1) << 4; }
 
+// The code of column i of a block, less the code that means zero.
 int code(const BlockQ8_0& b, int i) { return b.q[i]; }
 int code(const BlockQ4_0& b, int i) { return nibble(b.q, i) - 8; }
 int code(const BlockQ4_1& b, int i) { return nibble(b.q, i); }
 int code(const BlockQ5_0& b, int i) { return (nibble(b.q, i) | fifth_bit(b.qh, i)) - 16; }
 int code(const BlockQ5_1& b, int i) { return nibble(b.q, i) | fifth_bit(b.qh, i); }
-
-template <class Block>
-float offset(const Block&) {
-    return 0.0f;
+int code(const BlockQ4_K& b, int i) { return b.q[i / 64 * 32 + i % 32] >> i / 32 % 2 * 4 & 15; }
+int code(const BlockQ5_K& b, int i) {
+    return (b.q[i / 64 * 32 + i % 32] >> i / 32 % 2 * 4 & 15) | (b.qh[i % 32] >> i / 32 & 1) << 4;
 }
-float offset(const BlockQ4_1& b) { return half_to_float(b.m); }
-float offset(const BlockQ5_1& b) { return half_to_float(b.m); }
+int code(const BlockQ6_K& b, int i) {
+    const int half = i / 128, run = i % 128 / 32, at = i % 32;
+    const int low = b.ql[half * 64 + run % 2 * 32 + at] >> run / 2 * 4 & 15;
+    return (low | (b.qh[half * 32 + at] >> run * 2 & 3) << 4) - 32;
+}
 
 template <class Block>
+int factor(const Block&, int) {
+    return 1;
+}
+int factor(const BlockQ6_K& b, int i) { return b.scales[i / 16]; }
+
+// d and m of the 32 columns that begin at column i of a block.
+struct ScaleOffset {
+    float d, m;
+};
+template <class Block>
+ScaleOffset scale_offset(const Block& b, int) {
+    return {half_to_float(b.d), 0.0f};
+}
+ScaleOffset scale_offset(const BlockQ4_1& b, int) {
+    return {half_to_float(b.d), half_to_float(b.m)};
+}
+ScaleOffset scale_offset(const BlockQ5_1& b, int) {
+    return {half_to_float(b.d), half_to_float(b.m)};
+}
+template <class Block>
+ScaleOffset scale_min(const Block& b, int j) {
+    const uint8_t* s = b.scales;
+    const int scale = j < 4 ? s[j] & 63 : (s[j + 4] & 15) | s[j - 4] >> 6 << 4;
+    const int min = j < 4 ? s[j + 4] & 63 : s[j + 4] >> 4 | s[j] >> 6 << 4;
+    return {half_to_float(b.d) * (float)scale, -(half_to_float(b.dmin) * (float)min)};
+}
+ScaleOffset scale_offset(const BlockQ4_K& b, int i) { return scale_min(b, i / 32); }
+ScaleOffset scale_offset(const BlockQ5_K& b, int i) { return scale_min(b, i / 32); }
+
+template <class Block, int kColumns>
 void matmul_blocks(const MatmulArgs& a) {
-    const int64_t blocks = a.cols / kBlock;
     for (int64_t r = a.row_begin; r < a.row_end; ++r) {
         const Block* row = (const Block*)((const char*)a.w + r * a.row_bytes);
         for (int64_t t = 0; t < a.tokens; ++t) {
-            const int8_t* q = a.x.q + t * a.cols;
-            const float* scale = a.x.scale + t * blocks;
-            const int32_t* sum = a.x.sum + t * blocks;
             float y = 0.0f;
-            for (int64_t b = 0; b < blocks; ++b) {
+            for (int64_t k = 0; k < a.cols; k += kBlock) {
+                const Block& block = row[k / kColumns];
+                const int first = (int)(k % kColumns);
+                const int8_t* q = a.x.q + t * a.cols + k;
                 int dot = 0;
-                for (int i = 0; i < kBlock; ++i) dot += code(row[b], i) * q[b * kBlock + i];
-                y += half_to_float(row[b].d) * scale[b] * (float)dot;
-                const float m = offset(row[b]);
-                if (m != 0.0f) y += m * (scale[b] * (float)sum[b]);
+                for (int i = 0; i < kBlock; ++i)
+                    dot += factor(block, first + i) * code(block, first + i) * q[i];
+                const ScaleOffset w = scale_offset(block, first);
+                const int64_t at = (t * a.cols + k) / kBlock;
+                y += w.d * a.x.scale[at] * (float)dot;
+                if (w.m != 0.0f) y += w.m * a.x.scaled_sum[at];
             }
             a.y[t * a.y_stride + r] = y;
         }
     }
 }
 
-void quantize_activation(const float* x, int64_t n, int8_t* q, float* scale, int32_t* sum) {
+void quantize_activation(const float* x, int64_t n, int8_t* q, float* scale, int16_t* sum,
+                         float* scaled_sum) {
     for (int64_t b = 0; b < n / kBlock; ++b, x += kBlock, q += kBlock) {
         // As integers the bits of magnitudes compare like the numbers, with NaN above all: a block
         // that holds one gets a NaN for its scale, and the result shows it.
@@ -92,13 +131,15 @@ void quantize_activation(const float* x, int64_t n, int8_t* q, float* scale, int
         // A peak so small that its inverse overflows is as good as zero.
         const bool usable = peak > 1e-30f && peak <= FLT_MAX;
         const float inverse = usable ? 127.0f / peak : 0.0f;
-        int32_t total = 0;
+        int total[2] = {};
         for (int i = 0; i < kBlock; ++i) {
             q[i] = usable ? (int8_t)nearbyintf(x[i] * inverse) : 0;
-            total += q[i];
+            total[i / 16] += q[i];
         }
         scale[b] = peak / 127.0f;
-        sum[b] = total;
+        sum[2 * b] = (int16_t)total[0];
+        sum[2 * b + 1] = (int16_t)total[1];
+        scaled_sum[b] = scale[b] * (float)(total[0] + total[1]);
     }
 }
 
@@ -230,11 +271,14 @@ void scalar_kernels(Kernels& table) {
     table.matmul[(int)Type::F32] = matmul_float<float>;
     table.matmul[(int)Type::F16] = matmul_float<Half>;
     table.matmul[(int)Type::BF16] = matmul_float<Bfloat16>;
-    table.matmul[(int)Type::Q8_0] = matmul_blocks<BlockQ8_0>;
-    table.matmul[(int)Type::Q4_0] = matmul_blocks<BlockQ4_0>;
-    table.matmul[(int)Type::Q4_1] = matmul_blocks<BlockQ4_1>;
-    table.matmul[(int)Type::Q5_0] = matmul_blocks<BlockQ5_0>;
-    table.matmul[(int)Type::Q5_1] = matmul_blocks<BlockQ5_1>;
+    table.matmul[(int)Type::Q8_0] = matmul_blocks<BlockQ8_0, kBlock>;
+    table.matmul[(int)Type::Q4_0] = matmul_blocks<BlockQ4_0, kBlock>;
+    table.matmul[(int)Type::Q4_1] = matmul_blocks<BlockQ4_1, kBlock>;
+    table.matmul[(int)Type::Q5_0] = matmul_blocks<BlockQ5_0, kBlock>;
+    table.matmul[(int)Type::Q5_1] = matmul_blocks<BlockQ5_1, kBlock>;
+    table.matmul[(int)Type::Q4_K] = matmul_blocks<BlockQ4_K, kSuperBlock>;
+    table.matmul[(int)Type::Q5_K] = matmul_blocks<BlockQ5_K, kSuperBlock>;
+    table.matmul[(int)Type::Q6_K] = matmul_blocks<BlockQ6_K, kSuperBlock>;
     table.quantize_activation = quantize_activation;
     table.layer_norm = layer_norm;
     table.lerp = lerp;

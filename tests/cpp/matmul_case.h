@@ -26,6 +26,8 @@ inline bool is_plain(Type type) {
     return type == Type::F32 || type == Type::F16 || type == Type::BF16;
 }
 
+inline bool is_super(Type type) { return type_info(type).block_len == kSuperBlock; }
+
 inline bool same_bits(float a, float b) { return float_to_bits(a) == float_to_bits(b); }
 
 // Floats with a guard of 64 bytes on both sides, starting 4 bytes past a cache line.
@@ -52,9 +54,9 @@ struct MatmulCase {
     int64_t rows, cols, tokens;
     std::vector<uint8_t> weights;  // the first `shift` bytes are no part of them
     int64_t shift;
-    std::vector<float> x, scale;
+    std::vector<float> x, scale, scaled_sum;
     std::vector<int8_t> q;
-    std::vector<int32_t> sum;
+    std::vector<int16_t> sum;
     AlignedVector<uint8_t> scratch;
 
     MatmulCase(Type kind, int64_t n_rows, int64_t n_cols, int64_t n_tokens)
@@ -69,7 +71,8 @@ struct MatmulCase {
         x.resize(values);
         q.resize(values);
         scale.resize(values / kBlock);
-        sum.resize(values / kBlock);
+        sum.resize(values / 16);
+        scaled_sum.resize(values / kBlock);
     }
 
     int64_t row_bytes() const { return type_bytes(type, cols); }
@@ -88,9 +91,11 @@ struct MatmulCase {
                 type_info(type).quantize(values.data(), row(r), cols);
                 continue;
             }
-            for (int64_t i = 0; i < row_bytes(); ++i)
-                row(r)[i] = static_cast<uint8_t>(random_int(rng, 0, 255));
-            for (int64_t b = 0; b < cols / kBlock; ++b) set_scales(rng, r, b);
+            fill_with_bytes(rng, r);
+            for (int64_t b = 0; b < blocks(); ++b) {
+                set_half(r, b, scale_at(), std::ldexp(1.0f, random_int(rng, -3, 0)));
+                set_half(r, b, minimum_at(), 0.125f * static_cast<float>(random_int(rng, -40, 40)));
+            }
         }
         for (size_t i = 0; i < x.size(); ++i) {
             q[i] = static_cast<int8_t>(random_int(rng, -7, 7));
@@ -100,30 +105,41 @@ struct MatmulCase {
         add_up();
     }
 
-    // Normal values everywhere; the weights take the type's rounding.
+    // Normal values everywhere; the weights take the type's rounding, or are any that it can hold.
     void fill_normally(Random& rng, const Kernels& kernels) {
         std::normal_distribution<float> normal;
         std::vector<float> values(static_cast<size_t>(cols));
         for (int64_t r = 0; r < rows; ++r) {
             for (float& v : values) v = normal(rng);
-            type_info(type).quantize(values.data(), row(r), cols);
+            if (!is_super(type)) {
+                type_info(type).quantize(values.data(), row(r), cols);
+                continue;
+            }
+            fill_with_bytes(rng, r);
+            for (int64_t b = 0; b < blocks(); ++b) {
+                set_half(r, b, scale_at(), 0.001f * normal(rng));
+                set_half(r, b, minimum_at(), 0.001f * normal(rng));
+            }
         }
         for (float& v : x) v = normal(rng);
         if (!is_plain(type))
-            kernels.quantize_activation(x.data(), tokens * cols, q.data(), scale.data(),
-                                        sum.data());
+            kernels.quantize_activation(x.data(), tokens * cols, q.data(), scale.data(), sum.data(),
+                                        scaled_sum.data());
     }
 
     void add_up() {
         for (size_t b = 0; b < sum.size(); ++b) {
-            sum[b] = 0;
-            for (size_t i = 0; i < kBlock; ++i) sum[b] += q[b * kBlock + i];
+            int total = 0;
+            for (size_t i = 0; i < 16; ++i) total += q[b * 16 + i];
+            sum[b] = static_cast<int16_t>(total);
         }
+        for (size_t b = 0; b < scaled_sum.size(); ++b)
+            scaled_sum[b] = scale[b] * static_cast<float>(sum[2 * b] + sum[2 * b + 1]);
     }
 
     struct Answer {
         double value;      // sum of w * x
-        double magnitude;  // sum of |w * x|, where w = d * q + m counts as two terms
+        double magnitude;  // at least the sum of |w * x|, where w = d * q + m counts as two terms
     };
     Answer answer(int64_t r, int64_t t) {
         std::vector<float> w(static_cast<size_t>(cols));
@@ -132,9 +148,9 @@ struct MatmulCase {
         for (int64_t k = 0; k < cols; ++k) {
             const auto at = static_cast<size_t>(t * cols + k);
             const double input = is_plain(type) ? x[at] : double{scale[at / kBlock]} * q[at];
-            const double weight = w[static_cast<size_t>(k)], m = minimum(r, k / kBlock);
+            const double weight = w[static_cast<size_t>(k)];
             out.value += weight * input;
-            out.magnitude += (std::fabs(weight - m) + std::fabs(m)) * std::fabs(input);
+            out.magnitude += (std::fabs(weight) + 2 * largest_minimum(r, k)) * std::fabs(input);
         }
         return out;
     }
@@ -145,27 +161,37 @@ struct MatmulCase {
                 cols,
                 0,
                 rows,
-                {x.data(), q.data(), scale.data(), sum.data()},
+                {x.data(), q.data(), scale.data(), sum.data(), scaled_sum.data()},
                 tokens,
                 y,
                 y_stride,
                 scratch.data()};
     }
 
-private:
-    // d and m lead each block; only Q4_1 and Q5_1 have an m.
-    uint8_t* block(int64_t r, int64_t b) { return row(r) + b * type_info(type).block_bytes; }
-    bool has_minimum() const { return type == Type::Q4_1 || type == Type::Q5_1; }
-    double minimum(int64_t r, int64_t b) {
-        uint16_t m = 0;
-        if (has_minimum()) std::memcpy(&m, block(r, b) + 2, sizeof m);
-        return half_to_float(m);
+    // Where the float16 scale of a block lies, and what is subtracted; -1 if nothing is.
+    int64_t scale_at() const { return type == Type::Q6_K ? 208 : 0; }
+    int64_t minimum_at() const {
+        const bool has =
+            type == Type::Q4_1 || type == Type::Q5_1 || type == Type::Q4_K || type == Type::Q5_K;
+        return has ? 2 : -1;
     }
-    void set_scales(Random& rng, int64_t r, int64_t b) {
-        const uint16_t d = float_to_half(std::ldexp(1.0f, random_int(rng, -3, 0)));
-        const uint16_t m = float_to_half(0.125f * static_cast<float>(random_int(rng, -40, 40)));
-        std::memcpy(block(r, b), &d, sizeof d);
-        if (has_minimum()) std::memcpy(block(r, b) + 2, &m, sizeof m);
+    int64_t blocks() const { return cols / type_info(type).block_len; }
+    uint8_t* block(int64_t r, int64_t b) { return row(r) + b * type_info(type).block_bytes; }
+    void set_half(int64_t r, int64_t b, int64_t at, float value) {
+        const uint16_t half = float_to_half(value);
+        if (at >= 0) std::memcpy(block(r, b) + at, &half, sizeof half);
+    }
+
+private:
+    double largest_minimum(int64_t r, int64_t k) {
+        if (minimum_at() < 0) return 0;
+        uint16_t m;
+        std::memcpy(&m, block(r, k / type_info(type).block_len) + minimum_at(), sizeof m);
+        return std::fabs(half_to_float(m)) * (is_super(type) ? 63 : 1);
+    }
+    void fill_with_bytes(Random& rng, int64_t r) {
+        for (int64_t i = 0; i < row_bytes(); ++i)
+            row(r)[i] = static_cast<uint8_t>(random_int(rng, 0, 255));
     }
 };
 

@@ -203,24 +203,27 @@ TEST(quantized_activations_are_the_nearest) {
         const auto size = static_cast<size_t>(n);
         std::vector<int8_t> q(size + 2, 99);
         Floats scale(size / 32 + 2, 99.0f);
-        std::vector<int32_t> sum(size / 32 + 2, 99);
-        kernels().quantize_activation(x.data(), n, &q[1], &scale[1], &sum[1]);
+        Floats scaled_sum(size / 32 + 2, 99.0f);
+        std::vector<int16_t> sum(size / 16 + 2, 99);
+        kernels().quantize_activation(x.data(), n, &q[1], &scale[1], &sum[1], &scaled_sum[1]);
         CHECK(q[0] == 99 && q[size + 1] == 99);
         CHECK(scale[0] == 99.0f && scale[size / 32 + 1] == 99.0f);
-        CHECK(sum[0] == 99 && sum[size / 32 + 1] == 99);
+        CHECK(sum[0] == 99 && sum[size / 16 + 1] == 99);
+        CHECK(scaled_sum[0] == 99.0f && scaled_sum[size / 32 + 1] == 99.0f);
         for (size_t b = 0; b < size / 32; ++b) {
             float peak = 0;
             for (size_t i = 0; i < 32; ++i) peak = std::max(peak, std::fabs(x[b * 32 + i]));
             CHECK(scale[b + 1] == peak / 127.0f);
             const float inverse = peak > 0 ? 127.0f / peak : 0.0f;
-            int32_t total = 0;
+            int total[2] = {};
             for (size_t i = 0; i < 32; ++i) {
                 const int code = q[1 + b * 32 + i];
                 CHECK(code == static_cast<int>(std::nearbyint(x[b * 32 + i] * inverse)));
                 CHECK(code >= -127);
-                total += code;
+                total[i / 16] += code;
             }
-            CHECK(sum[b + 1] == total);
+            CHECK(sum[2 * b + 1] == total[0] && sum[2 * b + 2] == total[1]);
+            CHECK(scaled_sum[b + 1] == scale[b + 1] * static_cast<float>(total[0] + total[1]));
         }
     }
 }
@@ -231,11 +234,12 @@ TEST(no_number_in_an_activation_reaches_the_scale) {
             Floats x(64, 1.0f);
             x[at] = bad;
             std::vector<int8_t> q(64);
-            Floats scale(2);
-            std::vector<int32_t> sum(2);
-            kernels().quantize_activation(x.data(), 64, q.data(), scale.data(), sum.data());
-            CHECK(!std::isfinite(scale[0]));
-            CHECK(scale[1] == 1.0f / 127.0f && q[63] == 127 && sum[1] == 32 * 127);
+            Floats scale(2), scaled_sum(2);
+            std::vector<int16_t> sum(4);
+            kernels().quantize_activation(x.data(), 64, q.data(), scale.data(), sum.data(),
+                                          scaled_sum.data());
+            CHECK(!std::isfinite(scale[0]) && !std::isfinite(scaled_sum[0]));
+            CHECK(scale[1] == 1.0f / 127.0f && q[63] == 127 && sum[3] == 16 * 127);
             for (size_t i = 0; i < 32; ++i) CHECK(q[i] >= -127);
         }
     }
@@ -246,8 +250,8 @@ TEST(halves_of_an_activation_step_go_to_even) {
     x[0] = 127.0f;
     for (int i = 1; i < 32; ++i) x[static_cast<size_t>(i)] = static_cast<float>(i - 16) + 0.5f;
     std::vector<int8_t> q(32);
-    float scale;
-    int32_t sum;
-    kernels().quantize_activation(x.data(), 32, q.data(), &scale, &sum);
+    float scale, scaled_sum;
+    int16_t sum[2];
+    kernels().quantize_activation(x.data(), 32, q.data(), &scale, sum, &scaled_sum);
     for (size_t i = 0; i < 32; ++i) CHECK(q[i] == static_cast<int>(std::nearbyint(x[i])));
 }

@@ -22,15 +22,16 @@ void multiply(const MatmulArgs& args, Type type) { kernels().matmul[static_cast<
 // One block, three blocks, the widths of real models; ranks of LoRAs for the plain types.
 std::vector<int64_t> widths(Type type) {
     if (is_plain(type)) return {1, 5, 8, 12, 20, 31, 32, 33, 96, 768, 2560};
+    if (is_super(type)) return {256, 768, 2560};
     return {32, 96, 768, 2560};
 }
 
 }  // namespace
 
 TEST(every_type_has_a_product_or_goes_through_f32) {
-    CHECK(matmul_types().size() >= 8);
+    CHECK(matmul_types().size() >= 11);
     for (Type type : {Type::F32, Type::F16, Type::BF16, Type::Q8_0, Type::Q4_0, Type::Q4_1,
-                      Type::Q5_0, Type::Q5_1})
+                      Type::Q5_0, Type::Q5_1, Type::Q4_K, Type::Q5_K, Type::Q6_K})
         CHECK(kernels().matmul[static_cast<int>(type)] != nullptr);
 }
 
@@ -38,7 +39,7 @@ TEST(exact_inputs_give_the_exact_answer) {
     Random rng(1);
     for (Type type : matmul_types()) {
         for (int64_t cols : widths(type)) {
-            for (int64_t rows = 1; rows <= 9; ++rows) {
+            for (int64_t rows : {1, 2, 3, 4, 5, 7, 8, 9, 16, 25}) {
                 MatmulCase c(type, rows, cols, rows % 5 + 1);
                 c.fill_exactly(rng);
                 Guarded y(c.tokens * rows);
@@ -56,7 +57,6 @@ TEST(exact_inputs_give_the_exact_answer) {
 TEST(rounding_errors_stay_within_their_bound) {
     Random rng(2);
     for (Type type : matmul_types()) {
-        if (type_info(type).quantize == nullptr) continue;
         for (int64_t cols : widths(type)) {
             MatmulCase c(type, 9, cols, 3);
             c.fill_normally(rng, kernels());
@@ -80,8 +80,7 @@ TEST(rounding_errors_stay_within_their_bound) {
 TEST(cuts_in_rows_and_tokens_change_no_bit) {
     Random rng(3);
     for (Type type : matmul_types()) {
-        if (type_info(type).quantize == nullptr) continue;
-        MatmulCase c(type, 23, is_plain(type) ? 100 : 160, 11);
+        MatmulCase c(type, 53, is_plain(type) ? 100 : is_super(type) ? 512 : 160, 11);
         c.fill_normally(rng, kernels());
         Guarded whole(c.tokens * c.rows), parts(c.tokens * c.rows);
         multiply(c.args(whole.data(), c.rows), type);
@@ -89,7 +88,8 @@ TEST(cuts_in_rows_and_tokens_change_no_bit) {
         for (int64_t t = 0; t < c.tokens; t += args.tokens) {
             args.tokens = std::min<int64_t>(t % 3 + 1, c.tokens - t);
             const size_t at = static_cast<size_t>(t * c.cols);
-            args.x = {&c.x[at], &c.q[at], &c.scale[at / kBlock], &c.sum[at / kBlock]};
+            args.x = {&c.x[at], &c.q[at], &c.scale[at / kBlock], &c.sum[at / 16],
+                      &c.scaled_sum[at / kBlock]};
             args.y = parts.data() + t * c.rows;
             for (args.row_begin = 0; args.row_begin < c.rows; args.row_begin = args.row_end) {
                 args.row_end = std::min<int64_t>(args.row_begin * 2 + 1, c.rows);
@@ -143,35 +143,34 @@ TEST(q8_0_weights_of_minus_128_are_survived) {
 // The largest codes at once: sums of byte products must not saturate.
 TEST(extreme_codes_do_not_saturate) {
     for (Type type : matmul_types()) {
-        if (is_plain(type) || type_info(type).quantize == nullptr) continue;
-        MatmulCase c(type, 5, 96, 2);
+        if (is_plain(type)) continue;
+        MatmulCase c(type, 19, is_super(type) ? 512 : 96, 5);
         Random rng(6);
         c.fill_exactly(rng);
         for (int64_t r = 0; r < c.rows; ++r)
-            for (int64_t b = 0; b < 3; ++b) {
-                const int64_t bytes = type_info(type).block_bytes;
-                const int64_t codes = type == Type::Q8_0 ? 2 : type == Type::Q4_0 ? 2 : 4;
-                uint8_t* block = c.row(r) + b * bytes;
-                const int64_t from = type == Type::Q5_0 ? 2 : codes;
-                std::memset(block + from,
-                            r % 2 == 0           ? 0
-                            : type == Type::Q8_0 ? 0x81
-                                                 : 0xff,
-                            static_cast<size_t>(bytes - from));
+            for (int64_t b = 0; b < c.blocks(); ++b) {
+                const auto bytes = static_cast<size_t>(type_info(type).block_bytes);
+                const int code = r % 2 == 0 ? 0 : type == Type::Q8_0 ? 0x81 : 0xff;
+                std::memset(c.block(r, b), code, bytes);
+                // the largest scale of Q6_K is not its last code
+                if (type == Type::Q6_K) std::memset(c.block(r, b) + 192, 0x80, 16);
+                c.set_half(r, b, c.scale_at(), 0.5f);
+                c.set_half(r, b, c.minimum_at(), 0.25f);
             }
-        for (size_t i = 0; i < c.q.size(); ++i) c.q[i] = i < 96 ? 127 : -127;
+        for (size_t i = 0; i < c.q.size(); ++i)
+            c.q[i] = i / static_cast<size_t>(c.cols) % 2 == 0 ? 127 : -127;
         c.add_up();
         Guarded y(c.tokens * c.rows);
         multiply(c.args(y.data(), c.rows), type);
         for (int64_t i = 0; i < c.tokens * c.rows; ++i)
-            CHECK_CASE(y[i] == static_cast<float>(c.answer(i % 5, i / 5).value), c.name());
+            CHECK_CASE(y[i] == static_cast<float>(c.answer(i % c.rows, i / c.rows).value),
+                       c.name());
     }
 }
 
 TEST(zeros_and_denormal_scales_are_exact) {
     for (Type type : matmul_types()) {
-        if (type_info(type).quantize == nullptr) continue;
-        MatmulCase c(type, 3, 64, 2);
+        MatmulCase c(type, 3, is_super(type) ? 256 : 64, 2);
         Random rng(7);
         c.fill_exactly(rng);
         for (int64_t r = 0; r < c.rows; ++r)
@@ -185,11 +184,9 @@ TEST(zeros_and_denormal_scales_are_exact) {
         for (int64_t r = 0; r < c.rows; ++r) {
             const std::vector<float> tiny(64, 0x1p-24f);
             if (is_plain(type)) type_info(type).quantize(tiny.data(), c.row(r), c.cols);
-            for (int64_t b = 0; b < 2 && !is_plain(type); ++b) {
-                const uint16_t d = 1, m = 0;
-                uint8_t* block = c.row(r) + b * type_info(type).block_bytes;
-                std::memcpy(block, &d, sizeof d);
-                if (type == Type::Q4_1 || type == Type::Q5_1) std::memcpy(block + 2, &m, sizeof m);
+            for (int64_t b = 0; b < c.blocks() && !is_plain(type); ++b) {
+                c.set_half(r, b, c.scale_at(), 0x1p-24f);
+                c.set_half(r, b, c.minimum_at(), 0.0f);
             }
         }
         multiply(c.args(y.data(), 3), type);
@@ -200,12 +197,12 @@ TEST(zeros_and_denormal_scales_are_exact) {
 
 TEST(scales_that_are_no_numbers_reach_the_result) {
     for (Type type : matmul_types()) {
-        if (is_plain(type) || type_info(type).quantize == nullptr) continue;
+        if (is_plain(type)) continue;
         for (uint16_t bad : {uint16_t{0x7c00}, uint16_t{0x7e00}}) {
-            MatmulCase c(type, 2, 64, 1);
+            MatmulCase c(type, 2, is_super(type) ? 256 : 64, 1);
             Random rng(8);
             c.fill_exactly(rng);
-            std::memcpy(c.row(1), &bad, sizeof bad);
+            std::memcpy(c.row(1) + c.scale_at(), &bad, sizeof bad);
             Guarded y(2);
             multiply(c.args(y.data(), 2), type);
             CHECK_CASE(std::isfinite(y[0]), c.name());
