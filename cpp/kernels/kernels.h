@@ -99,7 +99,8 @@ struct Kernels {
     void (*add)(const float* x, int64_t n, float* y);                  // y += x
     void (*mul)(const float* x, const float* z, int64_t n, float* y);  // y = x * z; y may be x
     // In place, each element on its own; relative error below 4 * 2^-24 for sigmoid, tanh and
-    // decay7, 5 * 2^-24 for silu, (4 + 4 exp(x)) * 2^-24 for decay6.
+    // decay7, 5 * 2^-24 for silu, (4 + 4 exp(x)) * 2^-24 for decay6. Exponentials may
+    // stop at e^-87.
     void (*sigmoid)(float* x, int64_t n);
     void (*silu)(float* x, int64_t n);  // x * sigmoid(x)
     void (*tanh)(float* x, int64_t n);
