@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write a random RWKV-7 model of a real shape, to measure speed without a download.
+"""Write a random RWKV model of a real shape, to measure speed without a download.
 
     python tools/make_random_model.py --size 0.4b --type q4_0 random-0.4b.gguf
-    python tools/make_random_model.py --size 0.4b --pth random-0.4b.pth
+    python tools/make_random_model.py --version 6 --size 1.6b --pth random-1.6b.pth
 
 It talks nonsense, but it runs like a real model of that size: activations stay near one, the state
 decays, no value overflows. The same seed gives the same weights in both formats: converting the
@@ -25,8 +25,8 @@ import numpy as np
 from rwkv_edge.convert.convert import plan_model, write_model
 from rwkv_edge.convert.gguf_writer import Progress, Value, string
 from rwkv_edge.convert.quantize import CHUNK_VALUES, Types
-from rwkv_edge.convert.source import F32
-from rwkv_edge.convert.vocab import load_vocabulary, world_file, world_metadata
+from rwkv_edge.convert.source import F32, Checkpoint
+from rwkv_edge.convert.vocab import WORLD, load_vocabulary, world_file, world_vocabulary
 
 BLOCK_ROWS = 256  # each block of rows has its own random stream, so rows can be made in any order
 ALIGNMENT = 64
@@ -34,21 +34,56 @@ ALIGNMENT = 64
 
 @dataclass(frozen=True)
 class Size:
-    """The shape of a released model; `ranks` of the small matrices of w, a, v, g."""
+    """The shape of a released model.
+
+    `ranks` of the small matrices: of w, a, v, g in version 7, of token shift and decay in 6.
+    """
 
     layers: int
     width: int
-    ranks: tuple[int, int, int, int]
+    ranks: tuple[int, ...] = ()
+    version: str = "7"
     vocab: int = 65536
     head_size: int = 64
 
+    @property
+    def heads(self) -> int:
+        return self.width // self.head_size
+
+    @property
+    def ffn(self) -> int:
+        return int(3.5 * self.width) // 32 * 32 if self.version in "56" else 4 * self.width
+
 
 SIZES = {
-    "0.1b": Size(12, 768, (64, 64, 32, 128)),
-    "0.4b": Size(24, 1024, (64, 64, 32, 128)),
-    "1.5b": Size(24, 2048, (96, 96, 64, 256)),
-    "2.9b": Size(32, 2560, (96, 96, 64, 320)),
-    "7.2b": Size(32, 4096, (128, 128, 96, 480)),
+    "4": {
+        "0.1b": Size(12, 768, version="4"),
+        "0.4b": Size(24, 1024, version="4"),
+        "1.5b": Size(24, 2048, version="4"),
+        "3b": Size(32, 2560, version="4"),
+        "7b": Size(32, 4096, version="4"),
+        "14b": Size(40, 5120, version="4", vocab=50277),  # of the Pile and Raven models
+    },
+    "5": {  # as 5.2
+        "0.4b": Size(24, 1024, version="5"),
+        "1.5b": Size(24, 2048, version="5"),
+        "3b": Size(32, 2560, version="5"),
+        "7b": Size(32, 4096, version="5"),
+    },
+    "6": {
+        "1.6b": Size(24, 2048, (32, 64), "6"),
+        "3b": Size(32, 2560, (32, 64), "6"),
+        "7b": Size(32, 4096, (64, 128), "6"),
+        "14b": Size(61, 4096, (64, 128), "6"),
+    },
+    "7": {
+        "0.1b": Size(12, 768, (64, 64, 32, 128)),
+        "0.4b": Size(24, 1024, (64, 64, 32, 128)),
+        "1.5b": Size(24, 2048, (96, 96, 64, 256)),
+        "2.9b": Size(32, 2560, (96, 96, 64, 320)),
+        "7.2b": Size(32, 4096, (128, 128, 96, 480)),
+    },
+    "7a": {"0.1b": Size(12, 768, (64, 64, 32, 128), "7a")},
 }
 
 
@@ -74,6 +109,9 @@ class RandomTensor:
         rows = np.concatenate(blocks)[start - first * BLOCK_ROWS :]
         return rows[: stop - start]
 
+    def raw(self) -> None:
+        return None
+
     def _block(self, index: int) -> F32:
         rng = np.random.default_rng((self.seed, zlib.crc32(self.name.encode()), index))
         rows = min(BLOCK_ROWS, self.shape[0] - index * BLOCK_ROWS)
@@ -85,52 +123,130 @@ class RandomTensor:
         return values
 
 
+class Maker:
+    """Collects the tensors of a checkpoint under BlinkDL's names."""
+
+    def __init__(self, size: Size, seed: int) -> None:
+        self.size, self.seed = size, seed
+        self.tensors: dict[str, RandomTensor] = {}
+
+    def add(self, name: str, shape: tuple[int, ...], mean: float, std: float) -> None:
+        self.tensors[name] = RandomTensor(name, shape, self.seed, mean, std)
+
+    def vector(self, name: str, mean: float, std: float, width: int | None = None) -> None:
+        self.add(name, (1, 1, width or self.size.width), mean, std)
+
+    def norm(self, name: str) -> None:
+        self.add(f"{name}.weight", (self.size.width,), 1.0, 0.1)
+        self.add(f"{name}.bias", (self.size.width,), 0.0, 0.05)
+
+    def matrix(self, name: str, rows: int, columns: int, gain: float = 1.0) -> None:
+        self.add(name, (rows, columns), 0.0, gain * columns**-0.5)
+
+    def squares(self, prefix: str, gains: dict[str, float]) -> None:
+        for name, gain in gains.items():
+            self.matrix(f"{prefix}{name}.weight", self.size.width, self.size.width, gain)
+
+
 def random_tensors(size: Size, seed: int) -> dict[str, RandomTensor]:
     """A checkpoint with BlinkDL's names, in the order of a real one."""
-    width, ffn = size.width, 4 * size.width
-    tensors: dict[str, RandomTensor] = {}
-
-    def add(name: str, shape: tuple[int, ...], mean: float, std: float) -> None:
-        tensors[name] = RandomTensor(name, shape, seed, mean, std)
-
-    def vector(name: str, mean: float, std: float) -> None:
-        add(name, (1, 1, width), mean, std)
-
-    def norm(name: str) -> None:
-        add(f"{name}.weight", (width,), 1.0, 0.1)
-        add(f"{name}.bias", (width,), 0.0, 0.05)
-
-    def matrix(name: str, rows: int, columns: int, gain: float = 1.0) -> None:
-        add(name, (rows, columns), 0.0, gain * columns**-0.5)
-
-    matrix("emb.weight", size.vocab, width, gain=width**0.5)
+    make = Maker(size, seed)
+    make.matrix("emb.weight", size.vocab, size.width, gain=size.width**0.5)
+    time_mix, channel_mix = MIXES[size.version]
     for i in range(size.layers):
-        block, att, ffn_name = f"blocks.{i}.", f"blocks.{i}.att.", f"blocks.{i}.ffn."
         for name in ("ln1", "ln2") if i else ("ln1", "ln2", "ln0"):
-            norm(block + name)
-        for x in "rwkvag":
-            vector(f"{att}x_{x}", 0.5, 0.2)
-        # Decay, learning rate and value residual: sigmoid(vector + small matrices).
-        for x, rank, mean, std in zip(
-            "wav", size.ranks[:3], (-3, 0, 0.5), (1.5, 0.5, 0.5), strict=True
-        ):
-            vector(f"{att}{x}0", mean, std)
-            add(f"{att}{x}1", (width, rank), 0.0, 0.5 * width**-0.5)
-            add(f"{att}{x}2", (rank, width), 0.0, 0.5 * rank**-0.5)
-        add(f"{att}g1", (width, size.ranks[3]), 0.0, width**-0.5)
-        add(f"{att}g2", (size.ranks[3], width), 0.0, 2 * size.ranks[3] ** -0.5)
-        vector(f"{att}k_k", 0.85, 0.05)
-        vector(f"{att}k_a", 1.0, 0.05)
-        add(f"{att}r_k", (width // size.head_size, size.head_size), 0.0, 0.1)
-        for name, gain in (("receptance", 1), ("key", 0.7), ("value", 1), ("output", 0.5)):
-            matrix(f"{att}{name}.weight", width, width, gain)
-        norm(f"{att}ln_x")
-        vector(f"{ffn_name}x_k", 0.5, 0.2)
-        matrix(f"{ffn_name}key.weight", ffn, width)
-        matrix(f"{ffn_name}value.weight", width, ffn, 0.5)
-    norm("ln_out")
-    matrix("head.weight", size.vocab, width)
-    return tensors
+            make.norm(f"blocks.{i}.{name}")
+        time_mix(make, f"blocks.{i}.att.")
+        channel_mix(make, f"blocks.{i}.ffn.")
+    make.norm("ln_out")
+    make.matrix("head.weight", size.vocab, size.width)
+    return make.tensors
+
+
+def time_mix_4(make: Maker, att: str) -> None:
+    make.add(f"{att}time_decay", (make.size.width,), -1.0, 1.0)
+    make.add(f"{att}time_first", (make.size.width,), 0.3, 0.5)
+    for x in "kvr":
+        make.vector(f"{att}time_mix_{x}", 0.5, 0.2)
+    make.squares(att, {"key": 1, "value": 1, "receptance": 1, "output": 0.5})
+
+
+def time_mix_5(make: Maker, att: str) -> None:
+    for x in "kvrg":
+        make.vector(f"{att}time_mix_{x}", 0.5, 0.2)
+    shape = (make.size.heads, make.size.head_size)
+    make.add(f"{att}time_decay", shape, -1.0, 1.0)
+    make.add(f"{att}time_faaaa", shape, 0.2, 0.3)
+    make.squares(att, {"receptance": 1, "key": 0.7, "value": 1, "output": 0.5, "gate": 1})
+    make.norm(f"{att}ln_x")
+
+
+def time_mix_6(make: Maker, att: str) -> None:
+    size, (mix, decay) = make.size, make.size.ranks
+    for x in "xwkvrg":
+        make.vector(f"{att}time_maa_{x}", 0.5, 0.2)
+    make.add(f"{att}time_maa_w1", (size.width, 5 * mix), 0.0, 0.5 * size.width**-0.5)
+    make.add(f"{att}time_maa_w2", (5, mix, size.width), 0.0, 0.3 * mix**-0.5)
+    make.vector(f"{att}time_decay", -1.5, 1.0)
+    make.add(f"{att}time_decay_w1", (size.width, decay), 0.0, 0.5 * size.width**-0.5)
+    make.add(f"{att}time_decay_w2", (decay, size.width), 0.0, 0.5 * decay**-0.5)
+    make.add(f"{att}time_faaaa", (size.heads, size.head_size), 0.2, 0.3)
+    make.squares(att, {"receptance": 1, "key": 0.7, "value": 1, "output": 0.5, "gate": 1})
+    make.norm(f"{att}ln_x")
+
+
+def time_mix_7(make: Maker, att: str) -> None:
+    size, width = make.size, make.size.width
+    for x in "rwkvag":
+        make.vector(f"{att}x_{x}", 0.5, 0.2)
+    # Decay, learning rate and value residual: sigmoid(vector + small matrices).
+    for x, rank, mean, std in zip(
+        "wav", size.ranks[:3], (-3, 0, 0.5), (1.5, 0.5, 0.5), strict=True
+    ):
+        make.vector(f"{att}{x}0", mean, std)
+        make.add(f"{att}{x}1", (width, rank), 0.0, 0.5 * width**-0.5)
+        make.add(f"{att}{x}2", (rank, width), 0.0, 0.5 * rank**-0.5)
+    make.add(f"{att}g1", (width, size.ranks[3]), 0.0, width**-0.5)
+    make.add(f"{att}g2", (size.ranks[3], width), 0.0, 2 * size.ranks[3] ** -0.5)
+    make.vector(f"{att}k_k", 0.85, 0.05)
+    make.vector(f"{att}k_a", 1.0, 0.05)
+    make.add(f"{att}r_k", (size.heads, size.head_size), 0.0, 0.1)
+    make.squares(att, {"receptance": 1, "key": 0.7, "value": 1, "output": 0.5})
+    make.norm(f"{att}ln_x")
+
+
+def gated_channel_mix(make: Maker, ffn: str) -> None:
+    """Of versions 4 to 6."""
+    for x in "kr":
+        make.vector(f"{ffn}time_{'maa' if make.size.version == '6' else 'mix'}_{x}", 0.5, 0.2)
+    make.matrix(f"{ffn}key.weight", make.size.ffn, make.size.width)
+    make.matrix(f"{ffn}receptance.weight", make.size.width, make.size.width)
+    make.matrix(f"{ffn}value.weight", make.size.width, make.size.ffn, 0.5)
+
+
+def channel_mix_7(make: Maker, ffn: str) -> None:
+    make.vector(f"{ffn}x_k", 0.5, 0.2)
+    make.matrix(f"{ffn}key.weight", make.size.ffn, make.size.width)
+    make.matrix(f"{ffn}value.weight", make.size.width, make.size.ffn, 0.5)
+
+
+def channel_mix_7a(make: Maker, ffn: str) -> None:
+    size = make.size
+    channel_mix_7(make, ffn)
+    make.add(f"{ffn}s_emb.weight", (size.vocab, 1024), 0.0, 0.15)
+    make.matrix(f"{ffn}s_emb_x.weight", 1024, size.width, 0.1)
+    make.add(f"{ffn}s1", (size.width, 32), 0.0, size.width**-0.5)
+    make.add(f"{ffn}s2", (32, size.ffn), 0.0, 0.3 * 32**-0.5)
+    make.vector(f"{ffn}s0", 1.0, 0.1, size.ffn)
+
+
+MIXES = {
+    "4": (time_mix_4, gated_channel_mix),
+    "5": (time_mix_5, gated_channel_mix),
+    "6": (time_mix_6, gated_channel_mix),
+    "7": (time_mix_7, channel_mix_7),
+    "7a": (time_mix_7, channel_mix_7a),
+}
 
 
 # ---- GGUF ---------------------------------------------------------------------------------------
@@ -138,10 +254,12 @@ def random_tensors(size: Size, seed: int) -> dict[str, RandomTensor]:
 
 def vocabulary(rows: int) -> dict[str, Value]:
     """World where it is installed, else the 256 single bytes; the description says which."""
-    if world_file() is not None and rows >= SIZES["0.1b"].vocab:
-        return load_vocabulary(None, rows) | _description("RWKV World vocabulary")
+    world = world_file()
+    if world is not None and rows >= WORLD:
+        return load_vocabulary(world, rows) | _description("RWKV World vocabulary")
     tokens = {i + 1: bytes([i]) for i in range(min(256, rows - 1))}
-    return world_metadata("vocabulary", tokens, rows) | _description("vocabulary of single bytes")
+    bytes_only = world_vocabulary("vocabulary", tokens).padded(rows)
+    return bytes_only | _description("vocabulary of single bytes")
 
 
 def _description(vocabulary: str) -> dict[str, Value]:
@@ -152,8 +270,8 @@ def _description(vocabulary: str) -> dict[str, Value]:
 def write_gguf(
     target: Path, size: Size, seed: int, types: Types, progress: Progress | None = None
 ) -> None:
-    metadata, outputs = plan_model(target, random_tensors(size, seed))
-    metadata["general.name"] = string(f"random RWKV-7 {size.layers}x{size.width}")
+    metadata, outputs = plan_model(Checkpoint(target, random_tensors(size, seed)))
+    metadata["general.name"] = string(f"random RWKV-{size.version} {size.layers}x{size.width}")
     write_model(target, metadata | vocabulary(size.vocab), outputs, types, progress=progress)
 
 
@@ -239,22 +357,29 @@ def show_progress(done: int, total: int, name: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("target", type=Path, metavar="OUT")
-    parser.add_argument("--size", choices=SIZES, required=True)
+    parser.add_argument("--version", choices=SIZES, default="7", help="RWKV version (default 7)")
+    sizes = "; ".join(f"{version}: {', '.join(known)}" for version, known in SIZES.items())
+    parser.add_argument("--size", required=True, help=f"by version {sizes}")
     parser.add_argument("--type", default="f16", help="type of the matrices (default f16)")
     parser.add_argument("--head-type", help="type of the output matrix")
     parser.add_argument("--embd-type", help="type of the embedding")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--pth", action="store_true", help="write a bfloat16 .pth, not a GGUF")
     args = parser.parse_args()
+    size = SIZES[args.version].get(args.size)
+    if size is None:
+        parser.error(
+            f"--size {args.size}: version {args.version} has {', '.join(SIZES[args.version])}"
+        )
     progress = show_progress if sys.stderr.isatty() else None
     if args.pth:
-        write_pth(args.target, SIZES[args.size], args.seed, progress)
+        write_pth(args.target, size, args.seed, progress)
         return
     try:
         types = Types.choose(args.type, args.head_type, args.embd_type)
     except ValueError as error:
         parser.error(str(error))
-    write_gguf(args.target, SIZES[args.size], args.seed, types, progress)
+    write_gguf(args.target, size, args.seed, types, progress)
 
 
 if __name__ == "__main__":

@@ -41,16 +41,6 @@ const char* foreign_type(uint32_t id) {
     }
 }
 
-// Checkpoints that people have at hand get a word about what to do.
-const char* what_it_is(std::span<const std::byte> bytes, uint32_t magic) {
-    if (magic == 0x04034b50)
-        return "a zip, perhaps a .pth checkpoint; `rwkv-edge convert` it first";
-    if (bytes.size() > 8 && bytes[8] == std::byte{'{'})
-        return "perhaps a .safetensors checkpoint; `rwkv-edge convert` it first";
-    if (magic == 0x67676d66) return "an rwkv.cpp model, which is not supported yet";
-    return "it does not begin with 'GGUF'";
-}
-
 }  // namespace
 
 GgufParser::GgufParser(std::span<const std::byte> bytes, const std::string& path)
@@ -88,7 +78,7 @@ void GgufParser::read_header() {
     if (bytes_.size() < 4) reader_.fail("not a GGUF file: it has fewer than 4 bytes");
     const uint32_t magic = reader_.read<uint32_t>("the magic");
     if (magic == 0x47475546) reader_.fail("a big-endian GGUF file, which cannot be mapped here");
-    if (magic != kMagic) reader_.fail(cat("not a GGUF file: ", what_it_is(bytes_, magic)));
+    if (magic != kMagic) reader_.fail("not a GGUF file: it does not begin with 'GGUF'");
     file_->version_ = reader_.read<uint32_t>("the version");
     if ((file_->version_ & 0xffff) == 0 && file_->version_ != 0)
         reader_.fail("a big-endian GGUF file, which cannot be mapped here");

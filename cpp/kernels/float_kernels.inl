@@ -122,9 +122,9 @@ inline void wkv4_step(const Wkv4Args& s, int64_t i, F32 k, F32 v, F32* y) {
     F32 past = exp_of(sub(p, q)), now = exp_of(sub(bonus_k, q));
     *y = div(fma(past, a, mul(now, v)), fma(past, b, now));
 
-    const F32 decayed = add(p, load(s.w + i));
-    q = max(decayed, k);
-    past = exp_of(sub(decayed, q));
+    const F32 w = load(s.w + i);
+    q = max(add(p, w), k);
+    past = exp_of(add(sub(p, q), w));  // what rounding takes from q stays in a and b
     now = exp_of(sub(k, q));
     store(s.a + i, fma(past, a, mul(now, v)));
     store(s.b + i, fma(past, b, now));

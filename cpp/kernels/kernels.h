@@ -49,8 +49,10 @@ typedef void (*Matmul)(const MatmulArgs& args);
 // numerators a and denominators b, both divided by e^p with p the largest exponent so far, so that
 // nothing overflows. Per channel:
 //   q = max(p, u + k);  y = (e^(p-q) a + e^(u+k-q) v) / (e^(p-q) b + e^(u+k-q))
-//   q = max(p + w, k);  a <- e^(p+w-q) a + e^(k-q) v;  b <- e^(p+w-q) b + e^(k-q);  p <- q
-// k, v, y advance by `stride` floats a token; n is a multiple of 8.
+//   q = max(p + w, k);  a <- e^(p-q+w) a + e^(k-q) v;  b <- e^(p-q+w) b + e^(k-q);  p <- q
+// with p - q taken first: it is exact where they are near, so that what rounding takes from q stays
+// in a and b instead of adding up over the tokens. k, v, y advance by `stride` floats a token; n is
+// a multiple of 8.
 struct Wkv4Args {
     float *a, *b, *p;    // [n], updated in place
     const float *w, *u;  // [n]; w < 0
@@ -100,7 +102,8 @@ struct Kernels {
     void (*add)(const float* x, int64_t n, float* y);                  // y += x
     void (*mul)(const float* x, const float* z, int64_t n, float* y);  // y = x * z; y may be x
     // In place, each element on its own; relative error below 4 * 2^-24 for sigmoid, tanh and
-    // decay7, 5 * 2^-24 for silu, (4 + 4 exp(x)) * 2^-24 for decay6.
+    // decay7, 5 * 2^-24 for silu, (4 + 4 exp(x)) * 2^-24 for decay6. Exponentials may
+    // stop at e^-87.
     void (*sigmoid)(float* x, int64_t n);
     void (*silu)(float* x, int64_t n);  // x * sigmoid(x)
     void (*tanh)(float* x, int64_t n);

@@ -221,7 +221,7 @@ void wkv4(const Wkv4Args& s) {
             float past = expf(s.p[i] - q), now = expf(s.u[i] + k - q);
             s.y[t * s.stride + i] = (past * s.a[i] + now * v) / (past * s.b[i] + now);
             q = larger(s.p[i] + s.w[i], k);
-            past = expf(s.p[i] + s.w[i] - q);
+            past = expf(s.p[i] - q + s.w[i]);  // what rounding takes from q stays in a and b
             now = expf(k - q);
             s.a[i] = past * s.a[i] + now * v;
             s.b[i] = past * s.b[i] + now;

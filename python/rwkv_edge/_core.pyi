@@ -49,13 +49,20 @@ class TensorInfo:
     @property
     def nbytes(self) -> int: ...
     @property
-    def offset(self) -> int: ...
+    def offset(self) -> int:
+        """In the file; -1 in an assembled one."""
     @property
     def data(self) -> NDArray[np.uint8]:
         """[nbytes], read-only, in the map of the file."""
 
 class ModelFile:
     def __init__(self, path: str) -> None: ...
+    @staticmethod
+    def assemble(path: str, header: bytes, tensors: list[NDArray[np.uint8]]) -> ModelFile:
+        """A GGUF file of parts: a header, up to the padding before the tensors' data, and each
+        tensor's bytes in the header's order, contiguous and of the size that type and shape ask
+        for. They are used in place, or copied where they are misaligned. `path` is for messages.
+        """
     @property
     def path(self) -> str: ...
     @property
@@ -81,11 +88,12 @@ class Model:
     @property
     def n_vocab(self) -> int: ...
     @property
-    def head_size(self) -> int: ...
-    @property
     def threads(self) -> int: ...
     @property
     def state_size(self) -> int: ...
+    @property
+    def state_parts(self) -> list[tuple[str, tuple[int, ...]]]:
+        """Names and shapes of what makes up each layer's part of a state, in order."""
     def session(self) -> Session: ...
 
 class Session:

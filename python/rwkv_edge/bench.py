@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from . import _core
+from .convert.assemble import open_model_file
 from .model import Model, Session
 
 
@@ -37,10 +38,11 @@ class Result:
 
 
 def weight_bytes_per_token(file: _core.ModelFile) -> int:
-    """Bytes of weights that one token needs: all but the embedding, of which it needs one row."""
-    names = {tensor.name for tensor in file.tensors}
-    skipped = "token_embd.weight" if "output.weight" in names else None
-    return sum(tensor.nbytes for tensor in file.tensors if tensor.name != skipped)
+    """Bytes of weights that one token needs: all but the tables of which it needs one row."""
+    tables = ["channel_mix_s_emb.weight"]
+    if any(tensor.name == "output.weight" for tensor in file.tensors):
+        tables.append("token_embd.weight")
+    return sum(tensor.nbytes for tensor in file.tensors if not tensor.name.endswith((*tables,)))
 
 
 def measure(
@@ -53,7 +55,7 @@ def measure(
     progress: Callable[[int, int], None],
 ) -> Iterator[Result]:
     """Yield the results for each number of threads; 0 tokens leave a test out."""
-    per_token = weight_bytes_per_token(_core.ModelFile(str(path)))
+    per_token = weight_bytes_per_token(open_model_file(path))
     done, total = 0, len(threads) * (repeats + 1) * ((prompt > 0) + (generated > 0))
     for count in threads:
         bandwidth = _core.read_bandwidth(count)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Conversations in the template that RWKV's World models are trained on:
+"""Conversations, in the words that models were trained on:
 
     System: <text>\\n\\nUser: <text>\\n\\nAssistant: <text>\\n\\nUser: ...
 
@@ -9,8 +9,9 @@ Two newlines end a turn, so no text of ours may hold them.
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from contextlib import closing
+from dataclasses import dataclass
 from os import PathLike
 from typing import TYPE_CHECKING
 
@@ -22,11 +23,54 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 TURN_END = "\n\n"
-ROLES = ("User", "System", "Assistant")
-# Whatever a model was trained on, it must not go on into another turn.
-TURN_STOPS = tuple(f"{newlines}{role}:" for newlines in ("\n\n", "\n") for role in ROLES)
-# World models write one paragraph, and some go on with anything after it.
-PARAGRAPH_STOPS = (TURN_END, *TURN_STOPS)
+
+
+@dataclass(frozen=True)
+class Template:
+    """How a conversation is written; {} is where a text goes."""
+
+    ask: str
+    system: str
+    roles: tuple[str, ...]
+    opening: str = ""
+    """The system text where the user gives none."""
+    paragraphs: bool = False
+    """Whether its models answer in several paragraphs."""
+
+    def stops(self, paragraphs: bool) -> tuple[str, ...]:
+        """What ends an answer.
+
+        Whatever a model was trained on, it must not go on into another turn. Where answers have
+        one paragraph, some models go on with anything after it.
+        """
+        turns = [f"{newlines}{role}:" for newlines in ("\n\n", "\n") for role in self.roles]
+        return (*turns,) if paragraphs or self.paragraphs else (TURN_END, *turns)
+
+
+TEMPLATES = {
+    "world": Template(
+        "User: {}\n\nAssistant:", "System: {}\n\n", roles=("User", "System", "Assistant")
+    ),
+    # RWKV-4 Pile and Raven.
+    "raven": Template(
+        "Bob: {}\n\nAlice:",
+        "\n{}\n\n",
+        roles=("Bob", "Alice"),
+        opening="The following is a conversation between Bob and his friend Alice. "
+        "Alice is intelligent, friendly and knows a lot; her answers are detailed and correct.",
+    ),
+    # RWKV-4 Raven, for single tasks.
+    "instruct": Template(
+        "# Instruction:\n{}\n\n# Response:\n",
+        "{}\n\n",
+        roles=("# Instruction", "# Response"),
+        opening="Below is an instruction that describes a task. "
+        "Write a response that appropriately completes the request.",
+        paragraphs=True,
+    ),
+}
+# By the kind of tokenizer. That of the Pile models is the only one that comes from Hugging Face.
+DEFAULT_TEMPLATES = {"huggingface": "raven"}
 
 
 def clean(text: str) -> str:
@@ -42,22 +86,36 @@ class Conversation:
     """
 
     def __init__(
-        self, model: Model, *, system: str | None = None, stop: Sequence[str] = PARAGRAPH_STOPS
+        self,
+        model: Model,
+        *,
+        system: str | None = None,
+        paragraphs: bool = False,
+        template: str | None = None,
+        state: State | None = None,
     ) -> None:
-        """`system` is a text that the model reads first. `stop` ends an answer; for models that
-        answer in several paragraphs it should be TURN_STOPS."""
+        """`system` is a text that the model reads first. `paragraphs` is for models that answer in
+        several. `template` is a name of TEMPLATES, by default the one that fits the tokenizer.
+        `state` is where every conversation begins, a tuned state or one that was saved.
+
+        Raises FormatError where the state is of another model.
+        """
+        name = template or DEFAULT_TEMPLATES.get(model.tokenizer.kind, "world")
+        self.template = TEMPLATES[name]
         self.session = model.session()
-        self.stop = stop
-        self._system = clean(system or "")
+        self.stop = self.template.stops(paragraphs)
+        self._begin = state
+        fresh = state is None or state.tuned
+        self._system = clean((self.template.opening if fresh else "") if system is None else system)
         self._running: Generator[str, None, None] | None = None
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything but the system text."""
+        """Forget everything but the state and the system text that the conversation began with."""
         self._finish()
-        self.session.reset()
+        self.session.reset(self._begin)
         if self._system:
-            self._feed(f"System: {self._system}{TURN_END}")
+            self._feed(self.template.system.format(self._system))
 
     def ask(
         self, text: str, *, progress: FeedProgress | None = None, **sampling: Unpack[Sampling]
@@ -73,7 +131,7 @@ class Conversation:
         if not message:
             raise ValueError("the message is empty")
         self._finish()
-        prompt = self.session.model.tokenizer.encode(f"User: {message}{TURN_END}Assistant:")
+        prompt = self.session.model.tokenizer.encode(self.template.ask.format(message))
         self._running = self._ask(prompt, progress, sampling)
         return self._running
 

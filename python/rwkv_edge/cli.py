@@ -6,9 +6,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
-import math
 import sys
-from collections import defaultdict
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -18,15 +16,17 @@ import click
 
 from . import __version__, _core
 from . import bench as benchmark
-from .chat import PARAGRAPH_STOPS, TURN_STOPS, Conversation
+from .chat import TEMPLATES, Conversation
 from .convert import convert as convert_model
 from .convert import quantize as quantize_model
 from .convert.quantize import ALIASES, FILE_TYPES
+from .describe import describe
 from .generation import Sampling
 from .model import Model, Session, bundled_model
+from .state import State
 from .terminal import Progress, error_text, prepare_streams, talk, write
-from .tokenizer import END_OF_TEXT
 
+FILE = click.Path(path_type=Path)
 INTERRUPTED = 130  # as the shell has it for a program that Ctrl-C ended
 DEFAULTS = inspect.signature(Session.generate).parameters
 TYPE = click.Choice([*FILE_TYPES, *ALIASES], case_sensitive=False)
@@ -57,8 +57,25 @@ def model_and_threads(command: Command) -> Command:
     return model_argument(threads(command))
 
 
+def text_options(command: Command) -> Command:
+    """What a model needs beside its weights to read and write text."""
+    command = click.option(
+        "--state", type=FILE, metavar="FILE", help="Where to begin: a saved state or a tuned one."
+    )(command)
+    return click.option(
+        "--vocab", type=FILE, metavar="FILE", help="Vocabulary, where the model file has none."
+    )(command)
+
+
+def open_model(path: Path | None, vocab: Path | None, threads: int | None) -> Model:
+    model = Model(path, vocab=vocab, threads=threads)
+    if model.hint is not None:
+        click.echo(model.hint, err=True)
+    return model
+
+
 def model_argument(command: Command) -> Command:
-    return click.argument("model", required=False, type=click.Path(path_type=Path))(command)
+    return click.argument("model", required=False, type=FILE)(command)
 
 
 def sampling_options(command: Command) -> Command:
@@ -92,6 +109,12 @@ def main() -> None:
 @model_and_threads
 @click.option("--system", metavar="TEXT", help="What the model is told before the conversation.")
 @click.option("--paragraphs", is_flag=True, help="For models that answer in several paragraphs.")
+@click.option(
+    "--template",
+    type=click.Choice(list(TEMPLATES)),
+    help="How turns are written; raven for models of the Pile, else world.",
+)
+@text_options
 @sampling_options
 @click.option(
     "--max-tokens",
@@ -105,14 +128,22 @@ def chat(
     *,
     model: Path | None,
     threads: int | None,
+    vocab: Path | None,
+    state: Path | None,
     system: str | None,
     paragraphs: bool,
+    template: str | None,
     **sampling: Any,
 ) -> None:
     """Talk with a model; /help inside lists the commands."""
-    loaded = Model(model, threads=threads)
-    stops = TURN_STOPS if paragraphs else PARAGRAPH_STOPS
-    conversation = Conversation(loaded, system=system, stop=stops)
+    loaded = open_model(model, vocab, threads)
+    conversation = Conversation(
+        loaded,
+        system=system,
+        paragraphs=paragraphs,
+        template=template,
+        state=None if state is None else State.load(state),
+    )
     if sys.stdin.isatty() and sys.stdout.isatty():
         click.echo(f"{loaded.path.name}. /help lists the commands, Ctrl-D leaves.\n")
     talk(conversation, cast(Sampling, sampling))
@@ -133,16 +164,26 @@ def chat(
     help="Tokens to write at most.",
 )
 @click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; repeatable.")
+@text_options
 @sampling_options
 def generate(
-    *, model: Path | None, threads: int | None, prompt: str, stop: tuple[str, ...], **sampling: Any
+    *,
+    model: Path | None,
+    threads: int | None,
+    vocab: Path | None,
+    state: Path | None,
+    prompt: str,
+    stop: tuple[str, ...],
+    **sampling: Any,
 ) -> None:
     """Write what follows a prompt. An empty one begins a document."""
-    loaded = Model(model, threads=threads)
+    loaded = open_model(model, vocab, threads)
     text = sys.stdin.buffer.read() if prompt == "-" else prompt
-    session = loaded.session()
-    with Progress("reading") as bar:
-        session.feed(loaded.tokenizer.encode(text) or [END_OF_TEXT], progress=bar)
+    session = loaded.session(None if state is None else State.load(state))
+    tokens = loaded.tokenizer.encode(text)
+    if tokens:
+        with Progress("reading") as bar:
+            session.feed(tokens, progress=bar)
     with closing(session.generate(stop=stop, **cast(Sampling, sampling))) as pieces:
         for piece in pieces:
             write(piece)
@@ -158,44 +199,33 @@ def type_options(command: Command) -> Command:
 
 
 @main.command()
-@click.argument("source", metavar="IN", type=click.Path(path_type=Path))
-@click.argument("target", metavar="OUT", type=click.Path(path_type=Path))
-@click.option("--type", "kind", type=TYPE, default="f16", show_default=True)
+@click.argument("source", metavar="IN", type=FILE)
+@click.argument("target", metavar="OUT", type=FILE)
+@click.option(
+    "--type", "kind", type=TYPE, help="By default f16, or the file's own where it is quantized."
+)
 @type_options
 @click.option(
     "--vocab",
-    type=click.Path(path_type=Path),
+    type=FILE,
     metavar="FILE",
-    help="World vocabulary or sentencepiece model; by default World, from rwkv-edge[convert].",
+    help="Vocabulary; by default one beside IN, or World, from rwkv-edge[convert].",
 )
 @click.option("--license", metavar="NAME", help="Licence of the weights, to be kept in the file.")
-def convert(
-    *,
-    source: Path,
-    target: Path,
-    kind: str,
-    head_type: str | None,
-    embd_type: str | None,
-    vocab: Path | None,
-    license: str | None,
-) -> None:
-    """Turn a .pth or .safetensors checkpoint into a GGUF file."""
+@click.option("--state", type=FILE, metavar="FILE", help="Tuned state to begin with (.pth, .st).")
+@click.option("--adapter", type=FILE, metavar="FILE", help="LoRA, PISSA or MiSS, or peft's folder.")
+@click.option("--alpha", type=float, metavar="A", help="Alpha of a LoRA that does not say it.")
+@click.option("--adapter-init", type=FILE, metavar="FILE", help="What a PISSA began with.")
+def convert(*, source: Path, target: Path, kind: str | None, **options: Any) -> None:
+    """Turn a checkpoint into a GGUF file: .pth, .safetensors, .st, rwkv.cpp's .bin, or a folder
+    of the Hugging Face hub."""
     with Progress("converting") as bar:
-        convert_model(
-            source,
-            target,
-            type=kind,
-            head_type=head_type,
-            embd_type=embd_type,
-            vocab=vocab,
-            license=license,
-            progress=bar,
-        )
+        convert_model(source, target, type=kind, progress=bar, **options)
 
 
 @main.command()
-@click.argument("source", metavar="IN", type=click.Path(path_type=Path))
-@click.argument("target", metavar="OUT", type=click.Path(path_type=Path))
+@click.argument("source", metavar="IN", type=FILE)
+@click.argument("target", metavar="OUT", type=FILE)
 @click.option("--type", "kind", type=TYPE, required=True)
 @type_options
 def quantize(
@@ -211,69 +241,11 @@ def quantize(
 @main.command()
 @model_argument
 def info(model: Path | None) -> None:
-    """Say what a model file holds."""
-    file = _core.ModelFile(str(model or bundled_model()))
-    for name, text in describe(file):
+    """Say what a file is: a model in any form, a state, an adapter or a vocabulary."""
+    sentence, lines = describe(model or bundled_model())
+    click.echo(sentence)
+    for name, text in lines:
         click.echo(f"{name:<14}{text}")
-
-
-def describe(file: _core.ModelFile) -> list[tuple[str, str]]:
-    """The lines of `info`, each with its name."""
-    arch = file.get("general.architecture")
-    if not isinstance(arch, str):
-        raise _core.FormatError(f"{file.path}: not a model (no key general.architecture)")
-    keys = ("block_count", "embedding_length", "wkv.head_size", "feed_forward_length")
-    layers, width, size, ffn = (int(file.get(f"{arch}.{key}", 0)) for key in keys)
-    heads = f"{width // size} heads of {size}" if size else "heads unknown"
-    values = sum(math.prod(tensor.shape) for tensor in file.tensors)
-    nbytes = sum(tensor.nbytes for tensor in file.tensors)
-    licence = [file.get(f"general.license{part}") for part in ("", ".name", ".link")]
-    return [
-        ("file", file.path),
-        ("size", f"{amount(file.size)}, GGUF v{file.version}"),
-        ("name", file.get("general.name", "none")),
-        ("architecture", arch),
-        ("shape", f"{layers} layers, width {width}, {heads}, feed-forward {ffn}"),
-        ("tokenizer", describe_tokenizer(file)),
-        ("parameters", f"{values:,}"),
-        ("bits/weight", f"{8 * nbytes / values:.2f}" if values else "no weights"),
-        *describe_types(file),
-        ("state", f"{amount(4 * layers * width * (2 + size))} per session"),
-        ("licence", ", ".join(text for text in licence if text) or "not stated"),
-        ("kernels", f"{_core.isa()} (this CPU runs {', '.join(_core.isa_levels())})"),
-    ]
-
-
-def describe_tokenizer(file: _core.ModelFile) -> str:
-    kind = file.get("tokenizer.ggml.model", "none")
-    if file.get("rwkv_edge.sentencepiece_model") is not None:
-        kind = "sentencepiece"
-    name = {"rwkv": "RWKV World"}.get(kind, kind)
-    return f"{name}, {len(file.get('tokenizer.ggml.tokens', [])):,} tokens"
-
-
-def describe_types(file: _core.ModelFile) -> list[tuple[str, str]]:
-    """One line per type, that with most bytes first."""
-    groups: dict[str, list[_core.TensorInfo]] = defaultdict(list)
-    for tensor in file.tensors:
-        groups[tensor.type].append(tensor)
-    sizes = {kind: sum(tensor.nbytes for tensor in groups[kind]) for kind in groups}
-    return [
-        (
-            kind,
-            f"{len(groups[kind])} tensors, "
-            f"{sum(math.prod(tensor.shape) for tensor in groups[kind]):,} values, "
-            f"{amount(sizes[kind])}",
-        )
-        for kind in sorted(groups, key=lambda kind: -sizes[kind])
-    ]
-
-
-def amount(nbytes: float) -> str:
-    """A number of bytes as people read it."""
-    unit = next((unit for unit in (1, 1e3, 1e6) if nbytes < 1000 * unit), 1e9)
-    name = {1: "bytes", 1e3: "KB", 1e6: "MB", 1e9: "GB"}[unit]
-    return f"{nbytes / unit:.3g} {name}"
 
 
 def thread_counts(_ctx: object, _param: object, text: str | None) -> list[int]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Generator, Sequence
 from functools import cached_property
-from os import PathLike, fspath
+from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import _core
+from .convert.assemble import hint, open_model_file
 from .generation import LOGITS, Trail, generate, stop_bytes
-from .state import State, StateShape
+from .state import ARCH_KEY, State, StateShape
 from .tokenizer import END_OF_TEXT, Tokenizer, tokenizer_from_file
 
 # Tokens between two calls of a progress function.
@@ -35,22 +36,35 @@ def bundled_model() -> Path:
 
 
 class Model:
-    """An RWKV model: its weights, mapped from a GGUF file, and its tokenizer.
+    """An RWKV model: its weights, mapped from a file, and its tokenizer.
 
     Immutable; its sessions may run in several threads at once.
     """
 
     def __init__(
-        self, path: str | PathLike[str] | None = None, *, threads: int | None = None
+        self,
+        path: str | PathLike[str] | None = None,
+        *,
+        vocab: str | PathLike[str] | None = None,
+        threads: int | None = None,
     ) -> None:
         """Open `path`, or the bundled demo model, to run on `threads` threads (None: one per core).
+
+        A checkpoint that is no GGUF file is opened as `convert` would take it, with its weights in
+        their own precision; `vocab` is the file of its vocabulary, by default one beside it or the
+        World vocabulary in the package pyrwkv-tokenizer.
 
         Raises FormatError for a file that is no model or a damaged one, UnsupportedError for a
         model that this build cannot run, OSError for a file that cannot be read.
         """
         if threads is not None and threads < 1:
             raise ValueError(f"threads: found {threads}, expected at least 1")
-        self._file = _core.ModelFile(fspath(bundled_model() if path is None else path))
+        self._file = open_model_file(bundled_model() if path is None else path, vocab=vocab)
+        if self._file.get(ARCH_KEY) is not None:
+            raise _core.FormatError(
+                f"{self._file.path}: a saved state, not a model; "
+                "`rwkv-edge chat MODEL --state FILE` goes on from it"
+            )
         self._core = _core.Model(self._file, threads or 0)
         self.path = Path(self._file.path)
 
@@ -75,11 +89,17 @@ class Model:
 
     @property
     def head_size(self) -> int:
-        return self._core.head_size
+        """Channels in each head; 0 in RWKV-4, which has none."""
+        return dict(self._core.state_parts).get("wkv", (0,))[-1]
 
     @property
     def threads(self) -> int:
         return self._core.threads
+
+    @property
+    def hint(self) -> str | None:
+        """What would make a model that was opened in place faster; None where nothing would."""
+        return hint(self._file)
 
     @cached_property
     def metadata(self) -> dict[str, Any]:
@@ -106,10 +126,10 @@ class Model:
 
     @property
     def _shape(self) -> StateShape:
-        return StateShape(self.arch, self.n_layer, self.n_embd, self.head_size)
+        return StateShape(self.arch, self.n_layer, tuple(self._core.state_parts))
 
     def session(self, state: State | None = None) -> Session:
-        """A new session: from the beginning, or from where `state` was copied.
+        """A new session: from the beginning, from where `state` was copied, or from a tuned state.
 
         Raises FormatError where the state is of another model.
         """
@@ -208,7 +228,7 @@ class Session:
         return State(self._core.get_state(), self.model._shape)
 
     def reset(self, state: State | None = None) -> None:
-        """Go to the beginning, or to where `state` was copied.
+        """Go to the beginning, to where `state` was copied, or to a tuned state.
 
         Raises FormatError where the state is of another model.
         """
@@ -216,9 +236,9 @@ class Session:
         if state is None:
             self._core.reset()
         else:
-            state.check_fits(self.model._shape, str(self.model.path))
-            self._core.set_state(state.data)
-        self._fresh = state is None
+            fitted = state.fitted(self.model._shape, str(self.model.path))
+            self._core.set_state(fitted.data)
+        self._fresh = state is None or state.tuned
         self._logits = None
 
     def fork(self) -> Session:

@@ -12,38 +12,43 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _core
-from .convert.gguf_writer import GGUFWriter, TensorPlan, string, uint32
+from .convert.gguf_writer import GGUFWriter, TensorPlan, string
+from .convert.tuned_state import read_tuned_state
 
-KEY = "rwkv_edge.state"
-TENSOR = "state"
+ARCH_KEY = "rwkv_edge.state.arch"
+# A tuned state: made by training, for whatever model has its heads. It has one part, of that name.
+TUNED = "time_state"
+# Its matrices are [value, key], as in RWKV-7. The engine has those of these versions turned.
+KEY_FIRST = ("rwkv5", "rwkv6")
 
 
 @dataclass(frozen=True)
 class StateShape:
-    """What a state and a model must agree on."""
+    """What a state and a model must agree on: the parts of each layer's state, in their order."""
 
     arch: str
     n_layer: int
-    n_embd: int
-    head_size: int
+    parts: tuple[tuple[str, tuple[int, ...]], ...]
 
     @property
     def layer_size(self) -> int:
-        """Values per layer: two token shifts, and a head_size square per head."""
-        return self.n_embd * (2 + self.head_size)
+        """Values per layer."""
+        return sum(math.prod(shape) for _, shape in self.parts)
 
     def __str__(self) -> str:
-        return (
-            f"{self.arch} with {self.n_layer} layers, width {self.n_embd}, "
-            f"heads of {self.head_size}"
-        )
+        parts = dict(self.parts)
+        text = f"{self.arch} with {self.n_layer} layers"
+        if "att_shift" in parts:
+            text += f", width {parts['att_shift'][0]}"
+        heads = parts.get("wkv") or parts.get(TUNED)
+        return text + (f", {heads[0]} heads of {heads[-1]}" if heads else "")
 
 
 @dataclass(frozen=True, eq=False)
 class State:
     """A copy of a session's memory; any session of a model of that shape can go on from it.
 
-    `data` is float32 [n_layer * n_embd * (2 + head_size)], `source` names where it came from.
+    `data` is float32 [n_layer * shape.layer_size], `source` names where it came from.
     """
 
     data: NDArray[np.float32]
@@ -58,72 +63,90 @@ class State:
                 f"found {self.data.dtype} {list(self.data.shape)}"
             )
 
-    def numpy(self) -> dict[str, NDArray[np.float32]]:
-        """Views of `data`, which write through to it:
+    @property
+    def tuned(self) -> bool:
+        """Whether this is where a training put the beginning, with no text read yet."""
+        return self.shape.arch == TUNED
 
-        att_shift [n_layer, n_embd]: the last token's input of the time mix, after its norm;
-        wkv [n_layer, n_head, head_size, head_size]: rows are values, columns keys;
-        ffn_shift [n_layer, n_embd]: the last token's input of the channel mix, after its norm.
+    def numpy(self) -> dict[str, NDArray[np.float32]]:
+        """Views of `data`, which write through to it, each [n_layer, ...]:
+
+        att_shift [n_embd]: the last token's input of the time mix, after its norm;
+        ffn_shift [n_embd]: the last token's input of the channel mix, after its norm;
+        wkv [n_head, head_size, head_size]: rows are values and columns keys in RWKV-7, and the
+        other way round in RWKV-5 and 6;
+        aa, bb, pp [n_embd], instead of wkv in RWKV-4: numerator and denominator of the average,
+        both divided by exp(pp);
+        time_state [n_head, head_size, head_size], alone in a tuned state: rows are values.
         """
-        layers, width, size = self.shape.n_layer, self.shape.n_embd, self.shape.head_size
-        rows = self.data.reshape(layers, self.shape.layer_size)
-        return {
-            "att_shift": rows[:, :width],
-            "wkv": rows[:, width:-width].reshape(layers, width // size, size, size),
-            "ffn_shift": rows[:, -width:],
-        }
+        rows = self.data.reshape(self.shape.n_layer, self.shape.layer_size)
+        views, start = {}, 0
+        for name, shape in self.shape.parts:
+            stop = start + math.prod(shape)
+            views[name] = rows[:, start:stop].reshape(self.shape.n_layer, *shape)
+            start = stop
+        return views
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write the state as a GGUF file. Raises OSError where that cannot be done."""
-        metadata = {
-            f"{KEY}.arch": string(self.shape.arch),
-            f"{KEY}.n_layer": uint32(self.shape.n_layer),
-            f"{KEY}.n_embd": uint32(self.shape.n_embd),
-            f"{KEY}.head_size": uint32(self.shape.head_size),
-        }
-        plan = TensorPlan(TENSOR, self.data.shape, "f32")
-        with GGUFWriter(Path(path), metadata, [plan]) as writer:
-            writer.tensor(TENSOR, [self.data.astype("<f4").tobytes()])
+        """Write the state as a GGUF file: a tensor [n_layer, ...] for each of its parts.
+
+        Raises OSError where that cannot be done.
+        """
+        parts = self.numpy()
+        plans = [TensorPlan(name, part.shape, "f32") for name, part in parts.items()]
+        metadata = {ARCH_KEY: string(self.shape.arch)}
+        with GGUFWriter(Path(path), metadata, plans) as writer:
+            for name, part in parts.items():
+                writer.tensor(name, [part.astype("<f4").tobytes()])
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> State:
-        """Read what `save` wrote.
+        """Read what `save` wrote, or the tuned state in a .pth or .st file.
 
-        Raises FormatError for a file that is damaged or no state, OSError where it cannot be read.
+        Raises FormatError for a file that is damaged or no state, UnsupportedError for tensors of
+        a type that is not read, OSError where it cannot be read.
         """
-        file = _core.ModelFile(fspath(path))
-        arch = file.get(f"{KEY}.arch")
-        if not isinstance(arch, str):
-            raise _core.FormatError(f"{path}: not a saved state (key {KEY}.arch is missing)")
-        shape = StateShape(
-            arch, *(_size(file, name) for name in ("n_layer", "n_embd", "head_size"))
-        )
-        if shape.n_embd % shape.head_size:
-            raise _core.FormatError(
-                f"{path}: {KEY}.n_embd is {shape.n_embd}, "
-                f"expected a multiple of {KEY}.head_size {shape.head_size}"
-            )
-        size = shape.n_layer * shape.layer_size
-        tensor = next((t for t in file.tensors if t.name == TENSOR), None)
-        if tensor is None or tensor.type != "f32" or math.prod(tensor.shape) != size:
-            found = "none" if tensor is None else f"{tensor.type} {list(tensor.shape)}"
-            raise _core.FormatError(
-                f"{path}: tensor {TENSOR}: found {found}, expected f32 [{size}] for {shape}"
-            )
-        return cls(tensor.data.view("<f4").astype(np.float32), shape, str(path))
+        with Path(path).open("rb") as file:
+            if file.read(4) == b"GGUF":
+                return cls._saved(_core.ModelFile(fspath(path)))
+        values = read_tuned_state(Path(path))
+        shape = StateShape(TUNED, len(values), ((TUNED, values.shape[1:]),))
+        return cls(values.reshape(-1), shape, str(path))
 
-    def check_fits(self, shape: StateShape, model: str) -> None:
-        """Raises FormatError unless a model of that shape can go on from this state."""
+    @classmethod
+    def _saved(cls, file: _core.ModelFile) -> State:
+        arch = file.get(ARCH_KEY)
+        if not isinstance(arch, str):
+            raise _core.FormatError(f"{file.path}: not a saved state (key {ARCH_KEY} is missing)")
+        layers = file.tensors[0].shape[0] if file.tensors else 0
+        for tensor in file.tensors:
+            if tensor.type != "f32" or len(tensor.shape) < 2 or tensor.shape[0] != layers:
+                raise _core.FormatError(
+                    f"{file.path}: tensor {tensor.name}: found {tensor.type} "
+                    f"{list(tensor.shape)}, expected f32 [{layers}, ...], a row for each layer"
+                )
+        if not layers:
+            raise _core.FormatError(f"{file.path}: a saved state without values")
+        parts = [tensor.data.view("<f4").reshape(layers, -1) for tensor in file.tensors]
+        data = np.concatenate(parts, axis=1, dtype=np.float32).reshape(-1)
+        shapes = tuple((tensor.name, tensor.shape[1:]) for tensor in file.tensors)
+        return cls(data, StateShape(arch, layers, shapes), file.path)
+
+    def fitted(self, shape: StateShape, model: str) -> State:
+        """This state as a session of a model of that shape has it.
+
+        A tuned state is laid into an empty one. Raises FormatError unless it fits.
+        """
+        wkv = dict(shape.parts).get("wkv")
+        if self.tuned and (self.shape.n_layer, self.shape.parts[0][1]) == (shape.n_layer, wkv):
+            data = np.zeros(shape.n_layer * shape.layer_size, np.float32)
+            state = State(data, shape, self.source)
+            values = self.numpy()[TUNED]
+            turned = shape.arch in KEY_FIRST
+            state.numpy()["wkv"][:] = values.swapaxes(2, 3) if turned else values
+            return state
         if self.shape != shape:
             raise _core.FormatError(
                 f"{self.source}: a state of {self.shape} does not fit {model}: {shape}"
             )
-
-
-def _size(file: _core.ModelFile, name: str) -> int:
-    value = file.get(f"{KEY}.{name}")
-    if not isinstance(value, int) or value <= 0:
-        raise _core.FormatError(
-            f"{file.path}: {KEY}.{name}: found {value!r}, expected a positive whole number"
-        )
-    return value
+        return self

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import codecs
+import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 from sentencepiece import SentencePieceProcessor
 
@@ -14,6 +16,8 @@ from . import _core
 
 END_OF_TEXT = 0
 """The token that ends a document, in every model. No text encodes to it."""
+MAX_TOKENS = 1 << 20
+"""Of any vocabulary. The largest that models have is a quarter of it."""
 
 
 class StreamDecoder:
@@ -167,25 +171,191 @@ class SentencePieceTokenizer(Tokenizer):
         return [self._byte_tokens[bytes([byte])] for byte in data]
 
 
+# ---- Hugging Face -------------------------------------------------------------------------------
+
+
+class Piece(NamedTuple):
+    """A token of a tokenizer.json: a control token, one that matches as it is, or a common one."""
+
+    text: str
+    special: bool
+    added: bool
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """GPT-2's characters for bytes: printable ones stand for themselves, others from U+0100 on."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+BYTE_OF = _byte_alphabet()
+NOT_UTF8 = re.compile("([\udc80-\udcff]+)")
+# Of a tokenizer.json, what would change the text, add to it or drop parts of it.
+LEFT_OUT = ("normalizer", "post_processor", "truncation", "padding")
+# What may follow any text. A blank line is one token at the end of a text, and mostly two before
+# another line. Models have read texts that went on, so that is how a prompt must look to them.
+FOLLOWER = "."
+
+
+def read_pieces(text: str, source: str) -> tuple[dict[str, Any], dict[int, Piece]]:
+    """A Hugging Face tokenizer.json, and its tokens by id.
+
+    Raises FormatError, beginning with `source`, where it is malformed or does not begin with a
+    token that can end a document, UnsupportedError where its tokens are not made of bytes.
+    """
+    try:
+        spec = json.loads(text)
+        model = spec["model"]
+        kind = model.get("type", "BPE")
+        steps = pre_tokenizers(spec)
+        if kind != "BPE" or not any(step["type"] == "ByteLevel" for step in steps):
+            raise _core.UnsupportedError(
+                f"{source}: a Hugging Face tokenizer of kind {kind} over characters; expected BPE "
+                "over bytes (ByteLevel). If there is a tokenizer.model beside it, take that"
+            )
+        pieces = {number: Piece(text, False, False) for text, number in model["vocab"].items()}
+        if len(pieces) != len(model["vocab"]):
+            raise ValueError("two tokens have one id")
+        for added in spec.get("added_tokens") or []:
+            pieces[added["id"]] = Piece(added["content"], bool(added["special"]), True)
+        for number, piece in pieces.items():
+            if type(number) is not int or type(piece.text) is not str:
+                raise TypeError(f"token {number!r} is {piece.text!r}")
+            if not 0 <= number < MAX_TOKENS:
+                raise ValueError(f"a token has id {number}, expected below {MAX_TOKENS}")
+        merges = model.get("merges") or []  # "a b" or, in newer files, ["a", "b"]
+        model["merges"] = [pair if type(pair) is str else " ".join(pair) for pair in merges]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise _core.FormatError(f"{source}: not a Hugging Face tokenizer ({reason})") from None
+    first = pieces.get(END_OF_TEXT)
+    if first is None or not first.special:
+        raise _core.FormatError(
+            f"{source}: token 0 is {first.text if first else None!r}, "
+            "expected a special token: it ends a document"
+        )
+    return spec, pieces
+
+
+def pre_tokenizers(spec: dict[str, Any]) -> list[dict[str, Any]]:
+    """The steps that cut a text before its pieces are looked for."""
+    whole = spec.get("pre_tokenizer") or {"type": None}
+    steps: list[dict[str, Any]] = whole.get("pretokenizers", [whole])
+    return steps
+
+
+class HuggingFaceTokenizer(Tokenizer):
+    """A Hugging Face tokenizer of the byte-level kind, made exact; needs the package tokenizers.
+
+    Characters are not normalised (that of the Pile models asks for NFC: text that is not in that
+    form stays as it is), special tokens in a text are text, and nothing is put before or after.
+    That of the Pile models has no tokens for the 13 bytes that UTF-8 never uses.
+    """
+
+    kind = "huggingface"
+
+    def __init__(self, text: str, source: str) -> None:
+        """`text` is a tokenizer.json; errors begin with `source`."""
+        spec, pieces = read_pieces(text, source)
+        try:
+            import tokenizers  # noqa: PLC0415 - optional, and slow to import
+        except ImportError:
+            raise _core.UnsupportedError(
+                f"{source}: its tokenizer needs a package: pip install 'rwkv-edge[pile]'"
+            ) from None
+        spec |= dict.fromkeys(LEFT_OUT)
+        spec["model"]["dropout"] = None
+        for step in pre_tokenizers(spec):
+            if "add_prefix_space" in step:
+                step["add_prefix_space"] = False
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(spec))
+        except Exception as error:  # it raises nothing more specific
+            raise _core.FormatError(f"{source}: not a Hugging Face tokenizer ({error})") from None
+        self._tokenizer.encode_special_tokens = True
+        self.n_vocab = max(pieces) + 1
+        self._bytes = [b""] * self.n_vocab
+        for number, piece in pieces.items():
+            self._bytes[number] = piece_bytes(piece, source)
+        self._byte_tokens = {data: i for i, data in enumerate(self._bytes) if len(data) == 1}
+
+    def token_bytes(self, token: int) -> bytes:
+        if not 0 <= token < self.n_vocab:
+            raise ValueError(f"token {token} is outside the vocabulary of {self.n_vocab}")
+        return self._bytes[token]
+
+    def _encode(self, data: bytes) -> list[int]:
+        tokens: list[int] = []
+        for i, part in enumerate(NOT_UTF8.split(data.decode("utf-8", "surrogateescape"))):
+            tokens += self._encode_bytes(part) if i % 2 else self._encode_text(part)
+        if self.decode_bytes(tokens) != data:  # not with any tokenizer that models are known to use
+            raise ValueError(f"the tokenizer does not keep the text {data[:60]!r}")
+        return tokens
+
+    def _encode_text(self, text: str) -> list[int]:
+        if text.endswith("\n"):
+            tokens: list[int] = self._tokenizer.encode(text + FOLLOWER).ids
+            if self._bytes[tokens[-1]] == FOLLOWER.encode():
+                return tokens[:-1]
+        found: list[int] = self._tokenizer.encode(text).ids
+        return found
+
+    def _encode_bytes(self, escaped: str) -> list[int]:
+        data = escaped.encode("utf-8", "surrogateescape")
+        for byte in data:
+            if bytes([byte]) not in self._byte_tokens:
+                raise ValueError(f"the vocabulary has no token for byte {byte} of the text")
+        return [self._byte_tokens[bytes([byte])] for byte in data]
+
+
+def piece_bytes(piece: Piece, source: str) -> bytes:
+    """The text of a token: of a common one each character is a byte. None for a control token."""
+    if piece.special:
+        return b""
+    if piece.added:
+        return piece.text.encode()
+    if not BYTE_OF.keys() >= set(piece.text):
+        raise _core.FormatError(
+            f"{source}: token {piece.text!r} is not written in GPT-2's characters for bytes"
+        )
+    return bytes(BYTE_OF[character] for character in piece.text)
+
+
+# ---- in a model file ----------------------------------------------------------------------------
+
+HUGGINGFACE_KEY = "tokenizer.huggingface.json"
+SENTENCEPIECE_KEY = "rwkv_edge.sentencepiece_model"
+
+
 def tokenizer_from_file(file: _core.ModelFile) -> Tokenizer:
     """The tokenizer stored in a model file.
 
-    Raises FormatError where there is none or it is damaged, UnsupportedError for other kinds.
+    Raises FormatError where there is none or it is damaged, UnsupportedError for other kinds, and
+    where the package that it needs is not installed.
     """
     kind = file.get("tokenizer.ggml.model")
     if kind is None:
-        raise _core.FormatError(f"{file.path}: no tokenizer (key tokenizer.ggml.model is missing)")
+        raise _core.FormatError(
+            f"{file.path}: no tokenizer (key tokenizer.ggml.model is missing); name the "
+            "vocabulary's file (--vocab FILE, or Model(path, vocab=...)) or put it beside the model"
+        )
     if kind == "rwkv":
         return WorldTokenizer(_core.WorldTokenizer.from_model_file(file))
-    model = file.get("rwkv_edge.sentencepiece_model")
-    if model is not None:
-        if file.value_type("rwkv_edge.sentencepiece_model") != "array[uint8]":
-            raise _core.FormatError(
-                f"{file.path}: rwkv_edge.sentencepiece_model is "
-                f"{file.value_type('rwkv_edge.sentencepiece_model')}, expected array[uint8]"
-            )
-        return SentencePieceTokenizer(bytes(model), file.path)
+    if kind == "gpt2" and file.get(HUGGINGFACE_KEY) is not None:
+        _check_type(file, HUGGINGFACE_KEY, "string")
+        return HuggingFaceTokenizer(file.get(HUGGINGFACE_KEY), file.path)
+    if file.get(SENTENCEPIECE_KEY) is not None:
+        _check_type(file, SENTENCEPIECE_KEY, "array[uint8]")
+        return SentencePieceTokenizer(bytes(file.get(SENTENCEPIECE_KEY)), file.path)
     raise _core.UnsupportedError(
-        f"{file.path}: tokenizer.ggml.model is '{kind}'; supported are 'rwkv', and sentencepiece "
-        "models whose file is in rwkv_edge.sentencepiece_model"
+        f"{file.path}: tokenizer.ggml.model is '{kind}'; supported are 'rwkv', 'gpt2' with "
+        f"{HUGGINGFACE_KEY}, and sentencepiece models whose file is in {SENTENCEPIECE_KEY}"
     )
+
+
+def _check_type(file: _core.ModelFile, key: str, expected: str) -> None:
+    if file.value_type(key) != expected:
+        raise _core.FormatError(
+            f"{file.path}: {key} is {file.value_type(key)}, expected {expected}"
+        )

@@ -77,7 +77,7 @@ TEST(bfloat16_rounds_to_the_nearest_even) {
 }
 
 TEST(types_are_found_by_id_and_by_name) {
-    CHECK(all_types().size() == 11);
+    CHECK(all_types().size() == 13);
     for (const TypeInfo& info : all_types()) {
         CHECK(find_type(static_cast<uint32_t>(info.type)) == &info);
         CHECK(find_type(info.name) == &info);
@@ -134,6 +134,34 @@ TEST(zeros_and_constants_survive) {
             for (float v : there_and_back(info, x))
                 CHECK_CASE(std::fabs(v - constant) <= 0x1p-9f * std::fabs(constant), info.name);
         }
+    }
+}
+
+// One value of each super-block carries everything: its code, its scale, its minimum.
+TEST(two_and_three_bit_blocks_worked_out_by_hand) {
+    Floats y(256);
+    for (int i : {0, 17, 40, 127, 128, 200, 255}) {
+        const auto at = static_cast<size_t>(i);
+        BlockQ2_K two{};
+        two.d = float_to_half(0.5f);
+        two.dmin = float_to_half(2.0f);
+        two.q[i / 128 * 32 + i % 32] = static_cast<uint8_t>(3 << i % 128 / 32 * 2);
+        two.scales[i / 16] = 0x5e;  // minimum 5, scale 14
+        dequantize_q2_k(&two, y.data(), 256);
+        for (int j = 0; j < 256; ++j) {
+            const float minimum = j / 16 == i / 16 ? 10.0f : 0.0f;
+            CHECK(y[static_cast<size_t>(j)] == (j == i ? 0.5f * 14 * 3 : 0.0f) - minimum);
+        }
+        BlockQ3_K three{};  // scales of zero bits are -32, codes of zero bits are -4
+        three.d = float_to_half(-1.0f);
+        const int j = i / 16;  // 0x2b = 43: 11 in the first eight bytes, 2 in the last four
+        three.scales[j % 8] = static_cast<uint8_t>(j < 8 ? 0x0b : 0xb0);
+        three.scales[8 + j % 4] = static_cast<uint8_t>(2 << j / 4 * 2);
+        three.qh[i % 32] = static_cast<uint8_t>(1 << i / 32);
+        dequantize_q3_k(&three, y.data(), 256);
+        CHECK(y[at] == 0.0f);
+        CHECK(y[at ^ 1] == -1.0f * (43 - 32) * -4);
+        CHECK(y[at ^ 16] == -1.0f * (0 - 32) * -4);
     }
 }
 

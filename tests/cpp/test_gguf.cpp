@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The reader on whole, cut and altered files. The handcrafted malformed kinds, each with its
 // message, are in tests/python/test_gguf.py.
+#include <algorithm>
+
 #include "base/error.h"
 #include "check.h"
 #include "model/model.h"
@@ -10,6 +12,9 @@ using namespace rwkv_edge;
 
 namespace {
 
+constexpr TinyShape kSmallest{
+    .width = 32, .head_size = 16, .layers = 1, .ffn = 32, .vocab = 8, .rank = 4};
+
 std::shared_ptr<const ModelFile> parse(std::span<const std::byte> bytes) {
     return ModelFile::parse(bytes, "name.gguf");
 }
@@ -17,7 +22,7 @@ std::shared_ptr<const ModelFile> parse(std::span<const std::byte> bytes) {
 }  // namespace
 
 TEST(a_whole_file_is_read) {
-    const auto bytes = tiny_rwkv7(1);
+    const auto bytes = tiny_model("7", 1).bytes();
     const auto file = parse(bytes);
     CHECK(file->version() == 3 && file->alignment() == 32 && file->size() == bytes.size());
     CHECK(file->text("general.architecture") == "rwkv7");
@@ -35,8 +40,7 @@ TEST(a_whole_file_is_read) {
 
 // Each cut is a copy of its own, so that a sanitizer sees a read beyond it.
 TEST(every_cut_is_noticed) {
-    const auto bytes = tiny_rwkv7(
-        2, {.width = 32, .head_size = 16, .layers = 1, .ffn = 32, .vocab = 8, .rank = 4});
+    const auto bytes = tiny_model("7", 2, kSmallest).bytes();
     for (std::size_t n = 0; n < bytes.size(); n += n < 6000 ? 1 : 37) {
         const std::vector<std::byte> cut(bytes.begin(),
                                          bytes.begin() + static_cast<std::ptrdiff_t>(n));
@@ -46,21 +50,74 @@ TEST(every_cut_is_noticed) {
 
 // Any single byte of the header may be anything: a file or a FormatError, never more.
 TEST(altered_bytes_give_an_error_or_a_model) {
-    const auto bytes = tiny_rwkv7(
-        3, {.width = 32, .head_size = 16, .layers = 1, .ffn = 32, .vocab = 8, .rank = 4});
     std::mt19937 rng(1);
-    int models = 0, errors = 0;
-    for (std::size_t at = 0; at < 4000; ++at) {
-        auto altered = bytes;
-        altered[at] = static_cast<std::byte>(rng());
-        try {
-            const Model model(parse(altered), 1);
-            ++models;
-        } catch (const FormatError&) {
-            ++errors;
-        } catch (const UnsupportedError&) {
-            ++errors;
+    for (const std::string& version : kTinyVersions) {
+        const auto file = tiny_model(version, 3, kSmallest);
+        const auto bytes = file.bytes();
+        int models = 0, errors = 0;
+        for (std::size_t at = 0; at < file.header().size(); ++at) {
+            auto altered = bytes;
+            altered[at] = static_cast<std::byte>(rng());
+            try {
+                const Model model(parse(altered), 1);
+                ++models;
+            } catch (const FormatError&) {
+                ++errors;
+            } catch (const UnsupportedError&) {
+                ++errors;
+            }
         }
+        CHECK_CASE(models > 0 && errors > 1000, version);
     }
-    CHECK(models > 0 && errors > 1000);
+}
+
+TEST(a_file_in_parts_is_the_same_model) {
+    const auto whole = tiny_model("7", 4, kSmallest);
+    const auto header = whole.header(), bytes = whole.bytes();
+    // One byte after a float's place: F32 cannot be read there.
+    auto parts = std::make_shared<std::vector<std::vector<std::byte>>>();
+    std::vector<std::span<const std::byte>> views;
+    const auto file = parse(bytes);
+    for (const TensorView& tensor : file->tensors()) {
+        const std::size_t shift = parts->size() % 2;
+        parts->emplace_back(shift).insert(parts->back().end(), tensor.data.begin(),
+                                          tensor.data.end());
+        views.push_back(std::span<const std::byte>(parts->back()).subspan(shift));
+    }
+    const std::weak_ptr<const void> alive = parts;
+    auto built = ModelFile::assemble(header, views, "parts", std::move(parts));
+    std::size_t size = header.size();
+    for (std::size_t i = 0; i < views.size(); ++i) {
+        const TensorView &tensor = built->tensors()[i], &right = file->tensors()[i];
+        CHECK(tensor.name == right.name && tensor.shape == right.shape);
+        CHECK(std::ranges::equal(tensor.data, right.data));
+        CHECK((tensor.data.data() == views[i].data()) == (i % 2 == 0));  // in place, or a copy
+        CHECK(built->offset(tensor) == -1 && file->offset(right) > 0);
+        size += tensor.data.size();
+    }
+    CHECK(built->size() == size && built->path() == "parts");
+    const Model model(built, 1);
+    built.reset();
+    CHECK(!alive.expired());  // the model holds them
+}
+
+TEST(parts_that_do_not_fit_are_refused) {
+    const auto whole = tiny_model("7", 5, kSmallest);
+    const auto header = whole.header(), bytes = whole.bytes();
+    const auto file = parse(bytes);
+    std::vector<std::span<const std::byte>> views;
+    for (const TensorView& tensor : file->tensors()) views.push_back(tensor.data);
+    const auto assemble = [&](std::span<const std::byte> head) {
+        return ModelFile::assemble(head, views, "parts", std::make_shared<int>());
+    };
+    for (std::size_t n = 0; n < header.size(); n += 3) {
+        const std::vector<std::byte> cut(header.begin(),
+                                         header.begin() + static_cast<std::ptrdiff_t>(n));
+        CHECK_THROWS(FormatError, "parts: ", assemble(cut));
+    }
+    views[3] = views[3].first(views[3].size() - 1);
+    CHECK_THROWS(FormatError, "tensor '" + file->tensors()[3].name + "' has ", assemble(header));
+    views.pop_back();
+    CHECK_THROWS(FormatError, "parts: " + std::to_string(views.size()) + " tensors given",
+                 assemble(header));
 }

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Sessions over a shared model: their states, their independence, two of them in two threads.
+// Sessions over a shared model of every version: their states, their independence, two of them in
+// two threads.
 #include <cmath>
+#include <map>
 #include <thread>
 
 #include "check.h"
@@ -16,8 +18,10 @@ using Ids = std::vector<int32_t>;
 using Floats = std::vector<float>;
 
 // The bytes of a parsed file must outlive the model.
-std::shared_ptr<const Model> model(int threads) {
-    static const std::vector<std::byte> bytes = tiny_rwkv7(1);
+std::shared_ptr<const Model> model(const std::string& version, int threads) {
+    static std::map<std::string, std::vector<std::byte>> files;
+    std::vector<std::byte>& bytes = files[version];
+    if (bytes.empty()) bytes = tiny_model(version, 1).bytes();
     return std::make_shared<Model>(ModelFile::parse(bytes, "tiny.gguf"), threads);
 }
 
@@ -43,91 +47,108 @@ Floats feed_last(Session& session, std::span<const int32_t> ids) {
 }  // namespace
 
 TEST(logits_are_finite_and_differ) {
-    Session session(model(1));
-    const Floats logits = feed_all(session, prompt(150));
-    for (float l : logits) CHECK(std::isfinite(l));
-    CHECK(Floats(logits.begin(), logits.begin() + kVocab) !=
-          Floats(logits.end() - kVocab, logits.end()));
+    for (const std::string& version : kTinyVersions) {
+        Session session(model(version, 1));
+        const Floats logits = feed_all(session, prompt(150));
+        for (float l : logits) CHECK_CASE(std::isfinite(l), version);
+        CHECK_CASE(Floats(logits.begin(), logits.begin() + kVocab) !=
+                       Floats(logits.end() - kVocab, logits.end()),
+                   version);
+    }
 }
 
 TEST(chunks_and_threads_change_no_bit) {
-    const Ids ids = prompt(150);
-    Session whole(model(1));
-    const Floats expected = feed_all(whole, ids);
-    for (int threads = 1; threads <= 3; ++threads) {
-        for (std::size_t chunk : {1u, 7u, 64u, 65u, 149u}) {
-            Session parts(model(threads));
-            Floats found;
-            for (std::size_t at = 0; at < ids.size(); at += chunk) {
-                const auto part = std::span(ids).subspan(at, std::min(chunk, ids.size() - at));
-                const Floats logits = feed_all(parts, part);
-                found.insert(found.end(), logits.begin(), logits.end());
+    const Ids ids = prompt(100);
+    for (const std::string& version : kTinyVersions) {
+        Session whole(model(version, 1));
+        const Floats expected = feed_all(whole, ids);
+        for (int threads = 1; threads <= 3; ++threads) {
+            const auto shared = model(version, threads);
+            for (std::size_t chunk : {1u, 7u, 65u}) {
+                Session parts(shared);
+                Floats found;
+                for (std::size_t at = 0; at < ids.size(); at += chunk) {
+                    const auto part = std::span(ids).subspan(at, std::min(chunk, ids.size() - at));
+                    const Floats logits = feed_all(parts, part);
+                    found.insert(found.end(), logits.begin(), logits.end());
+                }
+                CHECK_CASE(found == expected, version);
+                CHECK_CASE(parts.state() == whole.state(), version);
             }
-            CHECK(found == expected);
-            CHECK(parts.state() == whole.state());
         }
     }
 }
 
 TEST(last_logits_are_the_last_of_all) {
     const Ids ids = prompt(70);
-    Session all(model(2)), last(model(2)), none(model(2));
-    const Floats expected = feed_all(all, ids);
-    CHECK(feed_last(last, ids) == Floats(expected.end() - kVocab, expected.end()));
-    none.feed(ids, Session::Logits::None, nullptr);
-    CHECK(none.state() == all.state());
+    for (const std::string& version : kTinyVersions) {
+        const auto shared = model(version, 2);
+        Session all(shared), last(shared), none(shared);
+        const Floats expected = feed_all(all, ids);
+        CHECK_CASE(feed_last(last, ids) == Floats(expected.end() - kVocab, expected.end()),
+                   version);
+        none.feed(ids, Session::Logits::None, nullptr);
+        CHECK_CASE(none.state() == all.state(), version);
+    }
 }
 
 TEST(state_reset_and_fork) {
-    Session session(model(1));
-    const Floats fresh = session.state();
-    feed_last(session, prompt(5));
-    CHECK(session.state() != fresh);
-    const auto fork = session.fork();
-    const Floats here = feed_last(session, prompt(9, 2));
-    CHECK(feed_last(*fork, prompt(9, 2)) == here);
-    const Floats saved = session.state();
-    session.reset();
-    CHECK(session.state() == fresh);
-    CHECK(feed_last(session, prompt(5)) != here);
-    session.set_state(saved);
-    CHECK(session.state() == saved);
-    CHECK_THROWS(std::invalid_argument, std::to_string(saved.size()), session.set_state(Floats(3)));
+    for (const std::string& version : kTinyVersions) {
+        Session session(model(version, 1));
+        const Floats fresh = session.state();
+        feed_last(session, prompt(5));
+        CHECK_CASE(session.state() != fresh, version);
+        const auto fork = session.fork();
+        const Floats here = feed_last(session, prompt(9, 2));
+        CHECK_CASE(feed_last(*fork, prompt(9, 2)) == here, version);
+        const Floats saved = session.state();
+        session.reset();
+        CHECK_CASE(session.state() == fresh, version);
+        CHECK_CASE(feed_last(session, prompt(5)) != here, version);
+        session.set_state(saved);
+        CHECK_CASE(session.state() == saved, version);
+        CHECK_THROWS(std::invalid_argument, std::to_string(saved.size()),
+                     session.set_state(Floats(3)));
+    }
 }
 
 TEST(a_wrong_token_changes_nothing) {
-    Session session(model(1));
-    feed_last(session, prompt(3));
-    const Floats before = session.state();
-    for (int32_t wrong : {-1, 40, 1 << 30}) {
-        CHECK_THROWS(std::invalid_argument, "token 2 is " + std::to_string(wrong),
-                     feed_last(session, Ids{1, 2, wrong}));
-        CHECK(session.state() == before);
+    for (const std::string& version : kTinyVersions) {
+        Session session(model(version, 1));
+        feed_last(session, prompt(3));
+        const Floats before = session.state();
+        for (int32_t wrong : {-1, 40, 1 << 30}) {
+            CHECK_THROWS(std::invalid_argument, "token 2 is " + std::to_string(wrong),
+                         feed_last(session, Ids{1, 2, wrong}));
+            CHECK_CASE(session.state() == before, version);
+        }
     }
 }
 
 // Run under TSan: the model is shared, so are its threads.
 TEST(two_sessions_in_two_threads) {
-    const auto shared = model(2);
     const Ids ids = prompt(90);
-    Session alone(shared);
-    const Floats expected = feed_all(alone, ids);
-    Floats found[2];
-    const auto work = [&](Floats& out) {
-        Session session(shared);
-        for (std::size_t at = 0; at < ids.size(); at += 9) {
-            const Floats logits = feed_all(session, std::span(ids).subspan(at, 9));
-            out.insert(out.end(), logits.begin(), logits.end());
-        }
-    };
-    std::thread other(work, std::ref(found[1]));
-    work(found[0]);
-    other.join();
-    CHECK(found[0] == expected && found[1] == expected);
+    for (const std::string& version : kTinyVersions) {
+        const auto shared = model(version, 2);
+        Session alone(shared);
+        const Floats expected = feed_all(alone, ids);
+        Floats found[2];
+        const auto work = [&](Floats& out) {
+            Session session(shared);
+            for (std::size_t at = 0; at < ids.size(); at += 9) {
+                const Floats logits = feed_all(session, std::span(ids).subspan(at, 9));
+                out.insert(out.end(), logits.begin(), logits.end());
+            }
+        };
+        std::thread other(work, std::ref(found[1]));
+        work(found[0]);
+        other.join();
+        CHECK_CASE(found[0] == expected && found[1] == expected, version);
+    }
 }
 
 TEST(one_session_in_two_threads_waits) {
-    Session session(model(2));
+    Session session(model("7", 2));
     const Ids ids = prompt(30);
     const auto work = [&] {
         for (int i = 0; i < 20; ++i) {

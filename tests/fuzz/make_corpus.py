@@ -24,11 +24,25 @@ def every_value_type() -> tiny.Gguf:
     return file
 
 
-def smallest_model(kind: str) -> tiny.Gguf:
-    shape = tiny.Shape(32, 16, 2, 32, 6, (4, 3, 2, 5), "absent")
-    file = tiny.tiny_model(shape, kind, seed=1).file
+def smallest_model(version: str, kind: str) -> tiny.Gguf:
+    ranks = {"6": (4, 3), "7": (4, 3, 2, 5)}.get(version[0], ())
+    head_size = 0 if version == "4" else 16
+    shape = tiny.Shape(32, head_size, 1 + (version == "7"), 32, 6, ranks, "absent", version)
+    file = tiny.tiny_model(shape, kind, seed=1, tuned=version in ("5.2", "6")).file
     for key in ("tokens", "token_type"):
         file.drop(f"tokenizer.ggml.{key}")
+    return file
+
+
+def split_and_divided() -> tiny.Gguf:
+    """RWKV-6 as llama.cpp once wrote it: lerps apart, the outputs of later layers divided."""
+    file = smallest_model("6", "f16")
+    fused = file.tensor("blk.0.time_mix_lerp_fused.weight")
+    file.tensors.remove(fused)
+    for j in range(5):
+        name, data = f"blk.0.time_mix_lerp_{'wkvrg'[j]}.weight", fused.data[j * 64 : (j + 1) * 64]
+        file.tensors.append(tiny.Entry(name, [32], fused.type_id, data))
+    file.put("rwkv6.rescale_every_n_layers", tiny.U32, 6)
     return file
 
 
@@ -36,7 +50,10 @@ def main() -> None:
     corpus = HERE / "corpus"
     corpus.mkdir(exist_ok=True)
     seeds = {"empty": tiny.Gguf(), "values": every_value_type()}
-    seeds |= {kind: smallest_model(kind) for kind in ("f16", "q4_0", "q5_1")}
+    seeds |= {f"rwkv7-{kind}": smallest_model("7", kind) for kind in ("f16", "q4_0", "q5_1")}
+    others = {"4": "q8_0", "5.0": "f16", "5.2": "q5_0", "6": "q4_1", "7a": "q4_0"}
+    seeds |= {f"rwkv{version}": smallest_model(version, kind) for version, kind in others.items()}
+    seeds["rwkv6-split"] = split_and_divided()
     for name, file in seeds.items():
         (corpus / f"{name}.gguf").write_bytes(file.to_bytes())
 

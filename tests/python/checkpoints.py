@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoint files made byte by byte: .pth as torch.save writes it, and .safetensors.
+"""Checkpoint files made byte by byte: .pth as torch.save writes it, .safetensors, and rwkv.cpp's.
 
 Nothing here is shared with `rwkv_edge.convert`, and every field can be told to lie.
 """
@@ -20,6 +20,7 @@ import tiny
 from numpy.typing import NDArray
 from reference import Weights
 from rwkv_edge._core import ModelFile
+from rwkv_edge.convert.open import open_checkpoint
 
 STORAGE_NAMES = {"f32": "FloatStorage", "f16": "HalfStorage", "bf16": "BFloat16Storage"}
 SAFETENSORS_NAMES = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
@@ -41,12 +42,28 @@ def write(folder: Path, data: bytes, name: str = "some model.pth") -> Path:
     return path
 
 
+def random(*shape: int) -> NDArray[np.float32]:
+    return np.random.default_rng(1).normal(0, 1, shape).astype(np.float32)
+
+
 def weights_of(shape: tiny.Shape = SHAPE) -> Weights:
     """Those of tests/python/tiny.py with the shapes that a trainer saves: [1, 1, D]."""
     lerps = tuple(f".x_{x}" for x in "rwkvag")
     wide = (".w0", ".a0", ".v0", ".k_k", ".k_a", *lerps)
     weights = tiny.random_weights(shape, seed=5)
     return {n: v.reshape(1, 1, -1) if n.endswith(wide) else v for n, v in weights.items()}
+
+
+def squeezed(weights: Mapping[str, NDArray[np.float32]]) -> dict[str, tuple[Any, bytes]]:
+    """Names, shapes without dimensions of one, and bits: what makes two sets of weights equal."""
+    shapes = {name: tuple(n for n in value.shape if n != 1) for name, value in weights.items()}
+    return {name: (shapes[name], value.tobytes()) for name, value in weights.items()}
+
+
+def opened(path: Path) -> dict[str, tuple[Any, bytes]]:
+    """What a checkpoint holds, in the form of `squeezed`."""
+    tensors = open_checkpoint(path).tensors
+    return squeezed({name: tensor.float32() for name, tensor in tensors.items()})
 
 
 def tensors_of(path: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
@@ -246,3 +263,101 @@ def safetensors_of(
         header[name] = entry
         data += raw
     return safetensors(header, data)
+
+
+# ---- rwkv.cpp -----------------------------------------------------------------------------------
+
+GGMF_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 7, "q5_1": 8, "q8_0": 9}
+GGMF_VECTORS = (".time_", ".k_k", ".k_a", ".r_k", ".x_rwkvag", ".x_k", ".w0", ".a0", ".v0")
+LOW_RANK_6 = ("time_maa_w1", "time_maa_w2", "time_decay_w1", "time_decay_w2")
+LOW_RANK_7 = ("w1", "w2", "a1", "a2", "v1", "v2", "g1", "g2")
+GGMF_UNQUANTIZED = tuple(f"att.{x}" for x in LOW_RANK_7)
+
+
+@dataclass
+class GgmfTensor:
+    name: bytes
+    dims: list[int]  # in the file's order, columns first
+    type_id: int
+    data: bytes
+
+    def to_bytes(self) -> bytes:
+        numbers = (len(self.dims), len(self.name), self.type_id, *self.dims)
+        return struct.pack(f"<{len(numbers)}i", *numbers) + self.name + self.data
+
+
+@dataclass
+class Ggmf:
+    """A file of rwkv.cpp; the header is magic, version, vocabulary, width, layers, type."""
+
+    header: list[int]
+    tensors: list[GgmfTensor] = field(default_factory=list)
+
+    def to_bytes(self) -> bytes:
+        header = struct.pack("<6i", *self.header)
+        return header + b"".join(tensor.to_bytes() for tensor in self.tensors)
+
+    def tensor(self, name: str) -> GgmfTensor:
+        return next(tensor for tensor in self.tensors if tensor.name == name.encode())
+
+
+def ggmf_of(weights: Mapping[str, NDArray[np.float32]], kind: str = "f32") -> Ggmf:
+    """As rwkv.cpp's converter writes it in f32 and f16, and its quantizer in a block type."""
+    vocab, width = weights["emb.weight"].shape
+    layers = len({name.split(".")[1] for name in weights if name.startswith("blocks.")})
+    file = Ggmf([0x67676D66, 101, vocab, width, layers, GGMF_TYPES[kind]])
+    for name, value in in_rwkv_cpp(weights).items():
+        stored = ggmf_type(name, value.shape, kind)
+        data = ggml.encode(np.ascontiguousarray(value), stored).tobytes()
+        dims = list(value.shape[::-1])
+        file.tensors.append(GgmfTensor(name.encode(), dims, GGMF_TYPES[stored], data))
+    return file
+
+
+def ggmf_type(name: str, shape: tuple[int, ...], kind: str) -> str:
+    """Vectors and small matrices stay f32; a block type is only for what the quantizer takes."""
+    small = len(shape) == 1 or any(part in name for part in GGMF_VECTORS)
+    # The quantizer goes by names of its own, and the small matrices of RWKV-6 are not among them.
+    fixed = name in ("emb.weight", "head.weight") or name.endswith((*GGMF_UNQUANTIZED, ".r_k"))
+    if kind not in ("f32", "f16") and len(shape) == 2 and shape[1] % 32 == 0 and not fixed:
+        return kind
+    return "f32" if small or kind == "f32" else "f16"
+
+
+# The best float32, where torch gives one of the two nearest; so equal bits can be asked for.
+def exp(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.exp(x.astype(np.float64)).astype(np.float32)
+
+
+def decay_factor(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.exp(-np.exp(x.astype(np.float64))).astype(np.float32)
+
+
+def in_rwkv_cpp(weights: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+    v7 = "blocks.0.att.k_k" in weights
+    v6 = "blocks.0.att.time_maa_x" in weights
+    v5 = "blocks.0.att.ln_x.weight" in weights and not (v6 or v7)
+    gated = "blocks.0.att.gate.weight" in weights
+    found: dict[str, NDArray[np.float32]] = {}
+    for name, value in weights.items():
+        x = value.squeeze() if ".time_" in name else value
+        block, _, last = name.rpartition(".")
+        if v7 and ".att.x_" in name:
+            fused = found.get(f"{block}.x_rwkvag")
+            found[f"{block}.x_rwkvag"] = x if fused is None else np.concatenate([fused, x])
+            continue
+        if (v7 and last in LOW_RANK_7) or (v6 and last in LOW_RANK_6):
+            x = x.swapaxes(-1, -2)
+        elif v6 and last == "time_decay":
+            x = x.reshape(len(weights["blocks.0.att.time_faaaa"]), -1, 1)
+        elif v5 and last == "time_decay":
+            x = decay_factor(x)
+            x = x[..., None] if gated else x.reshape(-1, 1, 1)
+        elif v5 and last == "time_first":
+            x = exp(x).reshape(-1, 1, 1)
+        elif last == "time_faaaa":
+            x = x[..., None]
+        elif last == "time_decay":
+            x = -exp(x)
+        found[name] = x
+    return found

@@ -1,27 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fixtures: tiny random models, one file per tensor type, made once per test run."""
+"""Fixtures: tiny random models, one file per version, shape and type, made once per test run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import zlib
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 import tiny
 
-GetModel = Callable[[str, str], tuple[Path, tiny.TinyModel]]
+
+class GetModel(Protocol):
+    def __call__(
+        self, kind: str, shape: str, version: str = "7"
+    ) -> tuple[Path, tiny.TinyModel]: ...
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> GetModel:
-    """tiny_model(kind, shape) -> (path of the file, the model that lies in it)."""
+    """tiny_model(kind, shape, version) -> (path of the file, the model that lies in it)."""
     folder = tmp_path_factory.mktemp("models")
-    made: dict[tuple[str, str], tuple[Path, tiny.TinyModel]] = {}
+    made: dict[Path, tuple[Path, tiny.TinyModel]] = {}
 
-    def get(kind: str, shape: str) -> tuple[Path, tiny.TinyModel]:
-        if (kind, shape) not in made:
-            model = tiny.tiny_model(tiny.SHAPES[shape], kind, seed=len(made) + 1)
-            made[kind, shape] = tiny.write(folder, f"tiny-{shape}-{kind}.gguf", model), model
-        return made[kind, shape]
+    def get(kind: str, shape: str, version: str = "7") -> tuple[Path, tiny.TinyModel]:
+        path = folder / version / f"tiny-{shape}-{kind}.gguf"
+        if path not in made:
+            seed = zlib.crc32(f"{version} {shape} {kind}".encode())
+            model = tiny.tiny_model(tiny.VERSIONS[version][shape], kind, seed)
+            path.parent.mkdir(exist_ok=True)
+            made[path] = tiny.write(path.parent, path.name, model), model
+        return made[path]
 
     return get

@@ -26,12 +26,14 @@ TYPES: dict[str, tuple[int, int, int]] = {
     "q5_0": (6, 32, 22),
     "q5_1": (7, 32, 24),
     "q8_0": (8, 32, 34),
+    "q2_k": (10, 256, 84),
+    "q3_k": (11, 256, 110),
     "q4_k": (12, 256, 144),
     "q5_k": (13, 256, 176),
     "q6_k": (14, 256, 210),
 }
 PLAIN = ("f32", "f16", "bf16")
-K_TYPES = ("q4_k", "q5_k", "q6_k")
+K_TYPES = ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k")
 # Types whose dot product sees the activations rounded to 8 bits.
 ROUNDED = ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1")
 
@@ -41,6 +43,8 @@ RECORDS = {
     "q5_0": np.dtype([("d", "<f2"), ("qh", "<u4"), ("qs", "u1", 16)]),
     "q5_1": np.dtype([("d", "<f2"), ("m", "<f2"), ("qh", "<u4"), ("qs", "u1", 16)]),
     "q8_0": np.dtype([("d", "<f2"), ("qs", "i1", 32)]),
+    "q2_k": np.dtype([("scales", "u1", 16), ("qs", "u1", 64), ("d", "<f2"), ("m", "<f2")]),
+    "q3_k": np.dtype([("qh", "u1", 32), ("qs", "u1", 64), ("scales", "u1", 12), ("d", "<f2")]),
     "q4_k": np.dtype([("d", "<f2"), ("m", "<f2"), ("scales", "u1", 12), ("qs", "u1", 128)]),
     "q5_k": np.dtype(
         [("d", "<f2"), ("m", "<f2"), ("scales", "u1", 12), ("qh", "u1", 32), ("qs", "u1", 128)]
@@ -79,6 +83,31 @@ def six_bit_scales(packed: Bytes) -> tuple[F32, F32]:
     return scale.astype(np.float32), minimum.astype(np.float32)
 
 
+def two_bit_codes(qs: Bytes) -> NDArray[np.int32]:
+    """[n, 64] bytes -> [n, 256]: two halves, each of four layers of two bits over 32 bytes."""
+    layers = (qs.reshape(-1, 2, 1, 32) >> np.array([0, 2, 4, 6], np.uint8)[:, None]) & 3
+    return layers.reshape(-1, 256).astype(np.int32)
+
+
+def decode_q2_k(b: Block) -> F32:
+    q = two_bit_codes(b["qs"]).reshape(-1, 16, 16).astype(np.float32)
+    scale = f32_column(b["d"]) * (b["scales"] & 15).astype(np.float32)
+    minimum = f32_column(b["m"]) * (b["scales"] >> 4).astype(np.float32)
+    y: F32 = scale[:, :, None] * q - minimum[:, :, None]
+    return y.reshape(-1, 256)
+
+
+def decode_q3_k(b: Block) -> F32:
+    # 16 scales: the low four bits in eight bytes (low halves first), the top two in four bytes.
+    low = nibbles(b["scales"][:, :8])
+    top = (b["scales"][:, None, 8:] >> np.array([0, 2, 4, 6], np.uint8)[:, None]) & 3
+    scale = (low + 16 * top.reshape(-1, 16).astype(np.int32) - 32).astype(np.float32)
+    third = (b["qh"][:, None, :] >> np.arange(8, dtype=np.uint8)[:, None]) & 1
+    q = two_bit_codes(b["qs"]) + 4 * third.reshape(-1, 256).astype(np.int32) - 4
+    y: F32 = (f32_column(b["d"]) * scale)[:, :, None] * q.reshape(-1, 16, 16).astype(np.float32)
+    return y.reshape(-1, 256)
+
+
 def decode_4_5_k(b: Block) -> F32:
     scale, minimum = six_bit_scales(b["scales"])
     # Four groups of 32 bytes; each gives 32 low halves, then 32 high halves.
@@ -113,6 +142,8 @@ DECODERS: dict[str, Callable[[Block], F32]] = {
         f32_column(b["d"]) * (nibbles(b["qs"]) + 16 * fifth_bits(b["qh"])).astype(np.float32)
         + f32_column(b["m"])
     ),
+    "q2_k": decode_q2_k,
+    "q3_k": decode_q3_k,
     "q4_k": decode_4_5_k,
     "q5_k": decode_4_5_k,
     "q6_k": decode_q6_k,
@@ -227,11 +258,18 @@ def random_k_blocks(
         np.frombuffer(rng.bytes(rows * row_bytes(kind, cols)), np.uint8).reshape(rows, -1).copy()
     )
     b = raw.view(RECORDS[kind])
-    unit = {"q4_k": 260, "q5_k": 530, "q6_k": 1370}[kind]  # deviation of scale times quant
+    # The deviation of scale times quant, and the quant in the middle: the mean is to be about zero.
+    unit, middle = {
+        "q2_k": (14, 1.5),
+        "q3_k": (43, None),
+        "q4_k": (260, 7.5),
+        "q5_k": (530, 15.5),
+        "q6_k": (1370, None),
+    }[kind]
     d = std / unit * rng.uniform(0.8, 1.2, b.shape)
     b["d"] = d
-    if kind != "q6_k":
-        b["m"] = d * (7.5 if kind == "q4_k" else 15.5)  # so that the mean is about zero
+    if middle is not None:
+        b["m"] = d * middle
     return raw
 
 

@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Model, Session and State as users see them."""
+"""Model and Session as users see them."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
 from conftest import GetModel
-from rwkv_edge import FormatError, Model, Session, State, UnsupportedError, _core, model
+from rwkv_edge import FormatError, Model, Session, UnsupportedError, _core, model
 
 SHAPE = tiny.SHAPES["d192"]
 TOKENS = np.random.default_rng(1).integers(0, SHAPE.vocab, 150)
@@ -31,7 +30,7 @@ def test_a_model_says_what_it_is(loaded: Model, tiny_model: GetModel) -> None:
     assert loaded.metadata["rwkv7.block_count"] == SHAPE.layers
     assert len(loaded.metadata["tokenizer.ggml.tokens"]) == SHAPE.vocab
     assert loaded.tokenizer.decode(loaded.tokenizer.encode("User the\n\n")) == "User the\n\n"
-    assert "rwkv7 with 3 layers, width 192, heads of 32" in repr(loaded)
+    assert "rwkv7 with 3 layers, width 192, 6 heads of 32" in repr(loaded)
 
 
 def test_paths_of_any_kind(tiny_model: GetModel) -> None:
@@ -169,103 +168,6 @@ def test_a_fork_goes_its_own_way(loaded: Model) -> None:
     assert "".join(twin.fork().generate(max_tokens=9, seed=1)) == "".join(
         twin.generate(max_tokens=9, seed=1)
     )
-
-
-def test_the_parts_of_a_state(loaded: Model) -> None:
-    session = loaded.session()
-    session.feed(TOKENS)
-    state = session.state
-    parts = state.numpy()
-    heads = SHAPE.width // SHAPE.head_size
-    assert {name: part.shape for name, part in parts.items()} == {
-        "att_shift": (SHAPE.layers, SHAPE.width),
-        "wkv": (SHAPE.layers, heads, SHAPE.head_size, SHAPE.head_size),
-        "ffn_shift": (SHAPE.layers, SHAPE.width),
-    }
-    layers = [
-        np.concatenate([parts[name][i].ravel() for name in ("att_shift", "wkv", "ffn_shift")])
-        for i in range(SHAPE.layers)
-    ]
-    assert np.concatenate(layers).tobytes() == state.data.tobytes()
-    parts["wkv"][:] = 0
-    assert not loaded.session(state).state.numpy()["wkv"].any()
-
-
-def test_a_saved_state(loaded: Model, tmp_path: Path) -> None:
-    session = loaded.session()
-    session.feed(TOKENS)
-    session.state.save(tmp_path / "a.state")
-    found = State.load(tmp_path / "a.state")
-    assert found.data.tobytes() == session.state.data.tobytes()
-    assert found.shape == session.state.shape
-    assert loaded.session(found).feed([1]).tobytes() == session.feed([1]).tobytes()
-    assert [path.name for path in tmp_path.iterdir()] == ["a.state"]
-
-
-def test_a_state_of_another_model(loaded: Model, tiny_model: GetModel, tmp_path: Path) -> None:
-    other = Model(tiny_model("f32", "d128")[0])
-    state = other.session().state
-    state.save(tmp_path / "a.state")
-    message = (
-        r"width 128, heads of 64 does not fit .*tiny-d192-q4_0\.gguf: .*width 192, heads of 32"
-    )
-    with pytest.raises(FormatError, match=f"^this state: a state of rwkv7 .*{message}"):
-        loaded.session(state)
-    with pytest.raises(FormatError, match=rf"^{tmp_path}/a\.state: .*{message}"):
-        loaded.session().reset(State.load(tmp_path / "a.state"))
-
-
-def test_a_state_of_wrong_size(loaded: Model) -> None:
-    state = loaded.session().state
-    for data in (state.data[:-1], state.data.astype(np.float64)):
-        with pytest.raises(ValueError, match="a state of rwkv7 with 3 layers"):
-            State(data, state.shape)  # type: ignore[arg-type]
-
-
-def saved_state() -> tiny.Gguf:
-    file = tiny.Gguf()
-    file.put("rwkv_edge.state.arch", tiny.STRING, "rwkv7")
-    for name, value in (("n_layer", 2), ("n_embd", 8), ("head_size", 4)):
-        file.put(f"rwkv_edge.state.{name}", tiny.U32, value)
-    file.tensors.append(tiny.Entry("state", [96], 0, bytes(4 * 96)))
-    return file
-
-
-def put(name: str, value: int) -> Callable[[tiny.Gguf], None]:
-    return lambda file: file.put(f"rwkv_edge.state.{name}", tiny.U32, value)
-
-
-BAD_STATES: dict[str, tuple[Callable[[tiny.Gguf], None], str]] = {
-    "no state": (lambda file: file.drop("rwkv_edge.state.arch"), "not a saved state"),
-    "no layers": (lambda file: file.drop("rwkv_edge.state.n_layer"), "n_layer: found None"),
-    "0 layers": (put("n_layer", 0), "n_layer: found 0, expected a positive whole number"),
-    "head size": (put("head_size", 3), "n_embd is 8, expected a multiple of .*head_size 3"),
-    "size": (put("n_layer", 3), r"tensor state: found f32 \[96\], expected f32 \[144\]"),
-    "huge": (put("n_layer", 2**32 - 1), r"expected f32 \[206158430160\]"),
-    "no tensor": (lambda file: file.tensors.clear(), "tensor state: found none"),
-    "text": (
-        lambda file: file.put("rwkv_edge.state.n_embd", tiny.STRING, "8"),
-        "n_embd: found '8'",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", BAD_STATES)
-def test_bad_state_files(tmp_path: Path, name: str) -> None:
-    change, message = BAD_STATES[name]
-    file, path = saved_state(), tmp_path / "a.state"
-    path.write_bytes(file.to_bytes())
-    assert State.load(path).shape.n_layer == 2
-    change(file)
-    path.write_bytes(file.to_bytes())
-    with pytest.raises(FormatError, match=message) as caught:
-        State.load(path)
-    assert str(caught.value).startswith(str(path))
-
-
-def test_a_state_is_not_saved_into_nothing(loaded: Model, tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="no such folder"):
-        loaded.session().state.save(tmp_path / "none" / "a.state")
 
 
 def test_sessions_in_several_threads(loaded: Model) -> None:

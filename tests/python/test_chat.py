@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import checkpoints as ck
+import pile
 import pytest
+import tiny
 from conftest import GetModel
-from rwkv_edge import Conversation, FormatError, Model
-from rwkv_edge.chat import TURN_STOPS, clean
+from rwkv_edge import Conversation, FormatError, Model, State
+from rwkv_edge.chat import clean
 from scripted import ASSISTANT, ING, THE, TURN_END, USER, bits, bits_after, byte_tokens, play
 
 COLON = byte_tokens(":")
@@ -80,7 +84,7 @@ def test_where_an_answer_ends(
 
 def test_an_answer_of_several_paragraphs(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     play(monkeypatch, [THE, TURN_END, ING, TURN_END, USER, *COLON, THE])
-    chat = Conversation(model, stop=TURN_STOPS)
+    chat = Conversation(model, paragraphs=True)
     assert "".join(chat.ask("hi")) == "the\n\ning"
     kept = [THE, TURN_END, ING]
     assert bits(chat.session) == bits_after(model, [*asked(model, "hi"), *kept, TURN_END])
@@ -92,7 +96,8 @@ def test_a_turn_ends_with_two_newlines_only(
 ) -> None:
     tokens = [THE, *byte_tokens(last)]
     play(monkeypatch, [*tokens, 0])
-    chat = Conversation(model, stop=["no such thing"])
+    chat = Conversation(model)
+    chat.stop = ("no such thing",)
     assert "".join(chat.ask("hi")) == "the" + last
     tokens += model.tokenizer.encode(rest)
     assert bits(chat.session) == bits_after(model, [*asked(model, "hi"), *tokens])
@@ -189,3 +194,92 @@ def test_reset_keeps_the_system_text(model: Model) -> None:
     assert bits(chat.session) != begin
     chat.reset()
     assert bits(chat.session) == begin
+
+
+# ---- a state to begin with ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def tuned(tmp_path: Path) -> State:
+    states = tiny.random_states(tiny.SHAPES["d128"], 3)
+    return State.load(ck.write(tmp_path, ck.pth_of(states), "tuned.pth"))
+
+
+def test_every_conversation_begins_at_a_tuned_state(model: Model, tuned: State) -> None:
+    begin = bits(model.session(tuned))
+    assert begin != bits(model.session())
+    chat = Conversation(model, state=tuned)
+    assert bits(chat.session) == begin
+    list(chat.ask("hello", max_tokens=3))
+    assert bits(chat.session) != begin
+    chat.reset()
+    assert bits(chat.session) == begin
+    session = model.session(tuned)
+    session.feed(model.tokenizer.encode("System: x\n\n"))
+    assert bits(Conversation(model, state=tuned, system="x").session) == bits(session)
+
+
+def test_a_conversation_may_begin_at_a_saved_state(model: Model, tmp_path: Path) -> None:
+    first = Conversation(model, system="x")
+    list(first.ask("hello", max_tokens=3))
+    first.save(tmp_path / "state")
+    chat = Conversation(model, state=State.load(tmp_path / "state"))
+    assert bits(chat.session) == bits(first.session)
+    list(chat.ask("hello", max_tokens=3))
+    chat.reset()
+    assert bits(chat.session) == bits(first.session)
+
+
+# ---- templates ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def raven(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """A model that reads and writes as those of the Pile do."""
+    made = tiny.tiny_model(tiny.VERSIONS["4"]["d192"], "f32", 1)
+    made.file.put("tokenizer.ggml.model", tiny.STRING, "gpt2")
+    made.file.put("tokenizer.huggingface.json", tiny.STRING, json.dumps(pile.tokenizer()))
+    return Model(tiny.write(tmp_path_factory.mktemp("models"), "raven.gguf", made), threads=1)
+
+
+def test_pile_models_talk_as_bob_and_alice(raven: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    bob, alice, newline = pile.token("Bob"), pile.token("Alice"), pile.token("\n")
+    colon, space = pile.token(":"), pile.token(" ")
+    chat = Conversation(raven)
+    opening = raven.tokenizer.encode(f"\n{chat.template.opening}\n\nBob")[:-1]
+    assert opening[-2:] == [newline, newline]  # and not the token of both
+    assert bits(chat.session) == bits_after(raven, opening)
+    play(monkeypatch, [space, pile.token("hello"), newline, newline, bob])
+    assert "".join(chat.ask("the")) == "hello"
+    question = [bob, colon, pile.token(" the"), newline, newline, alice, colon]
+    answer = [space, pile.token("hello"), newline, newline]
+    assert bits(chat.session) == bits_after(raven, [*opening, *question, *answer])
+    play(monkeypatch, [pile.token("the"), newline, alice, colon, space])
+    assert "".join(chat.ask("the")) == "the"
+    assert bits(Conversation(raven, system="").session) == bits_after(raven, [])
+
+
+def test_instructions(raven: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    chat = Conversation(raven, template="instruct")
+    newline = pile.token("\n")
+    first = "Below is an instruction that describes a task. Write a response that appropriately "
+    opening = raven.tokenizer.encode(f"{first}completes the request.\n\n")
+    assert bits(chat.session) == bits_after(raven, opening)
+    hello = [pile.token("hello"), newline, newline, pile.token("the")]
+    play(monkeypatch, [*hello, 0])
+    assert "".join(chat.ask("hello")) == "hello\n\nthe"
+    question = raven.tokenizer.encode("# Instruction:\nhello\n\n# Response:\n")
+    assert bits(chat.session) == bits_after(raven, [*opening, *question, *hello, newline, newline])
+
+
+def test_what_a_user_says_is_no_template(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    play(monkeypatch, [TURN_END])
+    chat = Conversation(model, system="{0}")
+    list(chat.ask("{} {x} %s"))
+    expected = model.tokenizer.encode("System: {0}\n\n") + asked(model, "{} {x} %s")
+    assert bits(chat.session) == bits_after(model, [*expected, TURN_END])
+
+
+def test_a_tuned_state_of_another_model(raven: Model, tuned: State) -> None:
+    with pytest.raises(FormatError, match=r"tuned\.pth: .* does not fit .*raven\.gguf: rwkv4 with"):
+        Conversation(raven, state=tuned)

@@ -1,40 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The program: in a pseudo-terminal, in a pipe, and what it says when something is wrong."""
+"""The program in pipes, and what it says when something is wrong."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import json
-import os
-import pty
 import re
-import select
 import signal
 import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import checkpoints
-import numpy as np
 import pytest
 import tiny
 from click.testing import CliRunner
-from rwkv_edge import Model, chat, cli, terminal
+from program import GREEDY, PROGRAM, SECONDS, endless_model, run
+from rwkv_edge import Model, State, cli, terminal
 from scripted import talkative_model
-
-PROGRAM = [sys.executable, "-m", "rwkv_edge"]
-# Makes the pseudo-terminal the one whose Ctrl-C reaches the program.
-IN_TERMINAL = """
-import fcntl, os, sys, termios
-fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-os.execv(sys.argv[1], sys.argv[1:])
-"""
-SECONDS = 30
-CTRL_C, CTRL_D = "\x03", "\x04"
-GREEDY = ["--temperature", "0", "--max-tokens", "20"]
 
 
 @pytest.fixture(scope="module")
@@ -44,206 +28,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that says "a" for ever."""
-    shape = tiny.SHAPES["d128"]
-    made = tiny.tiny_model(shape, "f32", 1)
-    first = np.eye(1, shape.width, dtype=np.float32)
-    head = np.zeros((shape.vocab, shape.width), np.float32)
-    head[1 + ord("a")] = 50 * first
-    for name, data in (
-        ("output_norm.weight", 0 * first),
-        ("output_norm.bias", first),
-        ("output.weight", head),
-    ):
-        made.file.tensor(name).data = data.tobytes()
-    return tiny.write(tmp_path_factory.mktemp("models"), "endless.gguf", made)
-
-
-@pytest.fixture(autouse=True)
-def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "xdg"))
-    monkeypatch.setenv("TERM", "dumb")
-    monkeypatch.delenv("INPUTRC", raising=False)
-
-
-class Terminal:
-    """A program that runs in a pseudo-terminal."""
-
-    def __init__(self, *arguments: str | Path) -> None:
-        self.fd, inside = pty.openpty()
-        command = [sys.executable, "-c", IN_TERMINAL, *PROGRAM, *map(str, arguments)]
-        self.process = subprocess.Popen(
-            command, stdin=inside, stdout=inside, stderr=inside, start_new_session=True
-        )
-        os.close(inside)
-        self.text = ""
-
-    def __enter__(self) -> Terminal:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.wait()
-        os.close(self.fd)
-
-    def read(self, seconds: float) -> bool:
-        """Take what the program wrote; False at its end."""
-        if not select.select([self.fd], [], [], seconds)[0]:
-            return True
-        try:
-            data = os.read(self.fd, 65536)
-        except OSError:  # Linux's way to say that the other side is closed
-            data = b""
-        self.text += data.decode("utf-8", "replace").replace("\r\n", "\n")
-        return bool(data)
-
-    def until(self, end: str) -> str:
-        """Wait until the program has written `end`; returns what came before it, and drops both."""
-        deadline = time.monotonic() + SECONDS
-        while end not in self.text:
-            running = self.read(0.1)
-            assert running or end in self.text, f"the program ended after {self.text!r}"
-            assert time.monotonic() < deadline, f"no {end!r} in {self.text!r}"
-        before, _, self.text = self.text.partition(end)
-        return before
-
-    def type(self, keys: str) -> None:
-        os.write(self.fd, keys.encode())
-
-    def ask(self, line: str) -> str:
-        """Type a line and return the answer."""
-        self.type(line + "\n")
-        self.until(line + "\n")
-        return self.until("\n\n> ")
-
-    def command(self, line: str, reply: str) -> None:
-        self.type(line + "\n")
-        self.until(reply)
-        self.until("\n> ")
-
-    def ends(self) -> int:
-        while self.read(0.1):
-            pass
-        return self.process.wait(SECONDS)
-
-
-def run(*arguments: str | Path, stdin: str | bytes = "") -> subprocess.CompletedProcess[bytes]:
-    """A program that runs in pipes."""
-    data = stdin.encode() if isinstance(stdin, str) else stdin
-    command = [*PROGRAM, *map(str, arguments)]
-    return subprocess.run(command, input=data, capture_output=True, timeout=SECONDS, check=False)
-
-
-# ---- chat in a terminal -------------------------------------------------------------------------
-
-
-def test_a_conversation(model: Path) -> None:
-    with Terminal("chat", model, *GREEDY) as session:
-        assert "/help lists the commands" in session.until("\n> ")
-        first = session.ask("hello")
-        second = session.ask("hello")
-        assert first
-        assert first != second  # it remembers the first
-        session.command("/reset", "a new conversation")
-        assert session.ask("hello") == first
-        session.type(CTRL_D)
-        assert session.ends() == 0
-
-
-def test_commands(model: Path, tmp_path: Path) -> None:
-    with Terminal("chat", model) as session:
-        session.until("\n> ")
-        session.command("/help", "/save FILE   keep the conversation in a file")
-        session.command("/save", "/save needs the name of a file")
-        session.command("/load  ", "/load needs the name of a file")
-        session.command("/quit", "/quit is no command; /help lists them")
-        session.command(f"/load {tmp_path}/none", "none: No such file or directory")
-        session.command(f"/load {model}", "not a saved state")
-        session.command(f"/save {tmp_path}/none/a", "none: no such folder")
-        session.type("\n")  # an empty line says nothing
-        session.until("\n> ")
-        session.type("/exit\n")
-        assert session.ends() == 0
-
-
-def test_a_conversation_goes_on_in_another_process(model: Path, tmp_path: Path) -> None:
-    path = tmp_path / "a state"
-    with Terminal("chat", model, *GREEDY, "--system", "Be brief.") as session:
-        session.until("\n> ")
-        session.ask("hello")
-        session.command(f"/save {path}", f"saved in {path}")
-        expected = session.ask("and then?")
-    with Terminal("chat", model, *GREEDY) as other:
-        other.until("\n> ")
-        assert other.ask("and then?") != expected
-        other.command(f"/load {path}", f"going on from {path}")
-        assert other.ask("and then?") == expected
-
-
-def test_ctrl_c_stops_the_answer_and_keeps_the_conversation(endless: Path, tmp_path: Path) -> None:
-    with Terminal("chat", endless, "--max-tokens", "100000000") as session:
-        session.until("\n> ")
-        for _ in range(2):
-            session.type("hello\n")
-            session.until("aaaaaaaaaa")
-            session.type(CTRL_C)
-            assert set(session.until("\n\n> ")) <= {"a", "^", "C"}
-        session.command(f"/save {tmp_path}/s", "saved in")
-        session.type("/exit\n")
-        assert session.ends() == 0
-    assert (tmp_path / "s").stat().st_size > 1000
-
-
-def test_ctrl_c_at_the_prompt(model: Path) -> None:
-    with Terminal("chat", model, *GREEDY) as session:
-        session.until("\n> ")
-        session.type("half a line")
-        session.until("half a line")
-        time.sleep(0.2)  # readline does not look for signals while it takes a key
-        session.type(CTRL_C)
-        session.until("(Ctrl-D or /exit leaves)\n> ")
-        assert session.ask("hello")
-        session.type(CTRL_D)
-        assert session.ends() == 0
-
-
-def test_a_model_cannot_steer_the_terminal(model: Path) -> None:
-    arguments = ["--temperature", "1000", "--top-p", "1", "--seed", "1", "--max-tokens", "400"]
-    with Terminal("generate", model, "-p", "x", *arguments) as program:
-        assert program.ends() == 0
-        assert not set(program.text) & {chr(c) for c in terminal.CONTROLS}
-    piped = run("generate", model, "-p", "x", *arguments).stdout.decode()
-    assert "\x1b" in piped
-    assert piped.translate(terminal.CONTROLS) + "\n" == program.text
-
-
-def test_lines_are_remembered(model: Path, tmp_path: Path) -> None:
-    pytest.importorskip("readline")
-    history = tmp_path / "xdg" / "rwkv-edge" / "history"
-    with Terminal("chat", model, *GREEDY) as session:
-        session.until("\n> ")
-        session.ask("a first line")
-        session.type(CTRL_D)
-        assert session.ends() == 0
-    assert "a first line" in history.read_text()
-    with Terminal("chat", model, *GREEDY) as session:
-        session.until("\n> ")
-        session.type("\x10\n")  # Ctrl-P, the line before
-        session.until("a first line")
-        session.until("\n\n> ")
-
-
-def test_a_history_that_cannot_be_written(model: Path, tmp_path: Path) -> None:
-    (tmp_path / "xdg").write_text("not a folder")
-    with Terminal("chat", model, *GREEDY) as session:
-        session.until("\n> ")
-        session.ask("hello")
-        session.type(CTRL_D)
-        assert session.ends() == 0
-        assert "Error" not in session.text
-
-
-# ---- in pipes -----------------------------------------------------------------------------------
+    return endless_model(tmp_path_factory.mktemp("models"))
 
 
 def test_chat_in_a_pipe(model: Path, tmp_path: Path) -> None:
@@ -261,12 +46,13 @@ def test_chat_in_a_pipe(model: Path, tmp_path: Path) -> None:
     assert answers(f"/load {tmp_path}/s\nhello") == two.removeprefix(one)
 
 
-def test_the_options_of_chat(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_options_of_chat(model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     made: dict[str, object] = {}
     asked: dict[str, object] = {}
 
     class Recorder:
         def __init__(self, model: Model, **options: object) -> None:
+            made.clear()
             made.update(options, threads=model.threads)
 
         def ask(self, text: str, **sampling: object) -> list[str]:
@@ -279,12 +65,18 @@ def test_the_options_of_chat(model: Path, monkeypatch: pytest.MonkeyPatch) -> No
     arguments = ["chat", str(model), "-t", "1", "--system", "Be kind."]
     for name, value in options.items():
         arguments += [f"--{name.replace('_', '-')}", str(value)]
-    result = CliRunner().invoke(cli.main, [*arguments, "--paragraphs"], input="hi\n")
+    more = ["--paragraphs", "--template", "raven", "--state", str(tmp_path / "state")]
+    Model(model).session().state.save(tmp_path / "state")
+    result = CliRunner().invoke(cli.main, [*arguments, *more], input="hi\n")
     assert (result.exit_code, result.output) == (0, "hi!\n")
-    assert made == {"system": "Be kind.", "stop": chat.TURN_STOPS, "threads": 1}
+    state = made.pop("state")
+    assert isinstance(state, State)
+    assert state.source == str(tmp_path / "state")
+    assert made == {"system": "Be kind.", "paragraphs": True, "template": "raven", "threads": 1}
     assert asked == {"text": "hi", **options}
     CliRunner().invoke(cli.main, arguments, input="hi\n")
-    assert made["stop"] == chat.PARAGRAPH_STOPS
+    plain = {"paragraphs": False, "template": None, "state": None}
+    assert made == {"system": "Be kind.", "threads": 1, **plain}
 
 
 def test_chat_in_a_pipe_stops_at_an_error(model: Path) -> None:
@@ -351,15 +143,20 @@ def test_ctrl_c_ends_the_other_commands(monkeypatch: pytest.MonkeyPatch) -> None
 # ---- the other commands -------------------------------------------------------------------------
 
 
-def test_from_a_checkpoint_to_a_conversation(tmp_path: Path) -> None:
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A .pth, with its vocabulary beside it under a name that nobody looks for."""
     tokens = [*(bytes([byte]) for byte in range(256)), b"User", b"Assistant", b"\n\n"]
     lines = [f"{i} {token!r} {len(token)}" for i, token in enumerate(tokens, 1)]
-    vocabulary = tmp_path / "vocabulary.txt"
-    vocabulary.write_text("\n".join(lines) + "\n")
-    source = checkpoints.write(tmp_path, checkpoints.pth_of(checkpoints.weights_of()))
+    (tmp_path / "vocabulary").write_text("\n".join(lines) + "\n")
+    return checkpoints.write(tmp_path, checkpoints.pth_of(checkpoints.weights_of()))
+
+
+def test_from_a_checkpoint_to_a_conversation(checkpoint: Path, tmp_path: Path) -> None:
+    vocabulary = checkpoint.with_name("vocabulary")
     f16, q4_0 = tmp_path / "f16.gguf", tmp_path / "q4_0.gguf"
     for done in (
-        run("convert", source, f16, "--vocab", vocabulary, "--license", "apache-2.0"),
+        run("convert", checkpoint, f16, "--vocab", vocabulary, "--license", "apache-2.0"),
         run("quantize", f16, q4_0, "--type", "q4_0"),
     ):
         assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
@@ -369,6 +166,64 @@ def test_from_a_checkpoint_to_a_conversation(tmp_path: Path) -> None:
     done = run("chat", q4_0, *GREEDY, stdin="hello\n")
     assert (done.returncode, done.stderr) == (0, b"")
     assert len(done.stdout) > 10
+
+
+def test_a_checkpoint_without_converting_it(checkpoint: Path) -> None:
+    vocab = checkpoint.with_name("vocabulary")
+    arguments: list[str | Path] = [checkpoint, "--vocab", vocab, "--temperature", "0"]
+    chat = run("chat", *arguments, "--max-tokens", "5", stdin="hello\n")
+    done = run("generate", *arguments, "-p", "hello", "-n", "5")
+    for each in (chat, done):
+        assert each.returncode == 0
+        assert each.stdout
+        hint = (
+            rb"the weights of some model.pth are used as they lie there, .*`rwkv-edge convert .*\n"
+        )
+        assert re.fullmatch(hint, each.stderr)
+    converted = checkpoint.with_name("f32.gguf")
+    run("convert", checkpoint, converted, "--vocab", vocab, "--type", "f32")
+    again = run("generate", converted, "--temperature", "0", "-p", "hello", "-n", "5")
+    assert (again.stdout, again.stderr) == (done.stdout, b"")
+    lost = run("generate", checkpoint, "-p", "hello")
+    assert lost.returncode == 1
+    assert b"no tokenizer" in lost.stderr
+    assert b"--vocab FILE" in lost.stderr
+    assert run("bench", checkpoint, "-t", "1", "-p", "0", "-n", "2", "-r", "1").returncode == 0
+
+
+def test_where_generate_begins(model: Path, tmp_path: Path) -> None:
+    def text(*arguments: str | Path) -> bytes:
+        done = run("generate", model, "--temperature", "0", "-n", "9", *arguments)
+        assert (done.returncode, done.stderr) == (0, b"")
+        return done.stdout
+
+    session = Model(model).session()
+    session.feed(Model(model).tokenizer.encode("The User"), logits="none")
+    session.state.save(tmp_path / "state")
+    assert text("-p", " the", "--state", tmp_path / "state") == text("-p", "The User the")
+    states = tiny.random_states(tiny.SHAPES["d128"], 1)
+    tuned = checkpoints.write(tmp_path, checkpoints.pth_of(states), "tuned.pth")
+    assert text("-p", "The User", "--state", tuned) != text("-p", "The User")
+    assert text("-p", "", "--state", tuned) != text("-p", "")
+    done = run("generate", model, "-p", "", "--state", tmp_path / "state")
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr.startswith(b"Error: the prompt is empty")
+    done = run("chat", model, "--state", model)
+    assert done.stderr.decode().startswith(f"Error: {model}: not a saved state")
+
+
+def test_convert_merges_what_was_trained(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, object] = {}
+    monkeypatch.setattr(cli, "convert_model", lambda *_, **options: asked.update(options))
+    arguments = ["convert", str(checkpoint), "out"]
+    CliRunner().invoke(cli.main, arguments)
+    assert {name for name, value in asked.items() if value is not None} == {"progress"}
+    arguments += ["--state", "a", "--adapter", "b", "--alpha", "16", "--adapter-init", "c"]
+    result = CliRunner().invoke(cli.main, [*arguments, "--type", "int8", "--vocab", "d"])
+    assert result.exit_code == 0
+    paths = {name: Path(x) for name, x in zip(("state", "adapter"), "ab", strict=True)}
+    paths |= {"adapter_init": Path("c"), "vocab": Path("d")}
+    assert asked.items() >= (paths | {"alpha": 16.0, "type": "int8"}).items()
 
 
 def test_quantize_info_bench(model: Path, tmp_path: Path) -> None:
@@ -419,7 +274,7 @@ BAD_FILES = {
     "text": "",
     "empty": "",
     "cut": "",
-    "folder": "Is a directory",
+    "folder": "",
 }
 COMMANDS: dict[str, Callable[[Path], list[str | Path]]] = {
     "chat": lambda path: ["chat", path],

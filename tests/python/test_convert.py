@@ -5,10 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +19,7 @@ from reference import Weights
 from rwkv_edge._core import ModelFile
 from rwkv_edge.convert import convert
 
-SMALL_MATRICES = ("w1", "w2", "a1", "a2", "v1", "v2", "g1", "g2")
+SMALL_MATRICES = ("w1", "w2", "a1", "a2", "v1", "v2", "g1", "g2", "s1", "s2")
 
 
 @pytest.fixture
@@ -32,24 +29,32 @@ def vocab(tmp_path: Path) -> Path:
     return path
 
 
-def is_small_matrix(name: str) -> bool:
-    return any(name.endswith(f"time_mix_{x}.weight") for x in SMALL_MATRICES)
+MODELS = [
+    (version, shape, tuned)
+    for version in tiny.VERSIONS
+    for shape in tiny.VERSIONS[version]
+    for tuned in (False, True)
+    if version != "4" or not tuned  # whose state is no matrix that could be tuned
+]
 
 
 # ---- the tensors --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shape", tiny.SHAPES)
-def test_tensors_are_those_of_llama_cpp(tmp_path: Path, vocab: Path, shape: str) -> None:
+@pytest.mark.parametrize(("version", "shape", "tuned"), MODELS)
+def test_tensors_are_those_of_an_independent_writer(
+    tmp_path: Path, vocab: Path, version: str, shape: str, tuned: bool
+) -> None:
     """In float32, against the tests' own GGUF writer: names, shapes and bits."""
-    weights = ck.weights_of(tiny.SHAPES[shape])
-    if tiny.SHAPES[shape].unused_v == "absent":
-        weights = {n: v for n, v in weights.items() if not n.startswith("blocks.0.att.v")
-                   or n.endswith("value.weight")}  # fmt: skip
+    real = tiny.VERSIONS[version][shape]
+    with_copies = dataclasses.replace(real, unused_v="copy")
+    model = tiny.tiny_model(with_copies, "f32", seed=5, tuned=tuned)
+    weights = model.weights
+    if real.unused_v == "absent":
+        unused = {f"blocks.0.att.v{i}" for i in range(3)}
+        weights = {name: value for name, value in weights.items() if name not in unused}
     target = tmp_path / "out.gguf"
     convert(ck.write(tmp_path, ck.pth_of(weights)), target, type="f32", vocab=vocab)
-    with_copies = dataclasses.replace(tiny.SHAPES[shape], unused_v="copy")
-    model = tiny.tiny_model(with_copies, "f32", seed=5)
     expected = {e.name: ("f32", tuple(e.dims[::-1]), e.data) for e in model.file.tensors}
     assert ck.tensors_of(target) == expected
 
@@ -58,11 +63,23 @@ def expected_type(name: str, kind: str, head: str, embd: str) -> str:
     """By the rule of docs: what llama.cpp keeps, and otherwise the type asked for."""
     if name in ("output.weight", "token_embd.weight"):
         return head if name == "output.weight" else embd
-    if re.search(r"(key|value|receptance|output)\.weight$", name):
+    if re.search(r"(key|value|receptance|gate|output|s_emb|s_emb_x)\.weight$", name):
         return kind
-    if is_small_matrix(name) and not re.search(r"_w[12]\.weight$", name):
+    if re.search(r"time_mix_[avg][12]\.weight$|channel_mix_s[12]\.weight$", name):
         return kind if kind in ("f32", "bf16") else "f16"
     return "f32"
+
+
+@pytest.mark.parametrize("version", tiny.VERSIONS)
+@pytest.mark.parametrize("kind", ["f16", "bf16", "q4_0"])
+def test_types_of_every_version(tmp_path: Path, vocab: Path, version: str, kind: str) -> None:
+    weights = ck.weights_of(tiny.VERSIONS[version]["d192"])
+    weights |= {} if version == "4" else tiny.random_states(tiny.VERSIONS[version]["d192"], 1)
+    target = tmp_path / "out.gguf"
+    convert(ck.write(tmp_path, ck.pth_of(weights)), target, vocab=vocab, type=kind)
+    ends = "q8_0" if kind == "q4_0" else kind
+    for name, (found, _, _) in ck.tensors_of(target).items():
+        assert found == expected_type(name, kind, ends, ends), name
 
 
 @pytest.mark.parametrize(
@@ -173,6 +190,73 @@ def test_one_block(tmp_path: Path, vocab: Path) -> None:
     assert ModelFile(str(target)).get("rwkv7.attention.value_residual_mix_lora_rank") == 20
 
 
+@pytest.mark.parametrize("version", tiny.VERSIONS)
+def test_one_block_of_every_version(tmp_path: Path, vocab: Path, version: str) -> None:
+    shape = dataclasses.replace(tiny.VERSIONS[version]["d128"], layers=1)
+    target = tmp_path / "out.gguf"
+    convert(ck.write(tmp_path, ck.pth_of(ck.weights_of(shape))), target, vocab=vocab)
+    assert ModelFile(str(target)).get("rwkv_edge.version") == version
+
+
+@pytest.mark.parametrize("version", ["5.0", "5.1", "5.2"])
+def test_decay_and_u_of_version_5_in_every_form(tmp_path: Path, vocab: Path, version: str) -> None:
+    """Per head or per channel, with or without exp, transformed already: the file is the same."""
+    shape = dataclasses.replace(tiny.VERSIONS[version]["d128"], u_name="time_faaaa")
+    weights = ck.weights_of(shape)
+    heads = {n: v for n, v in weights.items() if n.endswith(("time_decay", "time_faaaa"))}
+    size = shape.head_size
+    spread = {
+        n: np.repeat(v.reshape(2, -1), size // (v.size // 2), axis=1) for n, v in heads.items()
+    }
+    u = [n for n in heads if n.endswith("faaaa")]
+    logarithms = {n.replace("faaaa", "first"): np.log(np.abs(weights[n])) for n in u}
+    positive = {
+        n: np.exp(np.log(np.abs(weights[n])).astype(np.float64)).astype(np.float32) for n in u
+    }
+    factors = {
+        n + "_factor": np.exp(-np.exp(v.astype(np.float64))).astype(np.float32)
+        for n, v in heads.items()
+        if n.endswith("decay")
+    }
+
+    def converted(changed: Weights) -> dict[str, Any]:
+        target = tmp_path / "out.gguf"
+        convert(ck.write(tmp_path, ck.pth_of(changed)), target, type="f32", vocab=vocab)
+        return ck.tensors_of(target)
+
+    def without(ends: str) -> Weights:
+        return {n: v for n, v in weights.items() if not n.endswith(ends)}
+
+    plain = converted(weights)
+    assert converted(weights | spread) == plain
+    assert converted(without("time_decay") | factors) == plain
+    assert converted(without("time_faaaa") | logarithms) == converted(weights | positive)
+
+
+def test_one_head(tmp_path: Path, vocab: Path) -> None:
+    """[1, N] is one head of N channels, not N heads."""
+    shape = dataclasses.replace(tiny.VERSIONS["5.2"]["d128"], head_size=128)
+    target = tmp_path / "out.gguf"
+    convert(ck.write(tmp_path, ck.pth_of(ck.weights_of(shape))), target, vocab=vocab)
+    assert ModelFile(str(target)).get("rwkv5.wkv.head_size") == 128
+
+
+def test_decay_rate_of_version_4(tmp_path: Path, vocab: Path) -> None:
+    weights = ck.weights_of(tiny.VERSIONS["4"]["d128"])
+    rates = {
+        n + "_rate": -np.exp(v.astype(np.float64)).astype(np.float32)
+        for n, v in weights.items()
+        if n.endswith("time_decay")
+    }
+    others = {n: v for n, v in weights.items() if not n.endswith("time_decay")}
+    found = []
+    for changed in (weights, others | rates):
+        target = tmp_path / "out.gguf"
+        convert(ck.write(tmp_path, ck.pth_of(changed)), target, type="f32", vocab=vocab)
+        found.append(ck.tensors_of(target))
+    assert found[0] == found[1]
+
+
 # ---- the metadata -------------------------------------------------------------------------------
 
 
@@ -196,6 +280,7 @@ def test_metadata(tmp_path: Path, vocab: Path) -> None:
         "general.license": ("string", "apache-2.0"),
         "general.file_type": ("uint32", 1),
         "general.quantization_version": ("uint32", 2),
+        "rwkv_edge.version": ("string", "7"),
         "rwkv7.context_length": ("uint32", 1048576),
         "rwkv7.embedding_length": ("uint32", 128),
         "rwkv7.block_count": ("uint32", 3),
@@ -217,6 +302,56 @@ def test_metadata(tmp_path: Path, vocab: Path) -> None:
         "tokenizer.ggml.eot_token_id": ("uint32", 5),
         "tokenizer.chat_template": ("string", "rwkv-world"),
     }
+
+
+SIZES = {
+    "context_length": 1048576,
+    "embedding_length": 192,
+    "block_count": 3,
+    "feed_forward_length": 416,
+    "attention.head_count": 0,
+}
+V7_RANKS = {
+    "attention.decay_lora_rank": 40,
+    "attention.iclr_lora_rank": 16,
+    "attention.value_residual_mix_lora_rank": 28,
+    "attention.gate_lora_rank": 36,
+}
+
+
+@pytest.mark.parametrize(
+    ("version", "arch", "more"),
+    [
+        ("4", "rwkv4", {}),
+        ("5.0", "rwkv5", {"wkv.head_size": 32}),
+        ("5.1", "rwkv5", {"wkv.head_size": 32}),
+        ("5.2", "rwkv5", {"wkv.head_size": 32}),
+        (
+            "6",
+            "rwkv6",
+            {
+                "wkv.head_size": 32,
+                "rescale_every_n_layers": 0,
+                "time_mix_extra_dim": 20,
+                "time_decay_extra_dim": 12,
+            },
+        ),
+        ("7", "rwkv7", {"wkv.head_size": 32, **V7_RANKS}),
+        ("7a", "rwkv7a", {"wkv.head_size": 32, **V7_RANKS}),
+    ],
+)
+def test_hyperparameters(
+    tmp_path: Path, vocab: Path, version: str, arch: str, more: dict[str, int]
+) -> None:
+    target = tmp_path / "out.gguf"
+    weights = ck.weights_of(tiny.VERSIONS[version]["d192"])
+    convert(ck.write(tmp_path, ck.pth_of(weights)), target, vocab=vocab)
+    found = metadata(target)
+    assert found.pop("general.architecture") == ("string", arch)
+    assert found.pop("rwkv_edge.version") == ("string", version)
+    assert found.pop(f"{arch}.attention.layer_norm_epsilon")[0] == "float32"
+    sizes = {key: value for key, value in found.items() if key.startswith("rwkv")}
+    assert sizes == {f"{arch}.{key}": ("uint32", n) for key, n in (SIZES | more).items()}
 
 
 def test_licence_of_a_safetensors_file(tmp_path: Path, vocab: Path) -> None:
@@ -250,99 +385,3 @@ def test_the_gguf_package_reads_the_file(tmp_path: Path, vocab: Path) -> None:
         assert tensor.data_offset % 32 == 0
     for key, (_, value) in metadata(target).items():
         assert reader.fields[key].contents() == value, key
-
-
-# ---- how it is written --------------------------------------------------------------------------
-
-
-def test_unknown_type_and_missing_files(tmp_path: Path, vocab: Path) -> None:
-    path = ck.write(tmp_path, ck.pth_of(ck.weights_of()))
-    with pytest.raises(ValueError, match=r"type 'q9': expected one of f32, f16, q4_0"):
-        convert(path, tmp_path / "out.gguf", type="q9", vocab=vocab)
-    with pytest.raises(FileNotFoundError, match=r"no such folder: .*nowhere"):
-        convert(path, tmp_path / "nowhere" / "out.gguf", vocab=vocab)
-    with pytest.raises(IsADirectoryError):
-        convert(path, tmp_path, vocab=vocab)
-    with pytest.raises(FileNotFoundError, match=r"missing\.pth"):
-        convert(tmp_path / "missing.pth", tmp_path / "out.gguf", vocab=vocab)
-    with pytest.raises(FileNotFoundError, match=r"missing\.txt"):
-        convert(path, tmp_path / "out.gguf", vocab=tmp_path / "missing.txt")
-
-
-def test_input_is_not_overwritten(tmp_path: Path, vocab: Path) -> None:
-    path = ck.write(tmp_path, ck.pth_of(ck.weights_of()))
-    before = path.read_bytes()
-    link = tmp_path / "link.gguf"
-    os.link(path, link)
-    with pytest.raises(ValueError, match="input and output are the same file"):
-        convert(path, link, vocab=vocab)
-    assert path.read_bytes() == before
-
-
-def test_interrupted_work_leaves_nothing(tmp_path: Path, vocab: Path) -> None:
-    path = ck.write(tmp_path, ck.pth_of(ck.weights_of()))
-    target = ck.write(tmp_path, b"an older file", "out.gguf")
-
-    def interrupt(done: int, total: int, name: str) -> None:
-        assert len(list(tmp_path.glob(".out.gguf.*.part"))) == 1
-        if done > total // 2:
-            raise KeyboardInterrupt(name)
-
-    with pytest.raises(KeyboardInterrupt):
-        convert(path, target, vocab=vocab, progress=interrupt)
-    assert target.read_bytes() == b"an older file"
-    assert not list(tmp_path.glob(".*"))
-
-
-def test_progress(tmp_path: Path, vocab: Path) -> None:
-    calls: list[tuple[int, int, str]] = []
-    path = ck.write(tmp_path, ck.pth_of(ck.weights_of()))
-    target = tmp_path / "out.gguf"
-    convert(path, target, vocab=vocab, progress=lambda *call: calls.append(call))
-    done = [call[0] for call in calls]
-    assert done == sorted(done)
-    assert {call[1] for call in calls} == {done[-1]}
-    assert done[-1] == sum(t.nbytes for t in ModelFile(str(target)).tensors)
-    assert {call[2] for call in calls} == set(ck.tensors_of(target))
-
-
-LARGE = """
-import resource, sys
-import rwkv_edge.convert
-def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-before = peak()
-{call}
-sys.stdout.write(str(peak() - before))
-"""
-
-
-def growth(call: str) -> int:
-    """Resident memory, in KiB, that a call adds at its peak; measured in a process of its own."""
-    program = [sys.executable, "-c", LARGE.format(call=call)]
-    result = subprocess.run(program, capture_output=True, text=True, check=True)
-    return int(result.stdout)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss has other units elsewhere")
-def test_memory_does_not_grow_with_the_file(tmp_path: Path, vocab: Path) -> None:
-    """A checkpoint of 570 MB, all of it a hole in the file, through convert and then quantize."""
-    rows, width = 65536, 1024
-    shape = dataclasses.replace(ck.SHAPE, width=width, layers=1)
-    weights = tiny.random_weights(shape, seed=5)
-    header: dict[str, Any] = {}
-    end = 0
-    for name, value in weights.items():
-        dims = [rows, width] if name in ("emb.weight", "head.weight") else list(value.shape)
-        size = 4 * int(np.prod(dims))
-        header[name] = {"dtype": "F32", "shape": dims, "data_offsets": [end, end + size]}
-        end += size
-    path = ck.write(tmp_path, ck.safetensors(header, b""))
-    os.truncate(path, path.stat().st_size + end)
-    middle, target = tmp_path / "middle.gguf", tmp_path / "out.gguf"
-    calls = (
-        f"rwkv_edge.convert.convert({str(path)!r}, {str(middle)!r}, vocab={str(vocab)!r})",
-        f"rwkv_edge.convert.quantize({str(middle)!r}, {str(target)!r}, type='q4_0')",
-    )
-    for call in calls:
-        assert growth(call) < 200_000, call
-    assert target.stat().st_size > 2 * rows * width

@@ -11,6 +11,7 @@ from typing import Any
 import checkpoints as ck
 import numpy as np
 import pytest
+import tiny
 from numpy.typing import NDArray
 from reference import Weights
 from rwkv_edge import FormatError, UnsupportedError
@@ -39,13 +40,15 @@ def test_all_that_does_not_fit_is_listed(tmp_path: Path, vocab: Path) -> None:
     weights["blocks.1.ffn.key.weight"] = weights["blocks.1.ffn.key.weight"][:-1]
     weights["blocks.1.att.x_g"] = weights["blocks.1.att.x_g"][..., :-1]
     weights["blocks.0.att.time_state"] = np.zeros((2, 64, 64), np.float32)
+    weights["blocks.2.att.time_state"] = np.zeros((2, 64, 63), np.float32)
     weights["extra"] = np.zeros(3, np.float32)
     assert failing(tmp_path, vocab, weights).split("\n")[1:] == [
         "  blocks.1.att.x_g is [1, 1, 127], expected [128]",
         "  blocks.1.ffn.key.weight is [511, 128], expected [512, 128]",
         "  missing blocks.2.att.w2, expected [24, 128]",
         "  missing ln_out.bias, expected [128]",
-        "  unused blocks.0.att.time_state [2, 64, 64]",
+        "  missing blocks.1.att.time_state, expected [2, 64, 64]",
+        "  blocks.2.att.time_state is [2, 64, 63], expected [2, 64, 64]",
         "  unused extra [3]",
     ]
 
@@ -102,17 +105,13 @@ def test_broken_checkpoints(tmp_path: Path, vocab: Path, case: str) -> None:
 
 
 OTHERS = {
-    "RWKV-4": ["emb.weight", "blocks.0.att.time_decay", "blocks.0.att.time_first"],
-    "RWKV-5": ["emb.weight", "blocks.0.att.time_decay", "blocks.0.att.ln_x.weight"],
-    "RWKV-6": ["blocks.0.att.time_decay", "blocks.0.att.ln_x.weight", "blocks.0.att.time_maa_x"],
-    r"RWKV-7a \(DeepEmbed\)": ["blocks.0.att.r_k", "blocks.0.ffn.s_emb.weight"],
     "RWKV-7b": ["blocks.0.att.r_k", "blocks.0.ffn.s_emb.weight", "blocks.0.qkv.qq.weight"],
     "RWKV-8": ["blocks.0.att.r_k", "blocks.0.ffn.enn.weight"],
     "RWKV x060a/b/c": ["blocks.0.att.ln_x.weight", "blocks.0.att.gate_w1"],
-    "an RWKV experiment of version 1 to 4b": ["head_q.weight", "blocks.0.att.time_decay"],
-    "RWKV in the Hugging Face layout": ["model.layers.0.attn.r_k", "lm_head.weight"],
-    "an adapter, not a model": ["blocks.0.att.key.lora_A", "blocks.0.att.key.lora_B"],
-    "an initial state, not a model": ["blocks.0.att.time_state", "blocks.1.att.time_state"],
+    r"an RWKV experiment \(version 1 to 4b\)": ["head_q.weight", "blocks.0.att.time_decay"],
+    "an adapter, not a model.*--adapter FILE": ["blocks.0.att.key.lora_A"],
+    "an adapter, not a model; ": ["base_model.model.blocks.0.att.key.lora_A.weight"],
+    "an initial state, not a model.*--state FILE": [f"blocks.{i}.att.time_state" for i in (0, 1)],
     "no RWKV model; its 2 tensors begin with 'wte', 'wpe'": ["wte", "wpe"],
 }
 
@@ -125,13 +124,85 @@ def test_other_models_are_named(tmp_path: Path, vocab: Path, version: str) -> No
     assert str(error.value).startswith(str(path))
 
 
+def missing(weights: Weights, *ends: str) -> Weights:
+    return {name: value for name, value in weights.items() if not name.endswith(ends)}
+
+
+def of(version: str) -> Weights:
+    return ck.weights_of(tiny.VERSIONS[version]["d128"])
+
+
+def some(weights: Weights, *ends: str) -> Weights:
+    return {name: value for name, value in weights.items() if name.endswith(ends)}
+
+
+MISFITS: dict[str, tuple[Callable[[], Weights], str]] = {
+    "tensors of version 6 in 7": (
+        lambda: of("7") | some(of("6"), "time_maa_w1"),
+        r"unused blocks\.0\.att\.time_maa_w1 \[128, 60\]",
+    ),
+    "a gate in version 4": (
+        lambda: of("4") | some(of("6"), "gate.weight"),
+        r"unused blocks\.0\.att\.gate\.weight",
+    ),
+    "half a DeepEmbed": (
+        lambda: missing(of("7a"), "s_emb_x.weight"),
+        r"missing blocks\.0\.ffn\.s_emb_x\.weight, expected \[1024, 128\]",
+    ),
+    "a table without the rest": (
+        lambda: of("7") | some(of("7a"), "s_emb.weight"),
+        r"missing blocks\.0\.ffn\.s1, expected \[128, 32\]",
+    ),
+    "a table of another vocabulary": (
+        lambda: {n: v[:-1] if n.endswith("s_emb.weight") else v for n, v in of("7a").items()},
+        r"blocks\.0\.ffn\.s_emb\.weight is \[299, 1024\], expected \[300, 1024\]",
+    ),
+    "a gate in some blocks": (
+        lambda: missing(of("5.2"), "1.att.gate.weight"),
+        r"missing blocks\.1\.att\.gate\.weight, expected \[128, 128\]",
+    ),
+    "no u": (
+        lambda: missing(of("5.2"), "time_faaaa"),
+        r"missing blocks\.0\.att\.time_faaaa, expected \[2, 64\]",
+    ),
+    "a decay one value short": (
+        lambda: {n: v[..., :-1] if n.endswith("2.att.time_decay") else v
+                 for n, v in of("5.2").items()},
+        r"blocks\.2\.att\.time_decay is \[2, 63\], expected \[2, 64\]",
+    ),
+    "heads that divide nothing": (
+        lambda: {n: v[:, :, None].repeat(2, 0)[:3] if n.endswith("time_decay") else v
+                 for n, v in of("5.2").items()},
+        r"blocks\.0\.att\.time_decay has 3 heads, expected a divisor of 128",
+    ),
+    "ranks that differ": (
+        lambda: {n: v[:, :-5] if n.endswith("1.att.time_maa_w1") else v
+                 for n, v in of("6").items()},
+        r"blocks\.1\.att\.time_maa_w1 is \[128, 55\], expected \[128, 60\]",
+    ),
+    "a state of another shape": (
+        lambda: of("6") | tiny.random_states(tiny.VERSIONS["6"]["d192"], 1),
+        r"blocks\.0\.att\.time_state is \[6, 32, 32\], expected \[2, 64, 64\]",
+    ),
+    "a state in version 4": (
+        lambda: of("4") | tiny.random_states(tiny.VERSIONS["6"]["d128"], 1),
+        r"unused blocks\.0\.att\.time_state \[2, 64, 64\]",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", MISFITS)
+def test_misfits_of_every_version(tmp_path: Path, vocab: Path, case: str) -> None:
+    make, message = MISFITS[case]
+    assert re.search(message, failing(tmp_path, vocab, make()))
+
+
 @pytest.mark.parametrize(
     ("data", "error", "message"),
     [
         (b"GGUF\3\0\0\0", FormatError, "a GGUF file already; `quantize` changes its types"),
-        (b"fmgg\x65\0\0\0", UnsupportedError, r"an rwkv\.cpp \.bin file"),
-        (b"hello", FormatError, r"neither a \.pth \(torch 1\.6 or newer\) nor a \.safetensors"),
-        (b"", FormatError, r"neither a \.pth"),
+        (b"hello", FormatError, r"neither a GGUF, a \.pth \(torch 1\.6 or newer\), a \.saf"),
+        (b"", FormatError, r"neither a GGUF"),
     ],
 )
 def test_other_files_are_named(

@@ -113,9 +113,7 @@ HUGE_LENGTH = struct.pack("<Q", 1 << 40)
 
 # name: (what is done to a good file, what the message must say besides the path)
 MALFORMED: dict[str, tuple[Change, tuple[str, ...]]] = {
-    "bad magic": (header(magic=b"GGML"), ("not a GGUF file", "does not begin with 'GGUF'")),
-    "a .pth": (header(magic=b"PK\3\4"), ("perhaps a .pth", "`rwkv-edge convert`")),
-    "an rwkv.cpp model": (header(magic=b"fmgg"), ("not a GGUF file", "rwkv.cpp")),
+    "bad magic": (header(magic=b"GGML"), ("neither a GGUF", "nor an rwkv.cpp file")),
     "big-endian magic": (header(magic=b"FUGG"), ("big-endian",)),
     "big-endian version": (header(version=3 << 24), ("big-endian",)),
     "version 0": (header(version=0), ("version 0", "expected 2 or 3")),
@@ -206,7 +204,10 @@ MALFORMED: dict[str, tuple[Change, tuple[str, ...]]] = {
     ),
     "head size 0": (hyper("wkv.head_size", 0), ("'rwkv7.wkv.head_size' is 0",)),
     "head size no multiple of 8": (hyper("wkv.head_size", 12), ("is 12", "multiple of 8")),
-    "head size that does not divide": (hyper("wkv.head_size", 48), ("is 64", "multiple of 48")),
+    "head size that does not divide": (
+        hyper("wkv.head_size", 48),
+        ("is 48", "divisor of the width 64"),
+    ),
     "ffn of another model": (
         hyper("feed_forward_length", 128),
         ("'blk.0.channel_mix_key.weight' has shape [96, 64]", "[128, 64]"),
@@ -248,11 +249,11 @@ MALFORMED: dict[str, tuple[Change, tuple[str, ...]]] = {
 UNSUPPORTED: dict[str, tuple[Change, tuple[str, ...]]] = {
     "another architecture": (
         put("general.architecture", STRING, "llama"),
-        ("architecture 'llama'", "expected rwkv7"),
+        ("architecture 'llama'", "expected one of rwkv4"),
     ),
     "unknown tensor type": (tensor(MATRIX, type_id=99), (f"'{MATRIX}'", "99")),
     "removed tensor type": (tensor(MATRIX, type_id=4), (f"'{MATRIX}'", "type 4")),
-    "tensor type we cannot read": (tensor(MATRIX, type_id=10), (f"'{MATRIX}'", "q2_k")),
+    "tensor type we cannot read": (tensor(MATRIX, type_id=15), (f"'{MATRIX}'", "q8_k")),
     "integers": (tensor(MATRIX, type_id=26), (f"'{MATRIX}'", "26")),
 }
 

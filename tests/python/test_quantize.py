@@ -107,16 +107,19 @@ def test_values_come_back(kind: str) -> None:
 
 
 def is_matrix(name: str) -> bool:
-    ends = ("receptance.weight", "key.weight", "value.weight", "output.weight", "embd.weight")
-    return name.endswith(ends)
+    matrices = ("receptance", "key", "value", "gate", "output", "embd", "s_emb", "s_emb_x")
+    return name.endswith(tuple(f"{matrix}.weight" for matrix in matrices))
 
 
-@pytest.mark.parametrize("source_kind", ["f32", "f16", "bf16"])
-@pytest.mark.parametrize("kind", KINDS)
+CASES = [("7", source, kind) for source in ("f32", "f16", "bf16") for kind in KINDS]
+CASES += [(version, "f16", "q5_1") for version in tiny.VERSIONS if version != "7"]
+
+
+@pytest.mark.parametrize(("version", "source_kind", "kind"), CASES)
 def test_matrices_are_quantized_and_nothing_else(
-    tmp_path: Path, tiny_model: GetModel, source_kind: str, kind: str
+    tmp_path: Path, tiny_model: GetModel, version: str, source_kind: str, kind: str
 ) -> None:
-    path, _ = tiny_model(source_kind, "d192")
+    path, _ = tiny_model(source_kind, "d192", version)
     target = tmp_path / "out.gguf"
     quantize(path, target, type=kind)
     before, after = ck.tensors_of(path), ck.tensors_of(target)
@@ -193,11 +196,21 @@ def test_llama_cpp_opens_what_we_write(tmp_path: Path, tiny_model: GetModel) -> 
 
 def test_quantized_input_is_refused(tmp_path: Path, tiny_model: GetModel) -> None:
     path, _ = tiny_model("q8_0", "d128")
-    message = r"tensor token_embd\.weight is q8_0 already; quantize the f32, f16 or bf16 file"
+    message = r"tensor blk\.0\.\w+\.weight is q8_0 already; quantize the f32, f16 or bf16 file"
     with pytest.raises(UnsupportedError, match=message) as error:
         quantize(path, tmp_path / "out.gguf", type="q4_0")
     assert str(error.value).startswith(str(path))
     assert not list(tmp_path.iterdir())
+
+
+def test_what_has_its_type_already_is_copied(tmp_path: Path, tiny_model: GetModel) -> None:
+    """So that head and embedding of a file can be made smaller when all else is."""
+    path, _ = tiny_model("f16", "d128")
+    middle, target, again = (tmp_path / f"{i}.gguf" for i in range(3))
+    quantize(path, middle, type="q4_0", head_type="f16", embd_type="f16")
+    quantize(middle, target, type="q4_0")
+    quantize(path, again, type="q4_0")
+    assert ck.tensors_of(target) == ck.tensors_of(again)
 
 
 def test_other_architectures_are_refused(tmp_path: Path) -> None:

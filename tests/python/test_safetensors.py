@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,29 +13,14 @@ import pytest
 from rwkv_edge import FormatError, UnsupportedError
 from rwkv_edge.convert.safetensors import read_safetensors
 
-Save = Callable[[bytes], Path]
-
-
-@pytest.fixture
-def save(tmp_path: Path) -> Save:
-    def write(data: bytes) -> Path:
-        path = tmp_path / "model.safetensors"
-        path.write_bytes(data)
-        return path
-
-    return write
-
-
-def random(*shape: int) -> Any:
-    return np.random.default_rng(1).normal(0, 1, shape).astype(np.float32)
-
-
-WEIGHTS = {"a": random(3, 4), "b": random(1, 1, 5), "c": random(7)}
+WEIGHTS = {"a": ck.random(3, 4), "b": ck.random(1, 1, 5), "c": ck.random(7)}
 
 
 @pytest.mark.parametrize("kind", ["f32", "f16", "bf16"])
-def test_values_are_those_of_the_file(save: Save, kind: str) -> None:
-    checkpoint = read_safetensors(save(ck.safetensors_of(WEIGHTS, kind, {"license": "mit"})))
+def test_values_are_those_of_the_file(tmp_path: Path, kind: str) -> None:
+    checkpoint = read_safetensors(
+        ck.write(tmp_path, ck.safetensors_of(WEIGHTS, kind, {"license": "mit"}))
+    )
     assert list(checkpoint.tensors) == list(WEIGHTS)
     assert checkpoint.metadata == {"license": "mit"}
     for name, value in WEIGHTS.items():
@@ -45,6 +29,9 @@ def test_values_are_those_of_the_file(save: Save, kind: str) -> None:
         assert (tensor.dtype, tensor.shape) == (kind, value.shape)
         np.testing.assert_array_equal(tensor.float32(), expected, strict=True)
         np.testing.assert_array_equal(tensor.float32(1, 3), expected[1:3], strict=True)
+        raw = tensor.raw()
+        assert raw is not None
+        assert raw.tobytes() == ggml.encode(value, kind).tobytes()
 
 
 def test_file_of_the_official_package(tmp_path: Path) -> None:
@@ -60,13 +47,13 @@ def test_file_of_the_official_package(tmp_path: Path) -> None:
         np.testing.assert_array_equal(found, value.astype(np.float32), strict=True)
 
 
-def test_order_of_the_header_does_not_matter(save: Save) -> None:
+def test_order_of_the_header_does_not_matter(tmp_path: Path) -> None:
     header = {
         "second": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]},
         "empty": {"dtype": "F32", "shape": [0, 3], "data_offsets": [8, 8]},
         "first": {"dtype": "F32", "shape": [], "data_offsets": [0, 4]},
     }
-    tensors = read_safetensors(save(ck.safetensors(header, bytes(8)))).tensors
+    tensors = read_safetensors(ck.write(tmp_path, ck.safetensors(header, bytes(8)))).tensors
     assert {name: tensor.shape for name, tensor in tensors.items()} == {
         "second": (1,),
         "empty": (0, 3),
@@ -141,24 +128,24 @@ UNSUPPORTED = {
 
 
 @pytest.mark.parametrize("case", MALFORMED)
-def test_malformed(save: Save, case: str) -> None:
+def test_malformed(tmp_path: Path, case: str) -> None:
     data, message = MALFORMED[case]
-    path = save(data)
+    path = ck.write(tmp_path, data)
     with pytest.raises(FormatError, match=message) as error:
         read_safetensors(path)
     assert str(error.value).startswith(str(path))
 
 
 @pytest.mark.parametrize("case", UNSUPPORTED)
-def test_unsupported(save: Save, case: str) -> None:
+def test_unsupported(tmp_path: Path, case: str) -> None:
     data, message = UNSUPPORTED[case]
-    path = save(data)
+    path = ck.write(tmp_path, data)
     with pytest.raises(UnsupportedError, match=message) as error:
         read_safetensors(path)
     assert str(error.value).startswith(str(path))
 
 
-def test_cuts_and_flips_never_escape(save: Save) -> None:
+def test_cuts_and_flips_never_escape(tmp_path: Path) -> None:
     """Whatever is damaged: it reads, or it says so. No other exception, no crash."""
     data = ck.safetensors_of(WEIGHTS)
     header = 8 + int.from_bytes(data[:8], "little")
@@ -169,7 +156,7 @@ def test_cuts_and_flips_never_escape(save: Save) -> None:
         for at in rng.integers(0, min(len(broken), header), rng.integers(1, 4)):
             broken[at] = rng.integers(0, 256)
         try:
-            for tensor in read_safetensors(save(bytes(broken))).tensors.values():
+            for tensor in read_safetensors(ck.write(tmp_path, bytes(broken))).tensors.values():
                 tensor.float32()
         except (FormatError, UnsupportedError):
             refused += 1

@@ -10,11 +10,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pile
 import pytest
 import sentencepiece
 import tiny
 from rwkv_edge import FormatError, StreamDecoder, Tokenizer, UnsupportedError, _core
-from rwkv_edge.tokenizer import SentencePieceTokenizer, WorldTokenizer, tokenizer_from_file
+from rwkv_edge.tokenizer import (
+    HuggingFaceTokenizer,
+    SentencePieceTokenizer,
+    WorldTokenizer,
+    tokenizer_from_file,
+)
 
 TEXTS = [
     "The quick brown fox jumps over the lazy dog. 0123456789",
@@ -24,6 +30,7 @@ TEXTS = [
     "\U0001f469\u200d\U0001f469\u200d\U0001f467 a family, \U0001f1e9\U0001f1ea a flag",
     "\u00e9 vs e\u0301, \ufb01, \u2581 a block, \ufffd, \u200b\ufeff",
     "<s></s><unk><0x41>[PAD65535] control symbols are text\0\x01\x7f",
+    "<|endoftext|> <|padding|><|endoftext|>",
     "  leading,  double   spaces and trailing   ",
     "",
     " ",
@@ -100,8 +107,10 @@ def pieces(request: pytest.FixtureRequest) -> SentencePieceTokenizer:
 # ---- any tokenizer ------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=["bytes", *SENTENCEPIECE])
+@pytest.fixture(scope="module", params=["bytes", "pile", *SENTENCEPIECE])
 def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
+    if request.param == "pile":
+        return HuggingFaceTokenizer(pile.text(), "test.json")
     if request.param == "bytes":
         return world([*BYTES, b"ab", b"abc", b"bcd", "\u00e9".encode(), b"\n\n", None])
     return SentencePieceTokenizer(train(**SENTENCEPIECE[request.param]), "test.model")
@@ -279,6 +288,20 @@ def test_control_and_unused_tokens_do_not_encode(tmp_path: Path) -> None:
     assert tokenizer.decode([0, 299]) == ""
 
 
+def put_tokenizer_json(kind: int, value: Any) -> Callable[[tiny.Gguf], None]:
+    def change(file: tiny.Gguf) -> None:
+        file.put("tokenizer.ggml.model", tiny.STRING, "gpt2")
+        file.put("tokenizer.huggingface.json", kind, value)
+
+    return change
+
+
+def test_a_tokenizer_json_in_the_file(tmp_path: Path) -> None:
+    tokenizer = open_file(tmp_path, put_tokenizer_json(tiny.STRING, pile.text()))
+    assert tokenizer.kind == "huggingface"
+    assert tokenizer.encode("hello") == [pile.token("hello")]
+
+
 def test_a_sentencepiece_model_in_the_file(tmp_path: Path) -> None:
     tokenizer = open_file(tmp_path, put_sentencepiece(tiny.U8, train()))
     assert tokenizer.kind == "sentencepiece"
@@ -295,6 +318,8 @@ BAD_FILES: dict[str, tuple[Callable[[tiny.Gguf], None], str]] = {
     "few types": (put_types(tiny.I32, [1, 2]), "found 2 entries, expected 300"),
     "type of types": (put_types(tiny.F32, [1] * 300), "tokenizer.ggml.token_type"),
     "sentencepiece": (put_sentencepiece(tiny.U8, b"junk"), "not a sentencepiece model"),
+    "json": (put_tokenizer_json(tiny.STRING, "{}"), "not a Hugging Face tokenizer"),
+    "json type": (put_tokenizer_json(tiny.U32, 5), "json is uint32, expected string"),
     "wide bytes": (put_sentencepiece(tiny.I32, b"junk"), r"expected array\[uint8\]"),
 }
 

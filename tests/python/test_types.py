@@ -54,6 +54,20 @@ def test_k_blocks_of_any_bytes_are_read_alike(kind: str) -> None:
     assert _core.dequantize(data, kind).tobytes() == expected.tobytes()
 
 
+@pytest.mark.parametrize("kind", [kind for kind in ggml.TYPES if kind not in ggml.PLAIN])
+def test_blocks_of_any_bytes_are_read_as_the_gguf_package_does(kind: str) -> None:
+    quants = pytest.importorskip("gguf.quants")
+    number, _, size = ggml.TYPES[kind]
+    rng = np.random.default_rng(3)
+    data = rng.integers(0, 256, (300, size), np.uint8)
+    scales = data.view(ggml.RECORDS[kind])
+    for field in ("d", "m"):  # no infinities, no NaN
+        if field in (scales.dtype.names or ()):
+            scales[field] = rng.normal(0, 1, scales.shape)
+    expected = quants.dequantize(data, number)
+    assert _core.dequantize(data, kind).tobytes() == expected.tobytes()
+
+
 @pytest.mark.parametrize("kind", list(ggml.TYPES))
 def test_a_type_knows_its_id_and_its_block(kind: str) -> None:
     number, values, size = ggml.TYPES[kind]

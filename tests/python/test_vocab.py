@@ -4,17 +4,19 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from pathlib import Path
 from typing import Any
 
 import checkpoints as ck
+import pile
 import pytest
 import tiny
-from rwkv_edge import FormatError, UnsupportedError
+from rwkv_edge import FormatError, Model, UnsupportedError
 from rwkv_edge._core import ModelFile
 from rwkv_edge.convert import convert
-from rwkv_edge.convert.vocab import world_file
+from rwkv_edge.convert.vocab import find_vocabulary, world_file
 
 
 def converted(folder: Path, **options: Any) -> ModelFile:
@@ -65,12 +67,15 @@ BAD_VOCABULARIES: dict[str, tuple[bytes, str]] = {
     "a number": (b"1 17 2\n", "line 1: the token 17 does not have 2 bytes"),
     "wrong length": (b"1 '\xc3\xa9' 1\n", "line 1: the token .* does not have 1 bytes"),
     "empty token": (b"1 '' 0\n", "does not have 0 bytes"),
-    "id 0": (b"0 'a' 1\n", "id 0, expected 1 or more; 0 ends a document"),
+    "id 0": (b"0 'a' 1\n", "id 0, expected from 1 to 1048575; 0 ends a document"),
+    "huge id": (b"1048576 'a' 1\n", "id 1048576, expected from 1 to 1048575"),
     "id twice": (b"1 'a' 1\n1 'b' 1\n", "line 2: id 1 appears twice"),
     "token twice": (b"1 'a' 1\n2 b'a' 1\n", "two ids have the same bytes"),
     "empty": (b" ", "line 1: expected"),
     "not UTF-8": (b"1 '\xff' 1\n", "not a World vocabulary, not UTF-8"),
-    "too large": (b"1 'a' 1\n300 'b' 1\n", "a token has id 300, but the model has 300 embeddings"),
+    "too large": (b"1 'a' 1\n300 'b' 1\n", "of 301 tokens, but the model has 300 embeddings"),
+    "JSON of another kind": (b'{"weight_map": {}}', "not a Hugging Face tokenizer .no 'model'"),
+    "JSON in Latin-1": (b'{"model": "\xe9"}', "not a Hugging Face tokenizer, not UTF-8"),
 }
 
 
@@ -91,10 +96,80 @@ def test_huge_file_is_not_read(tmp_path: Path) -> None:
         converted(tmp_path, vocab=path)
 
 
-def test_hugging_face_tokenizer_is_recognised(tmp_path: Path) -> None:
-    path = ck.write(tmp_path, b'{"version": "1.0"}', "20B_tokenizer.json")
-    with pytest.raises(UnsupportedError, match="a Hugging Face tokenizer; expected rwkv_vocab"):
-        converted(tmp_path, vocab=path)
+def test_hugging_face(tmp_path: Path) -> None:
+    spec, text = pile.tokenizer(), pile.text(pairs=True)
+    path = ck.write(tmp_path, text.encode(), "20B_tokenizer.json")
+    file = converted(tmp_path, vocab=path)
+    assert file.get("tokenizer.huggingface.json") == text
+    assert file.get("tokenizer.ggml.model") == "gpt2"
+    assert file.get("tokenizer.ggml.pre") == "gpt-2"
+    assert file.get("tokenizer.ggml.merges") == spec["model"]["merges"]
+    tokens, kinds = file.get("tokenizer.ggml.tokens"), file.get("tokenizer.ggml.token_type")
+    count = len(spec["model"]["vocab"])
+    assert tokens[:count] == list(spec["model"]["vocab"])
+    assert tokens[count : count + 3] == [" " * 8, " " * 4, f"[PAD{count + 2}]"]
+    assert len(tokens) == len(kinds) == 300
+    assert kinds == [3, 3, *[1] * (count - 2), 4, 4, *[5] * (300 - count - 2)]
+    model = Model(tmp_path / "out.gguf")
+    assert model.tokenizer.encode("hello") == [pile.token("hello")]
+    assert not set(model._without_text) & set(model.tokenizer.encode("hello the        "))
+
+
+def test_hugging_face_with_a_cut_of_its_own(tmp_path: Path) -> None:
+    spec = pile.tokenizer()
+    split = {"type": "Split", "pattern": {"String": "."}, "behavior": "Isolated", "invert": False}
+    steps = [split, spec["pre_tokenizer"]]
+    spec["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": steps}
+    path = ck.write(tmp_path, json.dumps(spec).encode(), "tokenizer.json")
+    assert converted(tmp_path, vocab=path).get("tokenizer.ggml.pre") is None
+
+
+# ---- which vocabulary it is ---------------------------------------------------------------------
+
+
+def kind_of(metadata: Any) -> str | None:
+    return metadata["tokenizer.ggml.model"].data if metadata else None
+
+
+def test_the_vocabulary_beside_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rwkv_edge.convert.vocab.world_file", lambda: None)
+    count = len(pile.tokenizer()["model"]["vocab"]) + 2
+    ck.write(tmp_path, pile.text().encode(), "20B_tokenizer.json")
+    assert kind_of(find_vocabulary(tmp_path, count)) == "gpt2"
+    assert kind_of(find_vocabulary(tmp_path, count + 511)) == "gpt2"
+    assert kind_of(find_vocabulary(tmp_path, count + 512)) is None  # of another model
+    assert kind_of(find_vocabulary(tmp_path, count - 1)) is None
+    ck.write(tmp_path, b"1 'a' 1\n8191 'b' 1\n", "rwkv_vocab_v20230424.txt")
+    assert kind_of(find_vocabulary(tmp_path, 8192)) == "rwkv"
+    assert kind_of(find_vocabulary(tmp_path, count)) == "gpt2"
+    ck.write(tmp_path, b"{", "tokenizer.json")
+    with pytest.raises(FormatError, match=r"tokenizer\.json: not a Hugging Face tokenizer"):
+        find_vocabulary(tmp_path, 8192)
+
+
+def test_models_of_256_embeddings_read_bytes(tmp_path: Path) -> None:
+    shape = dataclasses.replace(ck.SHAPE, vocab=256, layers=1)
+    source = ck.write(tmp_path, ck.pth_of(tiny.random_weights(shape, 5)))
+    convert(source, tmp_path / "out.gguf")
+    for path in (source, tmp_path / "out.gguf"):
+        tokenizer = Model(path).tokenizer
+        assert tokenizer.n_vocab == 256
+        data = bytes(range(1, 256)) + "\u00e9<s>[PAD1]".encode()
+        assert tokenizer.encode(data) == list(data)
+        assert [tokenizer.token_bytes(i) for i in (0, 1, 255)] == [b"", b"\1", b"\xff"]
+        with pytest.raises(ValueError, match="no token for byte 0 at offset 1 of the text"):
+            tokenizer.encode(b"a\0")
+
+
+def test_a_model_without_a_vocabulary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rwkv_edge.convert.vocab.world_file", lambda: None)
+    path = ck.write(tmp_path, ck.pth_of(ck.weights_of()))
+    model = Model(path)
+    assert len(model.session().feed([1, 2])) == 300
+    with pytest.raises(FormatError, match=r"no tokenizer .*--vocab FILE, or Model\(path, vocab="):
+        _ = model.tokenizer
+    vocab = ck.write(tmp_path, ck.VOCABULARY.encode(), "vocab.txt")
+    assert Model(path, vocab=vocab).tokenizer.encode("a") == [1]
 
 
 def test_missing_vocabulary_says_both_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,8 +180,8 @@ def test_missing_vocabulary_says_both_ways(tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.skipif(world_file() is None, reason="needs pyrwkv-tokenizer")
 def test_world_vocabulary(tmp_path: Path) -> None:
-    with pytest.raises(FormatError, match=r"id 65529, but the model has 300 embeddings"):
-        converted(tmp_path)
+    with pytest.raises(FormatError, match=r"of 65530 tokens, but the model has 300 embeddings"):
+        converted(tmp_path, vocab=world_file())
     shape = dataclasses.replace(ck.SHAPE, vocab=65536, layers=1)
     path = ck.write(tmp_path, ck.pth_of(tiny.random_weights(shape, 5)), "world")
     convert(path, tmp_path / "out.gguf")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tiny random RWKV-7 models, and a GGUF writer of the tests' own.
+"""Tiny random models of every version, and a GGUF writer of the tests' own.
 
 The writer shares nothing with `rwkv_edge.convert`, puts any tensor in any type, and can be told to
 write nonsense: every count, id and offset of a `Gguf` may be overridden after it was filled in.
@@ -11,12 +11,15 @@ import re
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import ggml_types as ggml
 import numpy as np
 from numpy.typing import NDArray
 from reference import Weights
+from tiny_weights import SHAPES, VERSIONS, Shape, random_states, random_weights
+
+__all__ = ["SHAPES", "VERSIONS", "Gguf", "Shape", "TinyModel", "random_states", "random_weights"]
 
 U8, I8, U16, I16, U32, I32, F32, BOOL, STRING, ARRAY, U64, I64, F64 = range(13)
 FORMATS = {U8: "B", I8: "b", U16: "H", I16: "h", U32: "I", I32: "i", F32: "f", BOOL: "B"}
@@ -124,69 +127,10 @@ class Gguf:
 # ---- models -------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Shape:
-    width: int
-    head_size: int
-    layers: int
-    ffn: int
-    vocab: int
-    ranks: tuple[int, int, int, int]  # of w, a, v, g: all different
-    # What the file holds for the value residual of block 0, which no one uses: llama.cpp's
-    # converter puts copies of a0, a1, a2 there, others their own or nothing.
-    unused_v: Literal["own", "copy", "absent"]
-
-    @property
-    def heads(self) -> int:
-        return self.width // self.head_size
-
-
-SHAPES = {
-    "d128": Shape(128, 64, 3, 384, 300, (24, 20, 12, 40), "absent"),
-    "d192": Shape(192, 32, 3, 416, 307, (40, 16, 28, 36), "copy"),
-    "d256": Shape(256, 64, 3, 512, 300, (32, 24, 20, 56), "own"),
-}
-
-
-def random_weights(shape: Shape, seed: int) -> Weights:
-    """Scales at which every tensor counts, and a residual small enough to show the norms' eps."""
-    rng = np.random.default_rng(seed)
-    width, ffn = shape.width, shape.ffn
-
-    def matrix(rows: int, cols: int, gain: float = 1.0) -> NDArray[np.float64]:
-        return rng.normal(0, gain / np.sqrt(cols), (rows, cols))
-
-    def norm(name: str, gain: float = 1.0) -> dict[str, NDArray[np.float64]]:
-        return {
-            f"{name}.weight": rng.uniform(0.7 * gain, 1.3 * gain, width),
-            f"{name}.bias": rng.normal(0, 0.1 * gain, width),
-        }
-
-    w: dict[str, NDArray[np.float64]] = {"emb.weight": rng.normal(0, 0.1, (shape.vocab, width))}
-    w |= norm("blocks.0.ln0", 0.2) | norm("ln_out") | {"head.weight": matrix(shape.vocab, width)}
-    for i in range(shape.layers):
-        att, ffn_name = f"blocks.{i}.att.", f"blocks.{i}.ffn."
-        w |= norm(f"blocks.{i}.ln1") | norm(f"blocks.{i}.ln2") | norm(f"{att}ln_x")
-        w |= {f"{att}x_{j}": rng.uniform(0, 1, width) for j in "rwkvag"}
-        for j, rank in zip("wavg", shape.ranks, strict=True):
-            w[f"{att}{j}1"] = matrix(rank, width).T
-            w[f"{att}{j}2"] = matrix(width, rank).T
-            if j != "g":
-                w[f"{att}{j}0"] = rng.normal(-1 if j == "w" else 0, 1, width)
-        w[f"{att}k_k"] = rng.uniform(0.5, 1.2, width)
-        w[f"{att}k_a"] = rng.uniform(0.6, 1.2, width)
-        w[f"{att}r_k"] = rng.normal(0, 0.2, (shape.heads, shape.head_size))
-        for name, gain in (("receptance", 1.0), ("key", 0.7), ("value", 1.0), ("output", 0.2)):
-            w[f"{att}{name}.weight"] = matrix(width, width, gain)
-        w[f"{ffn_name}x_k"] = rng.uniform(0, 1, width)
-        w[f"{ffn_name}key.weight"] = matrix(ffn, width)
-        w[f"{ffn_name}value.weight"] = matrix(width, ffn, 0.2)
-    return {name: value.astype(np.float32) for name, value in w.items()}
-
-
 def is_quantized(name: str) -> bool:
-    """The matrices that llama.cpp lets a quantizer touch, under their checkpoint names."""
-    matrices = ("receptance", "key", "value", "output")
+    """The matrices that llama.cpp lets a quantizer touch, under their checkpoint names, and the
+    tables of DeepEmbed."""
+    matrices = ("receptance", "key", "value", "gate", "output", "s_emb", "s_emb_x")
     return name in ("emb.weight", "head.weight") or name.split(".")[-2] in matrices
 
 
@@ -201,7 +145,15 @@ GLOBAL_NAMES = {
 BLOCK_NAMES = {"ln1": "attn_norm", "ln2": "attn_norm_2", "att.ln_x": "time_mix_ln"}
 
 
+# The lerps of a layer, in the order inside time_mix_lerp_fused.
+LERPS = {"4": "kvr", "5.0": "kvr", "5.1": "kvrg", "5.2": "kvrg", "6": "wkvrg", "7": "rwkvag"}
+LERPS["7a"] = LERPS["7"]
+LERP_PREFIX = {"4": "time_mix_", "5": "time_mix_", "6": "time_maa_", "7": "x_"}
+LORA = re.compile(r"(att\.[wavg]|time_maa_w|time_decay_w|ffn\.s)[12]$")
+
+
 def gguf_name(name: str) -> str:
+    """Of a tensor that has a counterpart: see `put_time_mix` for the others."""
     if name in GLOBAL_NAMES:
         return GLOBAL_NAMES[name]
     _, layer, rest = name.split(".", 2)
@@ -209,10 +161,20 @@ def gguf_name(name: str) -> str:
     if part in BLOCK_NAMES:
         return f"blk.{layer}.{BLOCK_NAMES[part]}.{kind}"
     rest = rest.removesuffix(".weight")
-    if rest == "ffn.x_k":
-        return f"blk.{layer}.channel_mix_lerp_k.weight"
-    rest = rest.replace("att.", "time_mix_").replace("ffn.", "channel_mix_")
+    for old, new in RENAMED:
+        rest = re.sub(old, new, rest)
     return f"blk.{layer}.{rest}.weight"
+
+
+RENAMED = (
+    (r"^ffn\.(x|time_mix|time_maa)_([kr])$", r"channel_mix_lerp_\2"),
+    (r"^ffn\.", "channel_mix_"),
+    (r"^att\.time_maa_x$", "time_mix_lerp_x"),
+    (r"^att\.time_maa_", "time_mix_"),
+    (r"^att\.time_(faaaa|first)$", "time_mix_first"),
+    (r"^att\.time_", "time_mix_"),
+    (r"^att\.", "time_mix_"),
+)
 
 
 @dataclass(frozen=True)
@@ -222,32 +184,70 @@ class TinyModel:
     kind: str
 
 
-LORA = re.compile(r"[wavg][12]$")
-
-
-def tiny_model(shape: Shape, kind: str, seed: int) -> TinyModel:
+def tiny_model(shape: Shape, kind: str, seed: int, *, tuned: bool = False) -> TinyModel:
     """A model stored as `kind`, or for block types its large matrices and the rest as f32.
 
-    With it come the weights that it then has.
+    With it come the weights that it then has. `tuned`: with an initial state.
     """
-    weights = random_weights(shape, seed)
+    weights = random_weights(shape, seed) | (random_states(shape, seed + 2) if tuned else {})
     file = Gguf()
     put_metadata(file, shape)
     rng = np.random.default_rng(seed + 1)
     small = kind if kind in ggml.PLAIN else "f32"
+    fused = tuple(f".att.{LERP_PREFIX[shape.version[0]]}{j}" for j in LERPS[shape.version])
     for name, value in weights.items():
         if is_quantized(name):
             stored = store(rng, value, kind)
             weights[name] = ggml.decode(stored, kind)
             add_tensor(file, gguf_name(name), value.shape, kind, stored)
+        elif shape.version[0] in "45" and name.endswith(("time_decay", "time_faaaa", "time_first")):
+            add_computed(file, name, value, shape)
+        elif name.endswith("time_state"):
+            add_tensor(file, gguf_name(name), value.shape, "f32", state_of(value, shape))
         else:
-            weights[name] = ggml.decode(ggml.encode(value, small), small)
-            if ".att.x_" not in name:
+            weights[name] = ggml.decode(ggml.encode(value, small), small).reshape(value.shape)
+            if not name.endswith(fused):
                 add_small(file, name, weights[name], small)
+    add_lerps(file, weights, shape, small)
+    if shape.version[0] == "7":
+        change_unused_v(file, shape)
+    return TinyModel(file, weights, kind)
+
+
+def add_small(file: Gguf, name: str, value: NDArray[np.float32], kind: str) -> None:
+    if LORA.search(name):
+        value = value.swapaxes(-1, -2)  # in the file all matrices are [out, in]
+    if name.endswith("r_k") or value.shape[:2] == (1, 1):
+        value = value.reshape(-1)
+    add_tensor(file, gguf_name(name), value.shape, kind, ggml.encode(value, kind))
+
+
+def add_computed(file: Gguf, name: str, value: NDArray[np.float32], shape: Shape) -> None:
+    """What versions 4 and 5 make of decay and u at loading: [D] whatever the checkpoint has."""
+    exact = value.astype(np.float64)
+    if name.endswith("time_decay"):
+        exact = -np.exp(exact)
+        exact = exact if shape.version == "4" else np.exp(exact)
+    elif shape.version != "4" and name.endswith("time_first"):
+        exact = np.exp(exact)
+    spread = np.repeat(exact.reshape(-1), shape.width // exact.size).astype(np.float32)
+    add_tensor(file, gguf_name(name), spread.shape, "f32", ggml.encode(spread, "f32"))
+
+
+def state_of(value: NDArray[np.float32], shape: Shape) -> NDArray[np.uint8]:
+    """[H, value, key], or from version 5 and 6 turned to [H, key, value]."""
+    return ggml.encode(value if shape.version[0] == "7" else value.swapaxes(1, 2), "f32")
+
+
+def add_lerps(file: Gguf, weights: Weights, shape: Shape, kind: str) -> None:
+    prefix, lerps = LERP_PREFIX[shape.version[0]], LERPS[shape.version]
     for i in range(shape.layers):
-        fused = np.stack([weights[f"blocks.{i}.att.x_{j}"] for j in "rwkvag"])
-        name = f"blk.{i}.time_mix_lerp_fused.weight"
-        add_tensor(file, name, (6, 1, 1, shape.width), small, ggml.encode(fused, small))
+        fused = np.stack([weights[f"blocks.{i}.att.{prefix}{j}"].reshape(-1) for j in lerps])
+        name, dims = f"blk.{i}.time_mix_lerp_fused.weight", (len(lerps), 1, 1, shape.width)
+        add_tensor(file, name, dims, kind, ggml.encode(fused, kind))
+
+
+def change_unused_v(file: Gguf, shape: Shape) -> None:
     for j in "012" if shape.unused_v != "own" else "":
         entry = file.tensor(f"blk.0.time_mix_v{j}.weight")
         if shape.unused_v == "absent":
@@ -255,15 +255,6 @@ def tiny_model(shape: Shape, kind: str, seed: int) -> TinyModel:
         else:
             copy = file.tensor(f"blk.0.time_mix_a{j}.weight")
             entry.dims, entry.data = copy.dims, copy.data
-    return TinyModel(file, weights, kind)
-
-
-def add_small(file: Gguf, name: str, value: NDArray[np.float32], kind: str) -> None:
-    if LORA.search(name):
-        value = value.T  # in the file all matrices are [out, in]
-    if name.endswith("r_k"):
-        value = value.reshape(-1)
-    add_tensor(file, gguf_name(name), value.shape, kind, ggml.encode(value, kind))
 
 
 def store(rng: np.random.Generator, value: NDArray[np.float32], kind: str) -> NDArray[np.uint8]:
@@ -280,23 +271,38 @@ def add_tensor(
 
 
 def put_metadata(file: Gguf, shape: Shape) -> None:
-    file.put("general.architecture", STRING, "rwkv7")
+    arch = "rwkv7a" if shape.version == "7a" else f"rwkv{shape.version[0]}"
+    file.put("general.architecture", STRING, arch)
     file.put("general.name", STRING, "tiny test model")
-    for key, value in {
+    keys = {
         "context_length": 1 << 20,
         "embedding_length": shape.width,
         "block_count": shape.layers,
         "feed_forward_length": shape.ffn,
-        "wkv.head_size": shape.head_size,
         "attention.head_count": 0,
-        "attention.decay_lora_rank": shape.ranks[0],
-        "attention.iclr_lora_rank": shape.ranks[1],
-        "attention.value_residual_mix_lora_rank": shape.ranks[2],
-        "attention.gate_lora_rank": shape.ranks[3],
-    }.items():
-        file.put(f"rwkv7.{key}", U32, value)
-    file.put("rwkv7.attention.layer_norm_epsilon", F32, 1e-5)
+    }
+    if shape.version != "4":
+        keys["wkv.head_size"] = shape.head_size
+    if shape.version == "6":
+        keys["rescale_every_n_layers"] = 0
+    for name, rank in zip(RANKS[shape.version[0]], shape.ranks, strict=True):
+        keys[name] = rank
+    for key, value in keys.items():
+        file.put(f"{arch}.{key}", U32, value)
+    file.put(f"{arch}.attention.layer_norm_epsilon", F32, 1e-5)
+    if arch in ("rwkv4", "rwkv5", "rwkv7a"):
+        file.put("rwkv_edge.version", STRING, shape.version)
     put_vocabulary(file, shape.vocab)
+
+
+RANKS: dict[str, tuple[str, ...]] = {
+    "4": (),
+    "5": (),
+    "6": ("time_mix_extra_dim", "time_decay_extra_dim"),
+    "7": tuple(
+        f"attention.{name}_lora_rank" for name in ("decay", "iclr", "value_residual_mix", "gate")
+    ),
+}
 
 
 def put_vocabulary(file: Gguf, size: int) -> None:

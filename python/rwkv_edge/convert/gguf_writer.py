@@ -100,7 +100,8 @@ class GGUFWriter:
             raise FileNotFoundError(errno.ENOENT, "no such folder", str(target.parent))
         self.target = target
         self.temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
-        self.header = _header(metadata, tensors)
+        start = header(metadata, tensors)
+        self.header = start + bytes(-len(start) % ALIGNMENT)
         self.tensors = tensors
         self.total = sum(tensor.nbytes for tensor in tensors)
         self.done = self.written = 0
@@ -156,7 +157,8 @@ class GGUFWriter:
         self.temporary.unlink(missing_ok=True)
 
 
-def _header(metadata: Mapping[str, Value], tensors: Sequence[TensorPlan]) -> bytes:
+def header(metadata: Mapping[str, Value], tensors: Sequence[TensorPlan]) -> bytes:
+    """All of a file that comes before the tensors' bytes, without the padding between them."""
     names = [tensor.name for tensor in tensors]
     if len(set(names)) != len(names):
         raise ValueError("two tensors of one name")
@@ -170,8 +172,7 @@ def _header(metadata: Mapping[str, Value], tensors: Sequence[TensorPlan]) -> byt
         out.append(_string(tensor.name) + struct.pack(f"<I{len(dims)}Q", len(dims), *dims))
         out.append(struct.pack("<IQ", type_id(tensor.type), offset))
         offset += tensor.nbytes + -tensor.nbytes % ALIGNMENT
-    header = b"".join(out)
-    return header + bytes(-len(header) % ALIGNMENT)
+    return b"".join(out)
 
 
 def _string(text: str) -> bytes:

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the names of a checkpoint to the names of a GGUF file.
-
-This file knows what is common to all RWKV versions: prefixes, which version a set of names means,
-and `Binder`, with which the file of a version (`rwkv7.py`) states every tensor it takes.
-"""
+"""Which RWKV version a set of tensors is, and the tools with which the file of a version
+(`rwkv7.py` ...) states what its tensors are called and how they lie in a GGUF file."""
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .._core import FormatError, UnsupportedError
 from .source import F32, Tensor
@@ -21,22 +21,27 @@ from .source import F32, Tensor
 PREFIXES = ("_forward_module.", "module.", "model.")
 MAX_PROBLEMS = 20
 
-# The first pattern that occurs in any name decides. What is no version of a checkpoint we can
-# convert has a sentence that says what it is instead.
+# The first pattern that occurs in any name decides; a file of one block is recognised like any.
+# What is no version of a checkpoint we can run has a sentence that says what it is instead.
+EXPERIMENT = "an RWKV experiment (version 1 to 4b) that no released model uses"
 VERSIONS = (
-    (r"\.lora_[ABM]$|\.lora\.[AB]$|\.(disha|bone)$", "an adapter, not a model"),
-    (r"^(model\.)?layers\.\d+\.(attn|attention)\.", "RWKV in the Hugging Face layout"),
-    (r"^rwkv\.(blocks|embeddings)\.", "RWKV in the Hugging Face layout"),
+    (
+        r"\.(lora|init_lora)_[ABM](\.|$)|\.lora\.[AB01]$|\.(disha|bone|miss)$",
+        "an adapter, not a model; `rwkv-edge convert MODEL OUT --adapter FILE` merges it into one",
+    ),
     (r"(gate_w1|time_maa_rkvw_w1)$", "RWKV x060a/b/c, an experiment that was never released"),
-    (r"(^|\.)(head_q|tiny_q|pos_emb)", "an RWKV experiment of version 1 to 4b"),
-    (r"\.qkv\.qq\.weight$", "RWKV-7b"),
-    (r"\.ffn\.s_emb\.weight$", "RWKV-7a (DeepEmbed)"),
-    (r"\.ffn\.enn\.weight$", "RWKV-8"),
+    (r"(^|\.)(head_q|tiny_q|pos_emb)|\.att\.time_(mix_qq|mix_kk|alpha|gamma|w$)", EXPERIMENT),
+    (r"\.ffn\.enn\.weight$", "RWKV-8, which has no released format yet"),
+    (r"\.qkv\.qq\.weight$", "RWKV-7b (DeepEmbed with attention), which keeps every past token"),
+    (r"\.ffn\.s(_emb|_emb_x|0|1|2)(\.weight)?$", "7a"),
     (r"\.att\.(r_k|k_k|x_r)$", "7"),
-    (r"\.att\.time_(maa|mix_w1)", "RWKV-6"),
-    (r"\.att\.ln_x\.weight$", "RWKV-5"),
-    (r"\.att\.time_decay$", "RWKV-4"),
-    (r"\.att\.time_state$", "an initial state, not a model"),
+    (r"\.att\.time_maa", "6"),
+    (r"\.att\.ln_x\.weight$", "5"),
+    (r"\.att\.time_decay(_rate)?$", "4"),
+    (
+        r"\.att\.time_state$",
+        "an initial state, not a model; `rwkv-edge chat MODEL --state FILE` begins with it",
+    ),
 )
 
 
@@ -51,44 +56,60 @@ def canonical(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def detect(path: Path, tensors: Mapping[str, Tensor]) -> str:
-    """The RWKV version of a whole set of names, "7"; UnsupportedError for any other."""
+    """The RWKV version of a whole set of names: "4", "5", "6", "7" or "7a".
+
+    Raises UnsupportedError for any other, with a sentence that says what it is.
+    """
     for pattern, version in VERSIONS:
         if any(re.search(pattern, name) for name in tensors):
-            if version.isdigit():
+            if version[0].isdigit():
                 return version
-            raise UnsupportedError(
-                f"{path}: this is {version}; so far only RWKV-7 models with BlinkDL's names "
-                "(blocks.0.att.r_k ...) are converted"
-            )
+            raise UnsupportedError(f"{path}: this is {version}")
     some = ", ".join(repr(name) for name in list(tensors)[:3])
-    raise UnsupportedError(f"{path}: no RWKV model; its {len(tensors)} tensors begin with {some}")
+    raise UnsupportedError(
+        f"{path}: no RWKV model; its {len(tensors)} tensors begin with {some or 'nothing'}"
+    )
+
+
+@dataclass(frozen=True)
+class Computed:
+    """A `Tensor` made of others in float32, all at once: joined, turned, expanded. It is small."""
+
+    name: str
+    shape: tuple[int, ...]
+    sources: tuple[tuple[Tensor, tuple[int, ...]], ...]  # each with the shape `function` gets
+    function: Callable[..., NDArray[Any]]
+    dtype: str = "f32"
+
+    @property
+    def nbytes(self) -> int:
+        return 4 * math.prod(self.shape)
+
+    def float32(self, start: int = 0, stop: int | None = None) -> F32:
+        parts = [tensor.float32().reshape(shape) for tensor, shape in self.sources]
+        with np.errstate(over="ignore"):  # whoever writes infinity is told so
+            values = np.asarray(self.function(*parts), np.float32)
+        return values.reshape(self.shape)[start:stop]
+
+    def raw(self) -> None:
+        return None
 
 
 @dataclass(frozen=True)
 class Output:
-    """A tensor of the file to be written: its values are those of `sources`, one after another."""
+    """A tensor of the file to be written: the values of `tensor`, in their order, as `shape`."""
 
     name: str
     shape: tuple[int, ...]
-    sources: tuple[Tensor, ...]
-    transposed: bool = False
+    tensor: Tensor
 
     def chunks(self, values: int) -> Iterator[F32]:
-        """All values as float32 [rows, columns], about `values` of them at a time.
-
-        Only matrices that are stored as they are come in pieces; what is transposed, joined or
-        reshaped is small.
-        """
-        rows, columns = self.shape[0], self.shape[-1]
-        if len(self.shape) == 2 and self.sources[0].shape == self.shape and not self.transposed:
-            step = max(1, values // columns)
-            for start in range(0, rows, step):
-                yield self.sources[0].float32(start, min(start + step, rows))
-            return
-        parts = [source.float32() for source in self.sources]
-        if self.transposed:
-            parts = [part.T for part in parts]
-        yield np.concatenate([part.reshape(-1, columns) for part in parts])
+        """All values as float32 [rows, columns], about `values` of them at a time."""
+        count = self.tensor.shape[0]
+        step = max(1, values * count // math.prod(self.shape))
+        for start in range(0, count, step):
+            part = self.tensor.float32(start, min(start + step, count))
+            yield part.reshape(-1, self.shape[-1])
 
 
 class Binder:
@@ -112,6 +133,9 @@ class Binder:
                 )
         return len(found)
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._tensors
+
     def shape(self, name: str, dims: int) -> tuple[int, ...]:
         """The shape of a tensor from which the sizes of the model are read."""
         tensor = self._tensors.get(name)
@@ -124,32 +148,54 @@ class Binder:
             )
         return shape
 
-    def find(self, name: str, shape: tuple[int, ...]) -> Tensor | None:
-        """Take a tensor; dimensions of one ([1, 1, D] for [D]) make no difference."""
-        self._unused.pop(name, None)
+    def first_dimension(self, name: str) -> int:
+        """The rows of a tensor of any number of dimensions."""
         tensor = self._tensors.get(name)
         if tensor is None:
-            self._problems.append(f"missing {name}, expected {list(shape)}")
-        elif _without_ones(tensor.shape) != _without_ones(shape):
-            self._problems.append(f"{name} is {list(tensor.shape)}, expected {list(shape)}")
-            return None
-        return tensor
+            raise FormatError(f"{self.path}: missing tensor {name}")
+        return tensor.shape[0] if tensor.shape else 0
+
+    def count(self, name: str) -> int:
+        """How many values a tensor has; 0 where it is missing."""
+        tensor = self._tensors.get(name)
+        return 0 if tensor is None else math.prod(tensor.shape)
 
     def add(
         self,
         target: str,
-        sources: list[str],
+        source: str,
         shape: tuple[int, ...],
-        *,
         target_shape: tuple[int, ...] | None = None,
-        transposed: bool = False,
     ) -> None:
-        """`target` holds the sources, each of `shape`, transposed or as `target_shape`."""
-        found = [tensor for name in sources if (tensor := self.find(name, shape)) is not None]
-        if target_shape is None:
-            target_shape = shape[::-1] if transposed else shape
-        if len(found) == len(sources):
-            self.outputs.append(Output(target, target_shape, tuple(found), transposed))
+        """`target` holds the values of `source` as they are; it may state another shape."""
+        tensor = self._take(source, shape)
+        if tensor is not None:
+            self.outputs.append(Output(target, target_shape or shape, tensor))
+
+    def make(
+        self,
+        target: str,
+        target_shape: tuple[int, ...],
+        sources: Mapping[str, tuple[int, ...]],
+        function: Callable[..., NDArray[Any]],
+    ) -> None:
+        """`target` holds what `function` makes of the sources, float32 arrays of these shapes."""
+        found = [(self._take(name, shape), shape) for name, shape in sources.items()]
+        whole = tuple((tensor, shape) for tensor, shape in found if tensor is not None)
+        if len(whole) == len(found):
+            computed = Computed(target, target_shape, whole, function)
+            self.outputs.append(Output(target, target_shape, computed))
+
+    def _take(self, name: str, shape: tuple[int, ...]) -> Tensor | None:
+        """A tensor that fits; dimensions of one ([1, 1, D] for [D]) make no difference."""
+        self._unused.pop(name, None)
+        tensor = self._tensors.get(name)
+        if tensor is None:
+            self._problems.append(f"missing {name}, expected {list(shape)}")
+        elif not tensor.shape or _without_ones(tensor.shape) != _without_ones(shape):
+            self._problems.append(f"{name} is {list(tensor.shape)}, expected {list(shape)}")
+            return None
+        return tensor
 
     def ignore(self, name: str) -> None:
         """A tensor that may be there and is not needed."""

@@ -52,8 +52,8 @@ def read_pth(path: Path) -> Checkpoint:
     """Open a .pth file. No value is read yet; the tensors are views of the mapped file.
 
     Raises FormatError where the file is damaged or holds more than tensors, UnsupportedError for
-    the format before torch 1.6, big-endian files and tensors that are not float32, float16 or
-    bfloat16, OSError where it cannot be opened.
+    the format before torch 1.6, big-endian files, files that the `rwkv` package converted, and
+    tensors that are not float32, float16 or bfloat16, OSError where it cannot be opened.
     """
     file = MappedFile(path)
     if file.read(0, len(LEGACY_MAGIC)) == LEGACY_MAGIC:
@@ -83,8 +83,9 @@ def _state_dict(path: Path, top: object) -> dict[str, _TensorRef]:
         raise FormatError(f"{path}: holds one {_kind(top)}, expected a dict of tensors")
     if "_strategy" in top or "_rescale_layer" in top:
         raise UnsupportedError(
-            f"{path}: converted by the `rwkv` package for one strategy, which changes the weights; "
-            "use the original .pth"
+            f"{path}: converted by the `rwkv` package for the strategy {top.get('_strategy')!r}: "
+            "the embedding in it is already normalised and the weights of that norm are left "
+            "out, so the model cannot be restored; use the original .pth"
         )
     for name, value in top.items():
         if not isinstance(name, str) or not isinstance(value, _TensorRef):
@@ -125,8 +126,8 @@ def _tensor(archive: _Archive, name: str, ref: _TensorRef) -> MappedTensor:
             f"reaches value {last} of a storage of {storage.numel}"
         )
     start = offset + (ref.offset * ITEM_BYTES[storage.dtype] if 0 not in ref.shape else 0)
-    raw = archive.file.view(storage.dtype, start, ref.shape, ref.strides)
-    return MappedTensor(name, storage.dtype, raw, archive.file)
+    data = archive.file.view(storage.dtype, start, ref.shape, ref.strides)
+    return MappedTensor(name, storage.dtype, data, archive.file)
 
 
 # ---- the zip archive ----------------------------------------------------------------------------

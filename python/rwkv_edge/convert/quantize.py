@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from .. import _core
 from .._core import FormatError, ModelFile, TensorInfo, UnsupportedError
 from .gguf_writer import GGUFWriter, Progress, TensorPlan, Value, uint32
-from .source import F32, NUMPY_TYPES, MappedFile, MappedTensor
+from .source import F32, MappedFile, MappedTensor
 
 # llama.cpp's numbers for general.file_type.
 FILE_TYPES = {
@@ -27,15 +28,23 @@ FILE_TYPES = {
     "q5_1": 9,
     "bf16": 32,
 }
+# What a file may be made of already, beside these; K-types are read and never written.
+KEPT_FILE_TYPES = FILE_TYPES | {"q2_k": 10, "q3_k": 12, "q4_k": 15, "q5_k": 17, "q6_k": 18}
 ALIASES = {"fp32": "f32", "fp16": "f16", "int8": "q8_0", "int4": "q4_0"}
 FLOAT_TYPES = ("f32", "f16", "bf16")
 
-# Two-dimensional, yet too small and too sensitive to quantize; llama.cpp's list. Of these its
-# converter keeps FLOAT32 in float32 even in a float16 file.
+# Two-dimensional, yet too small and too sensitive to quantize; llama.cpp's list, and what RWKV-7a
+# and initial states add to it. Of these its converter keeps FLOAT32 in float32 even in a float16
+# file.
 FLOAT32 = tuple(
-    f"time_mix_{x}.weight" for x in ("first", "w1", "w2", "decay_w1", "decay_w2", "lerp_fused")
+    f"time_mix_{x}.weight"
+    for x in ("first", "w1", "w2", "decay_w1", "decay_w2", "lerp_fused", "state")
 )
-KEPT = (*FLOAT32, *(f"time_mix_{x}{i}.weight" for x in "wvag" for i in "012"))
+KEPT = (
+    *FLOAT32,
+    *(f"time_mix_{x}{i}.weight" for x in "wvag" for i in "012"),
+    *(f"channel_mix_{x}.weight" for x in ("s1", "s2")),
+)
 
 CHUNK_VALUES = 1 << 22  # 16 MB of float32 at a time
 LARGEST_F16 = 65504.0
@@ -43,27 +52,45 @@ LARGEST_F16 = 65504.0
 
 @dataclass(frozen=True)
 class Types:
-    """The types of a file: of the embedding, of the head, and of all other matrices."""
+    """The types of a file: of the embedding, of the head, and of all other matrices.
 
-    base: str
-    head: str
-    embd: str
+    None: each in the type it has.
+    """
+
+    base: str | None
+    head: str | None
+    embd: str | None
 
     @staticmethod
-    def choose(base: str, head: str | None, embd: str | None) -> Types:
+    def choose(base: str | None, head: str | None, embd: str | None) -> Types:
         """In a 4- or 5-bit file head and embedding have 8 bits unless said otherwise."""
-        base = parse_type(base)
-        default = "q8_0" if base.startswith(("q4", "q5")) else base
-        return Types(base, parse_type(head or default), parse_type(embd or default))
+        parsed = [None if name is None else parse_type(name) for name in (base, head, embd)]
+        default = "q8_0" if (parsed[0] or "").startswith(("q4", "q5")) else parsed[0]
+        return Types(parsed[0], parsed[1] or default, parsed[2] or default)
 
-    def of(self, name: str, shape: tuple[int, ...]) -> str:
-        """The type of a matrix that may be quantized; columns that fit no block stay float16."""
+    def of(self, where: str, name: str, shape: tuple[int, ...], found: str) -> str:
+        """The type of a matrix that is `found` now; columns that fit no block become float16.
+
+        Raises UnsupportedError, which begins with `where`, for a matrix that is quantized already.
+        """
         wanted = {"output.weight": self.head, "token_embd.weight": self.embd}.get(name, self.base)
+        if wanted is None or wanted == found:
+            return found
+        if found not in FLOAT_TYPES:
+            raise UnsupportedError(
+                f"{where}: tensor {name} is {found} already; "
+                "quantize the f32, f16 or bf16 file it was made from"
+            )
         return wanted if shape[-1] % _core.type_block(wanted)[0] == 0 else "f16"
 
-    @property
-    def file_type(self) -> Value:
-        return uint32(FILE_TYPES[self.base])
+    def file_type(self, tensors: Iterable[TensorPlan]) -> Value:
+        """llama.cpp's number for a file of these tensors: what was asked for, or what most are."""
+        sizes: Counter[str] = Counter()
+        for tensor in tensors:
+            if is_quantizable(tensor.name, tensor.shape):
+                sizes[tensor.type] += math.prod(tensor.shape)
+        most = max(sizes, key=sizes.__getitem__, default="f32")
+        return uint32(KEPT_FILE_TYPES[self.base or most])
 
 
 def parse_type(name: str) -> str:
@@ -127,7 +154,7 @@ def quantize(
         for key in file.keys()  # noqa: SIM118 - not a dict
         if key != "general.alignment"  # ours is the default
     }
-    metadata["general.file_type"] = types.file_type
+    metadata["general.file_type"] = types.file_type(plans)
     metadata["general.quantization_version"] = uint32(2)
     mapped = MappedFile(source)
     with GGUFWriter(target, metadata, plans, inputs=[source], progress=progress) as writer:
@@ -136,31 +163,26 @@ def quantize(
 
 
 def _plan(source: Path, tensor: TensorInfo, types: Types) -> TensorPlan:
-    if tensor.type not in FLOAT_TYPES:
-        raise UnsupportedError(
-            f"{source}: tensor {tensor.name} is {tensor.type} already; "
-            "quantize the f32, f16 or bf16 file it was made from"
-        )
     kind = tensor.type
     if is_quantizable(tensor.name, tensor.shape):
-        kind = types.of(tensor.name, tensor.shape)
+        kind = types.of(str(source), tensor.name, tensor.shape, kind)
     return TensorPlan(tensor.name, tensor.shape, kind)
 
 
 def _pieces(
     file: MappedFile, tensor: TensorInfo, plan: TensorPlan
 ) -> Iterator[NDArray[np.uint8] | bytes]:
+    if plan.type == tensor.type:
+        end = tensor.offset + tensor.nbytes
+        for start in range(tensor.offset, end, CHUNK_VALUES):
+            yield file.read(start, min(CHUNK_VALUES, end - start))
+            file.forget()
+        return
     columns = tensor.shape[-1]
     rows = math.prod(tensor.shape) // columns
     raw = file.view(tensor.type, tensor.offset, (rows, columns))
     values = MappedTensor(tensor.name, tensor.type, raw, file)
     step = max(1, CHUNK_VALUES // columns)
     for start in range(0, rows, step):
-        if plan.type == tensor.type:
-            size = np.dtype(NUMPY_TYPES[tensor.type]).itemsize * columns
-            count = min(step, rows - start)
-            yield file.read(tensor.offset + start * size, count * size)
-            file.forget()
-        else:
-            where = f"{file.path}: tensor {tensor.name}"
-            yield encode(values.float32(start, start + step), plan.type, where)
+        where = f"{file.path}: tensor {tensor.name}"
+        yield encode(values.float32(start, start + step), plan.type, where)

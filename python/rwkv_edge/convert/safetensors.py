@@ -33,7 +33,7 @@ def read_safetensors(path: Path) -> Checkpoint:
             f"{path}: a safetensors header of {length} bytes in a file of {file.size}; "
             "is the download complete?"
         )
-    header = _header(path, file.read(8, length))
+    header = json_object(f"{path}: the safetensors header", file.read(8, length))
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise FormatError(f"{path}: __metadata__ is not a JSON object of strings")
@@ -44,12 +44,14 @@ def read_safetensors(path: Path) -> Checkpoint:
     tensors = {}
     for name, info in header.items():
         dtype, _ = DTYPES[info["dtype"]]
-        raw = file.view(dtype, 8 + length + ranges[name][0], tuple(info["shape"]))
-        tensors[name] = MappedTensor(name, dtype, raw, file)
+        data = file.view(dtype, 8 + length + ranges[name][0], tuple(info["shape"]))
+        tensors[name] = MappedTensor(name, dtype, data, file)
     return Checkpoint(path, tensors, metadata)
 
 
-def _header(path: Path, text: bytes) -> dict[str, Any]:
+def json_object(where: str, text: bytes) -> dict[str, Any]:
+    """The JSON object in `text`; FormatError, beginning with `where`, for anything else."""
+
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
@@ -59,12 +61,12 @@ def _header(path: Path, text: bytes) -> dict[str, Any]:
         return found
 
     try:
-        header = json.loads(text.decode("utf-8"), object_pairs_hook=unique)
+        value = json.loads(text.decode("utf-8"), object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path}: the safetensors header is no proper JSON ({error})") from None
-    if not isinstance(header, dict):
-        raise FormatError(f"{path}: the safetensors header is no JSON object")
-    return header
+        raise FormatError(f"{where} is no proper JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise FormatError(f"{where} is no JSON object")
+    return value
 
 
 def _range(where: str, info: Any) -> tuple[int, int]:

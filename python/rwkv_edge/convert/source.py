@@ -3,20 +3,21 @@
 
 from __future__ import annotations
 
+import math
 import mmap
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .._core import FormatError
+from .._core import FormatError, dequantize, type_block
 
 F32 = NDArray[np.float32]
 
-# How the values of a tensor lie in a file; bfloat16 is the upper half of a float32.
+# How the values of plain types lie in a file; bfloat16 is the upper half of a float32.
 NUMPY_TYPES = {"f32": "<f4", "f16": "<f2", "bf16": "<u2"}
 
 
@@ -24,11 +25,12 @@ class Tensor(Protocol):
     """A tensor of a checkpoint, row-major. Asking for rows is what costs memory, nothing else."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Its name in the file, for messages; the checkpoint may list it under another one."""
 
     @property
     def dtype(self) -> str:
-        """ "f32", "f16" or "bf16"."""
+        """A type's name, "f16" or "q4_0"."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -38,6 +40,9 @@ class Tensor(Protocol):
 
     def float32(self, start: int = 0, stop: int | None = None) -> F32:
         """A copy of the rows [start, stop) of the first axis."""
+
+    def raw(self) -> NDArray[np.uint8] | None:
+        """All bytes, [nbytes], in place; None where the file does not have them in this order."""
 
 
 class MappedFile:
@@ -58,11 +63,15 @@ class MappedFile:
     def view(
         self, kind: str, offset: int, shape: tuple[int, ...], strides: tuple[int, ...] | None = None
     ) -> NDArray[Any]:
-        """An array in the file itself: `kind` of NUMPY_TYPES, strides in values (default: dense).
+        """An array in the file itself; strides count values (default: dense).
 
+        Of a block type it holds bytes, in place of the values of the last axis.
         The caller has checked that all of it lies inside the file.
         """
-        dtype = np.dtype(NUMPY_TYPES[kind])
+        if kind not in NUMPY_TYPES:
+            values, size = type_block(kind)
+            shape = (*shape[:-1], shape[-1] // values * size)
+        dtype = np.dtype(NUMPY_TYPES.get(kind, "u1"))
         steps = None if strides is None else tuple(n * dtype.itemsize for n in strides)
         view: NDArray[Any] = np.ndarray(shape, dtype, self._map, offset, steps)
         return view
@@ -79,31 +88,115 @@ class MappedTensor:
 
     name: str
     dtype: str
-    raw: NDArray[Any]
+    data: NDArray[Any]  # as MappedFile.view has it
     file: MappedFile
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self.raw.shape
+        if self.dtype in NUMPY_TYPES:
+            return self.data.shape
+        values, size = type_block(self.dtype)
+        return (*self.data.shape[:-1], self.data.shape[-1] // size * values)
 
     @property
     def nbytes(self) -> int:
-        return self.raw.nbytes
+        return self.data.nbytes
 
     def float32(self, start: int = 0, stop: int | None = None) -> F32:
-        part = self.raw[start:stop]
+        part = self.data[start:stop]
         if self.dtype == "bf16":
             values: F32 = (part.astype(np.uint32) << np.uint32(16)).view(np.float32)
-        else:
+        elif self.dtype in NUMPY_TYPES:
             values = part.astype(np.float32)
+        else:
+            values = dequantize(np.ascontiguousarray(part), self.dtype)
         self.file.forget()
         return values
+
+    def raw(self) -> NDArray[np.uint8] | None:
+        return self.data.reshape(-1).view(np.uint8) if self.data.flags.c_contiguous else None
+
+
+@dataclass(frozen=True)
+class Rearranged:
+    """A small `Tensor` of a block type in another order, into which only its values can be put."""
+
+    source: Tensor
+    change: Callable[[NDArray[Any]], NDArray[Any]]
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    @property
+    def dtype(self) -> str:
+        return "f32"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.change(np.broadcast_to(np.float32(0), self.source.shape)).shape
+
+    @property
+    def nbytes(self) -> int:
+        return 4 * math.prod(self.shape)
+
+    def float32(self, start: int = 0, stop: int | None = None) -> F32:
+        values: F32 = self.change(self.source.float32())[start:stop].copy()
+        return values
+
+    def raw(self) -> None:
+        return None
+
+
+def rearranged(tensor: Tensor, change: Callable[[NDArray[Any]], NDArray[Any]]) -> Tensor:
+    """`tensor` after `change`, which makes one view of an array out of another."""
+    if isinstance(tensor, MappedTensor) and tensor.dtype in NUMPY_TYPES:
+        return replace(tensor, data=change(tensor.data))
+    return Rearranged(tensor, change)
+
+
+def turned(tensor: Tensor) -> Tensor:
+    """`tensor` with its last two axes exchanged; a vector stays as it is."""
+    if len(tensor.shape) < 2:
+        return tensor
+    return rearranged(tensor, lambda values: values.swapaxes(-1, -2))
+
+
+def split(tensor: Tensor) -> list[Tensor]:
+    """The parts of `tensor` along its first axis."""
+
+    def part(i: int) -> Tensor:
+        return rearranged(tensor, lambda values: values[i])
+
+    return [part(i) for i in range(tensor.shape[0])]
+
+
+def by_name(path: Path, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """Tensors by their new names; FormatError where two would have the same."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors:
+        if name in found:
+            raise FormatError(f"{path}: {found[name].name!r} and {tensor.name!r} are both {name}")
+        found[name] = tensor
+    return found
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The tensors of a file, under the names they have there, and what it says about itself."""
+    """The tensors of a file or folder, and what it says about itself.
+
+    A reader gives them the names they have there; `open_checkpoint` makes those BlinkDL's, and
+    orientation and values those of his .pth files. What a file holds only in a transformed form,
+    which cannot be undone without losing bits, has a name of its own:
+    time_decay_factor = exp(-exp(time_decay)) of RWKV-5 and time_decay_rate = -exp(time_decay) of
+    RWKV-4, both float32. An RWKV-5 u that a file holds as exp(time_first) is a time_faaaa.
+    """
 
     path: Path
     tensors: Mapping[str, Tensor]
     metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        """Where the files that belong to it lie, such as a vocabulary."""
+        return self.path if self.path.is_dir() else self.path.parent

@@ -5,43 +5,111 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from .._core import FormatError, UnsupportedError
+from .._core import FormatError
+from ..tokenizer import (
+    HUGGINGFACE_KEY,
+    MAX_TOKENS,
+    SENTENCEPIECE_KEY,
+    piece_bytes,
+    pre_tokenizers,
+    read_pieces,
+)
 from .gguf_writer import Value, string, uint32
 
-NORMAL, UNKNOWN, CONTROL, UNUSED, BYTE = 1, 2, 3, 5, 6  # llama.cpp's token types
+NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # llama.cpp's token types
 WORLD_FILE = "rwkv_vocab_v20230424.txt"
+# What vocabularies are called that come with a model.
+FILES = ("20B_tokenizer.json", "tokenizer.json", WORLD_FILE, "tokenizer.model")
+WORLD = 65530  # ids of the World vocabulary
+BYTES = 256  # embeddings of a model whose tokens are bytes
+ROUNDING = 512  # the largest number to whose multiples trainers are known to round the embeddings
 MAX_BYTES = 1 << 26  # of a vocabulary file; World has one megabyte
 CHAT_TEMPLATE = "rwkv-world"  # llama.cpp knows the template by this name
 
 
-def load_vocabulary(path: Path | None, rows: int) -> dict[str, Value]:
-    """The `tokenizer.*` metadata for a model with `rows` embeddings.
+@dataclass(frozen=True)
+class Vocabulary:
+    """Tokens by id, as llama.cpp writes them, with their types."""
 
-    `path` is a World vocabulary (.txt) or a sentencepiece model; the content decides. None means
-    the World vocabulary of the package pyrwkv-tokenizer. Raises FormatError where the file is
-    malformed or has more tokens than rows, UnsupportedError where there is none to be found.
-    """
-    if path is None:
-        path = world_file()
-        if path is None:
-            raise UnsupportedError(
-                "no vocabulary: name its file (--vocab FILE), or install the RWKV World "
-                "vocabulary: pip install 'rwkv-edge[convert]'"
+    source: str
+    kind: str
+    texts: list[str]
+    types: list[int]
+    metadata: Mapping[str, Value]
+    scores: list[float] = field(default_factory=list)
+
+    def padded(self, rows: int) -> dict[str, Value]:
+        """The metadata for a model of `rows` embeddings; FormatError where they are too few."""
+        unused = range(len(self.texts), rows)
+        if len(self.texts) > rows:
+            raise FormatError(
+                f"{self.source}: a vocabulary of {len(self.texts)} tokens, but the model has "
+                f"{rows} embeddings; this is not its vocabulary (--vocab FILE)"
             )
+        texts = self.texts + [f"[PAD{i}]" for i in unused]
+        types = self.types + [UNUSED] * len(unused)
+        scores = self.scores and self.scores + [-1000.0] * len(unused)
+        return {
+            **self.metadata,
+            "tokenizer.ggml.tokens": Value("array[string]", texts),
+            "tokenizer.ggml.token_type": Value("array[int32]", types),
+            **({"tokenizer.ggml.scores": Value("array[float32]", scores)} if scores else {}),
+            "tokenizer.ggml.bos_token_id": uint32(0),
+            "tokenizer.ggml.eos_token_id": uint32(0),
+        }
+
+
+def load_vocabulary(path: Path, rows: int) -> dict[str, Value]:
+    """The `tokenizer.*` metadata for a model with `rows` embeddings, from a file.
+
+    Raises what `read_vocabulary` raises, and FormatError where there are more tokens than rows.
+    """
+    return read_vocabulary(path).padded(rows)
+
+
+def find_vocabulary(folder: Path, rows: int) -> dict[str, Value]:
+    """The `tokenizer.*` metadata for a model with `rows` embeddings whose files lie in a folder.
+
+    A vocabulary file there is taken if its tokens are as many, but for what trainers add to have a
+    round number of embeddings. Else a model of 256 embeddings reads bytes, and for World models
+    there is the vocabulary in the package pyrwkv-tokenizer. Empty where nothing fits; raises
+    FormatError where a file is malformed.
+    """
+    for path in (folder / name for name in FILES):
+        if path.is_file() and (found := _if_fitting(read_vocabulary(path), rows)):
+            return found
+    if rows == BYTES:
+        return byte_vocabulary().padded(rows)
+    world = world_file() if rows >= WORLD else None  # reading it takes a second
+    return {} if world is None else _if_fitting(read_vocabulary(world), rows)
+
+
+def _if_fitting(vocabulary: Vocabulary, rows: int) -> dict[str, Value]:
+    fits = 0 <= rows - len(vocabulary.texts) < ROUNDING
+    return vocabulary.padded(rows) if fits else {}
+
+
+def read_vocabulary(path: Path) -> Vocabulary:
+    """Read a World vocabulary (.txt), a Hugging Face tokenizer.json such as 20B_tokenizer.json, or
+    a sentencepiece model; the content decides.
+
+    Raises FormatError where it is malformed, UnsupportedError for another kind of tokenizer.json,
+    OSError where it cannot be read.
+    """
     with path.open("rb") as file:
         start = file.read(1)
         if file.seek(0, 2) > MAX_BYTES:
             raise FormatError(f"{path}: not a vocabulary, larger than {MAX_BYTES} bytes")
     if start == b"\n":  # the first field of a sentencepiece model
-        return _sentencepiece(path, rows)
+        return _sentencepiece(path)
     if start == b"{":
-        raise UnsupportedError(
-            f"{path}: a Hugging Face tokenizer; expected {WORLD_FILE} or a sentencepiece model"
-        )
-    return world_metadata(str(path), read_world(path), rows)
+        return _huggingface(path)
+    return world_vocabulary(str(path), read_world(path))
 
 
 def world_file() -> Path | None:
@@ -56,12 +124,13 @@ def world_file() -> Path | None:
 # ---- World --------------------------------------------------------------------------------------
 
 
+# Nearly every literal; evaluating 65,529 of them would take most of a second.
+PLAIN = re.compile(r"'([^'\\\0]*)'")
+
+
 def read_world(path: Path) -> dict[int, bytes]:
     """Tokens by id. A line is `id literal length`, the literal a Python str or bytes."""
-    try:
-        text = path.read_text("utf-8")
-    except UnicodeDecodeError as error:
-        raise FormatError(f"{path}: not a World vocabulary, not UTF-8 ({error})") from None
+    text = _text(path, "a World vocabulary")
     tokens: dict[int, bytes] = {}
     for number, line in enumerate(text.rstrip("\n").split("\n"), 1):
         where = f"{path}: line {number}"
@@ -79,49 +148,71 @@ def _world_line(where: str, line: str) -> tuple[int, bytes]:
         first, rest = line.split(" ", 1)
         literal, last = rest.rsplit(" ", 1)
         token_id, length = int(first), int(last)
-        token = ast.literal_eval(literal)
+        plain = PLAIN.fullmatch(literal)
+        token = plain[1] if plain else ast.literal_eval(literal)
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         raise FormatError(f"{where}: expected `id 'token' length`, found {line[:60]!r}") from None
     if isinstance(token, str):
         token = token.encode("utf-8", "surrogatepass")
     if not isinstance(token, bytes) or len(token) != length or length == 0:
         raise FormatError(f"{where}: the token {literal[:60]} does not have {length} bytes")
-    if token_id < 1:
-        raise FormatError(f"{where}: id {token_id}, expected 1 or more; 0 ends a document")
+    if not 1 <= token_id < MAX_TOKENS:
+        raise FormatError(
+            f"{where}: id {token_id}, expected from 1 to {MAX_TOKENS - 1}; 0 ends a document"
+        )
     return token_id, token
 
 
-def world_metadata(name: str, tokens: Mapping[int, bytes], rows: int) -> dict[str, Value]:
+def world_vocabulary(source: str, tokens: Mapping[int, bytes]) -> Vocabulary:
     """As llama.cpp's converter writes it: token 0 ends a document, ids without bytes are unused."""
-    if max(tokens, default=0) >= rows:
-        raise FormatError(
-            f"{name}: a token has id {max(tokens)}, but the model has {rows} embeddings; "
-            "this is not its vocabulary (--vocab FILE)"
-        )
-    texts = [f"[PAD{i}]" for i in range(rows)]
-    kinds = [UNUSED] * rows
-    texts[0], kinds[0] = "<s>", CONTROL
+    count = max(tokens, default=0) + 1
+    texts, types = [f"[PAD{i}]" for i in range(count)], [UNUSED] * count
+    texts[0], types[0] = "<s>", CONTROL
     for token_id, token in tokens.items():
-        texts[token_id], kinds[token_id] = repr(token)[2:-1], NORMAL
+        texts[token_id], types[token_id] = repr(token)[2:-1], NORMAL
     metadata = {
         "tokenizer.ggml.model": string("rwkv"),
-        "tokenizer.ggml.tokens": Value("array[string]", texts),
-        "tokenizer.ggml.token_type": Value("array[int32]", kinds),
-        "tokenizer.ggml.bos_token_id": uint32(0),
-        "tokenizer.ggml.eos_token_id": uint32(0),
         "tokenizer.chat_template": string(CHAT_TEMPLATE),
     }
     # A blank line ends a turn. llama.cpp's converter has the number, 261; any vocabulary will do.
     turn = next((i for i, token in tokens.items() if token == b"\n\n"), None)
     if turn is not None:
         metadata["tokenizer.ggml.eot_token_id"] = uint32(turn)
-    return metadata
+    return Vocabulary(source, "RWKV World", texts, types, metadata)
+
+
+def byte_vocabulary() -> Vocabulary:
+    """That of models whose tokens are bytes: a World vocabulary with nothing else. Token 0 ends a
+    document."""
+    return world_vocabulary("bytes", {byte: bytes([byte]) for byte in range(1, BYTES)})
+
+
+# ---- Hugging Face -------------------------------------------------------------------------------
+
+
+def _huggingface(path: Path) -> Vocabulary:
+    text = _text(path, "a Hugging Face tokenizer")
+    spec, pieces = read_pieces(text, str(path))
+    count = max(pieces) + 1
+    texts, types = [f"[PAD{i}]" for i in range(count)], [UNUSED] * count
+    for i, piece in pieces.items():
+        piece_bytes(piece, str(path))
+        texts[i] = piece.text
+        types[i] = CONTROL if piece.special else USER if piece.added else NORMAL
+    metadata = {
+        "tokenizer.ggml.model": string("gpt2"),
+        "tokenizer.ggml.merges": Value("array[string]", spec["model"]["merges"]),  # for llama.cpp
+        HUGGINGFACE_KEY: string(text),
+    }
+    if len(pre_tokenizers(spec)) == 1:  # and not another way to cut words than GPT-2's
+        metadata["tokenizer.ggml.pre"] = string("gpt-2")
+    return Vocabulary(str(path), "Hugging Face", texts, types, metadata)
 
 
 # ---- sentencepiece ------------------------------------------------------------------------------
 
 
-def _sentencepiece(path: Path, rows: int) -> dict[str, Value]:
+def _sentencepiece(path: Path) -> Vocabulary:
     from sentencepiece import SentencePieceProcessor  # noqa: PLC0415 - slow to import
 
     model = path.read_bytes()
@@ -129,33 +220,21 @@ def _sentencepiece(path: Path, rows: int) -> dict[str, Value]:
         pieces = SentencePieceProcessor(model_proto=model)
     except (RuntimeError, OSError) as error:
         raise FormatError(f"{path}: not a sentencepiece model ({error})") from None
-    count = pieces.vocab_size()
-    if not 0 < count <= rows:
-        raise FormatError(
-            f"{path}: {count} pieces, but the model has {rows} embeddings; "
-            "this is not its vocabulary (--vocab FILE)"
-        )
-    unused = range(count, rows)
-    texts = [pieces.id_to_piece(i) for i in range(count)] + [f"[PAD{i}]" for i in unused]
-    scores = [pieces.get_score(i) for i in range(count)] + [-1000.0] * len(unused)
-    kinds = [_piece_kind(pieces, i) for i in range(count)] + [UNUSED] * len(unused)
+    ids = range(pieces.vocab_size())
     first = pieces.encode("a", out_type=str)[:1]
     metadata = {
         "tokenizer.ggml.model": string("llama"),
         "tokenizer.ggml.pre": string("default"),
-        "tokenizer.ggml.tokens": Value("array[string]", texts),
-        "tokenizer.ggml.scores": Value("array[float32]", scores),
-        "tokenizer.ggml.token_type": Value("array[int32]", kinds),
-        "tokenizer.ggml.bos_token_id": uint32(0),
-        "tokenizer.ggml.eos_token_id": uint32(0),
         "tokenizer.ggml.add_bos_token": Value("bool", False),
         "tokenizer.ggml.add_space_prefix": Value("bool", first[:1] != ["a"]),
         "tokenizer.chat_template": string(CHAT_TEMPLATE),
-        "rwkv_edge.sentencepiece_model": Value("array[uint8]", model),
+        SENTENCEPIECE_KEY: Value("array[uint8]", model),
     }
     if pieces.unk_id() >= 0:
         metadata["tokenizer.ggml.unknown_token_id"] = uint32(pieces.unk_id())
-    return metadata
+    texts, types = [pieces.id_to_piece(i) for i in ids], [_piece_kind(pieces, i) for i in ids]
+    scores = [pieces.get_score(i) for i in ids]
+    return Vocabulary(str(path), "sentencepiece", texts, types, metadata, scores)
 
 
 def _piece_kind(pieces: object, i: int) -> int:
@@ -168,3 +247,10 @@ def _piece_kind(pieces: object, i: int) -> int:
         if getattr(pieces, test)(i):
             return kind
     return NORMAL
+
+
+def _text(path: Path, what: str) -> str:
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{path}: not {what}, not UTF-8 ({error})") from None

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tuned states: where a training (RWKV-PEFT's "state tuning") put the beginning of every text.
+
+A file has `blocks.N.att.time_state` [n_head, value, key] for every layer. In a .pth it lies so; the
+.st files of web-rwkv and Ai00 have the last two axes exchanged, as all that their converter writes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .._core import FormatError
+from .adapter import read_tensors
+from .source import F32, Checkpoint, Tensor
+
+NAME = re.compile(r"blocks\.(\d{1,6})\.att\.time_state")
+
+
+def read_tuned_state(path: Path) -> F32:
+    """The values of a tuned state, float32 [n_layer, n_head, value, key].
+
+    Raises FormatError for a file that is damaged or something else, UnsupportedError for tensors
+    of a type that is not read, OSError where it cannot be read.
+    """
+    values = _stacked(path, read_tensors(path, "a state that was saved, or a tuned one"))
+    with path.open("rb") as file:
+        is_pth = file.read(2) == b"PK"
+    return values if is_pth else values.swapaxes(2, 3).copy()
+
+
+def _stacked(path: Path, tensors: Mapping[str, Tensor]) -> F32:
+    layers: dict[int, Tensor] = {}
+    for name, tensor in tensors.items():
+        match = NAME.fullmatch(name)
+        if match is None:
+            raise FormatError(
+                f"{path}: no state; it holds {name}, expected blocks.N.att.time_state"
+            )
+        layers[int(match[1])] = tensor
+    missing = next((i for i in range(len(layers)) if i not in layers), None)
+    if missing is not None:
+        raise FormatError(f"{path}: no blocks.{missing}.att.time_state of {len(layers)} layers")
+    shape = layers[0].shape
+    for i, tensor in layers.items():
+        square = len(tensor.shape) == 3 and tensor.shape[1] == tensor.shape[2]
+        if not square or tensor.shape != shape or 0 in shape:
+            raise FormatError(
+                f"{path}: blocks.{i}.att.time_state is {list(tensor.shape)}, "
+                f"expected {list(shape) if i else '[heads, size, size]'}"
+            )
+    # Strides of 0 let a small file claim large tensors.
+    if sum(tensor.nbytes for tensor in layers.values()) > path.stat().st_size:
+        raise FormatError(f"{path}: {len(layers)} tensors {list(shape)} do not fit into the file")
+    values: F32 = np.stack([layers[i].float32() for i in range(len(layers))])
+    if not np.isfinite(values).all():
+        raise FormatError(f"{path}: the state holds NaN or infinity")
+    return values
+
+
+@dataclass(frozen=True)
+class _Values:
+    """A `Tensor` in memory."""
+
+    name: str
+    values: F32
+    dtype: str = "f32"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.values.shape
+
+    @property
+    def nbytes(self) -> int:
+        return self.values.nbytes
+
+    def raw(self) -> NDArray[np.uint8]:
+        return self.values.reshape(-1).view(np.uint8)
+
+    def float32(self, start: int = 0, stop: int | None = None) -> F32:
+        values: F32 = self.values[start:stop].copy()
+        return values
+
+
+def merge_state(checkpoint: Checkpoint, path: Path) -> Checkpoint:
+    """The checkpoint of a model with a tuned state as its beginning, whatever it had before.
+
+    Raises FormatError where the state is of another model, and what `read_tuned_state` raises.
+    """
+    values = read_tuned_state(path)
+    layers = len({name.split(".")[1] for name in checkpoint.tensors if name.startswith("blocks.")})
+    embedding = checkpoint.tensors.get("emb.weight")
+    width = embedding.shape[-1] if embedding is not None else 0
+    recurrent = "blocks.0.att.ln_x.weight" in checkpoint.tensors  # from RWKV-5 on
+    if not recurrent or values.shape[0] != layers or values.shape[1] * values.shape[2] != width:
+        raise FormatError(
+            f"{path}: a tuned state of {len(values)} layers with {values.shape[1]} heads of "
+            f"{values.shape[2]} does not fit {checkpoint.path}: "
+            + (f"{layers} layers of width {width}" if recurrent else "not RWKV-5, 6 or 7")
+        )
+    names = [f"blocks.{i}.att.time_state" for i in range(layers)]
+    merged = {name: _Values(name, value) for name, value in zip(names, values, strict=True)}
+    return replace(checkpoint, tensors={**checkpoint.tensors, **merged})

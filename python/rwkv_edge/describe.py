@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a file is, in a sentence and in detail: for `info`, and for whoever took one for another."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import _core
+from .convert.adapter import CONFIG, PART, Adapter, read_adapter, read_tensors
+from .convert.assemble import open_model_file
+from .convert.ggmf import MAGIC
+from .convert.pth import LEGACY_MAGIC
+from .convert.tuned_state import NAME
+from .convert.vocab import UNUSED, byte_vocabulary, read_vocabulary
+from .state import ARCH_KEY, State
+
+Lines = list[tuple[str, str]]  # each with its name
+
+GGUF, VOCABULARY, HUB = "GGUF form", "a vocabulary", "the form of the Hugging Face hub"
+PTH, SAFETENSORS = "PyTorch form (.pth)", "safetensors form"
+BEGINNINGS = (
+    (b"GGUF", GGUF),
+    (b"PK\3\4", PTH),
+    (LEGACY_MAGIC, PTH),
+    (MAGIC, "rwkv.cpp's form (.bin)"),
+    (b"\n", VOCABULARY),  # the first field of a sentencepiece model
+)
+
+
+def describe(path: Path) -> tuple[str, Lines]:
+    """What a file or folder is in a sentence, and its details.
+
+    Raises FormatError and UnsupportedError for what is damaged or nothing of ours, OSError where
+    it cannot be read.
+    """
+    form = form_of(path)
+    if form == VOCABULARY:
+        return describe_vocabulary(path)
+    if form == GGUF:
+        file = _core.ModelFile(str(path))
+        return describe_state(path) if file.get(ARCH_KEY) else describe_model(file, form)
+    if path.is_dir() and (path / CONFIG).is_file():
+        return describe_adapter(read_adapter(path))
+    if form in (PTH, SAFETENSORS):
+        names = read_tensors(path, "a model, a state or an adapter")
+        if any(PART.fullmatch(name) for name in names):
+            return describe_adapter(read_adapter(path))
+        if all(NAME.fullmatch(name) for name in names):
+            return describe_state(path)
+    return describe_model(open_model_file(path), form)
+
+
+def form_of(path: Path) -> str:
+    """The form of a file, by what it begins with."""
+    if path.is_dir():
+        return HUB
+    with path.open("rb") as file:
+        start = file.read(1 << 16)
+    for magic, form in BEGINNINGS:
+        if start.startswith(magic):
+            return form
+    if start.startswith(b"{"):
+        return HUB if b'"weight_map"' in start else VOCABULARY
+    if re.match(rb"\d+ b?['\"]", start):
+        return VOCABULARY
+    # Eight bytes of a length, then JSON. Whoever opens anything else says what it is not.
+    return SAFETENSORS if start[8:9] == b"{" else "a form that is not known"
+
+
+def describe_model(file: _core.ModelFile, form: str) -> tuple[str, Lines]:
+    arch = file.get("general.architecture")
+    if not isinstance(arch, str):
+        raise _core.FormatError(f"{file.path}: not a model (no key general.architecture)")
+    keys = ("block_count", "embedding_length", "wkv.head_size", "feed_forward_length")
+    layers, width, size, ffn = (int(file.get(f"{arch}.{key}", 0)) for key in keys)
+    version = file.get("rwkv_edge.version") or arch.removeprefix("rwkv")
+    sizes: Counter[str] = Counter()
+    for tensor in file.tensors:
+        sizes[tensor.type] += tensor.nbytes
+    if not arch.startswith("rwkv") or not sizes:
+        return f"a GGUF file of '{arch}', which is no RWKV model", [("file", file.path)]
+    sentence = (
+        f"an RWKV-{version} model in {form}, "
+        f"{sizes.most_common(1)[0][0]}, {layers} layers, width {width}"
+    )
+    heads = f", {width // size} heads of {size}" if size else ""
+    state = width * (2 + size if size else 5)  # values in a layer
+    values = sum(math.prod(tensor.shape) for tensor in file.tensors)
+    licence = [file.get(f"general.license{part}") for part in ("", ".name", ".link")]
+    return sentence, [
+        ("file", file.path),
+        ("size", amount(file.size) + f", GGUF v{file.version}" * (form == GGUF)),
+        ("name", file.get("general.name", "none")),
+        ("architecture", arch),
+        ("shape", f"{layers} layers, width {width}{heads}, feed-forward {ffn}"),
+        ("tokenizer", describe_tokenizer(file)),
+        ("parameters", f"{values:,}"),
+        ("bits/weight", f"{8 * sizes.total() / values:.2f}"),
+        *describe_types(file.tensors),
+        ("state", f"{amount(4 * layers * state)} per session"),
+        ("licence", ", ".join(text for text in licence if text) or "not stated"),
+        ("kernels", f"{_core.isa()} (this CPU runs {', '.join(_core.isa_levels())})"),
+    ]
+
+
+def describe_tokenizer(file: _core.ModelFile) -> str:
+    kind, tokens = file.get("tokenizer.ggml.model"), file.get("tokenizer.ggml.tokens", [])
+    if kind is None:
+        return "none in the file or beside it"
+    if tokens == byte_vocabulary().texts:
+        return "single bytes"
+    if file.get("rwkv_edge.sentencepiece_model") is not None:
+        kind = "sentencepiece"
+    names = {"rwkv": "RWKV World", "gpt2": "byte-level BPE (as GPT-2's)"}
+    return f"{names.get(kind, kind)}, {len(tokens):,} tokens"
+
+
+def describe_types(tensors: Sequence[_core.TensorInfo]) -> Lines:
+    """One line per type, that with most bytes first."""
+    counts: Counter[str] = Counter()
+    values: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
+    for tensor in tensors:
+        counts[tensor.type] += 1
+        values[tensor.type] += math.prod(tensor.shape)
+        sizes[tensor.type] += tensor.nbytes
+    return [
+        (kind, f"{counts[kind]} tensors, {values[kind]:,} values, {amount(size)}")
+        for kind, size in sizes.most_common()
+    ]
+
+
+def describe_state(path: Path) -> tuple[str, Lines]:
+    state = State.load(path)
+    parts = ", ".join(f"{name} {list(shape)}" for name, shape in state.shape.parts)
+    lines = [("file", str(path)), ("size", amount(path.stat().st_size)), ("each layer", parts)]
+    if state.tuned:
+        (_, (heads, size, _)) = state.shape.parts[0]
+        return (
+            f"a tuned state, to begin with, for an RWKV-5, 6 or 7 of {state.shape.n_layer} layers "
+            f"with {heads} heads of {size} (--state)",
+            lines,
+        )
+    return f"a saved state of {state.shape} (--state, or /load in a chat)", lines
+
+
+def describe_adapter(adapter: Adapter) -> tuple[str, Lines]:
+    lora = any("lora_" in part for part in adapter.parts)
+    layers = {name.split(".")[1] for name in adapter.modules if name.startswith("blocks.")}
+    ranks = {
+        tensor.shape[0 if len(tensor.shape) == 2 else -1]  # [r, columns], or blocks of [r, r]
+        for parts in adapter.modules.values()
+        for part, tensor in parts.items()
+        if not part.endswith("lora_B") and tensor.shape
+    }
+    kind = "LoRA" if lora else "MiSS (DiSHA, Bone)"
+    if "init_lora_A" in adapter.parts:
+        kind, use = "PISSA", "what the training began with (--adapter-init)"
+    else:
+        use = "to be merged into a model by `convert --adapter`"
+        if lora and adapter.config is None:
+            use += ", which needs its alpha (--alpha)"
+    rank = "/".join(map(str, sorted(ranks)))
+    lines = [
+        ("file", str(adapter.path)),
+        ("size", amount(adapter.path.stat().st_size)),
+        ("matrices", f"{len(adapter.modules)} are changed"),
+        ("whole", f"{len(adapter.replaced)} tensors take the place of the model's"),
+    ]
+    return f"a {kind} adapter of rank {rank} for {len(layers)} layers, {use}", lines
+
+
+def describe_vocabulary(path: Path) -> tuple[str, Lines]:
+    vocabulary = read_vocabulary(path)
+    used = sum(kind != UNUSED for kind in vocabulary.types)
+    return f"a vocabulary ({vocabulary.kind}) of {used:,} tokens (--vocab)", [
+        ("file", str(path)),
+        ("size", amount(path.stat().st_size)),
+        ("highest id", str(len(vocabulary.texts) - 1)),
+    ]
+
+
+def amount(nbytes: float) -> str:
+    """A number of bytes as people read it."""
+    unit = next((unit for unit in (1, 1e3, 1e6) if nbytes < 1000 * unit), 1e9)
+    name = {1: "bytes", 1e3: "KB", 1e6: "MB", 1e9: "GB"}[unit]
+    return f"{nbytes / unit:.3g} {name}"

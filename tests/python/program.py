@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The program, run in pipes, and a model that never stops talking."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import tiny
+
+PROGRAM = [sys.executable, "-m", "rwkv_edge"]
+SECONDS = 30
+GREEDY = ["--temperature", "0", "--max-tokens", "20"]
+
+
+def run(*arguments: str | Path, stdin: str | bytes = "") -> subprocess.CompletedProcess[bytes]:
+    """A program that runs in pipes."""
+    data = stdin.encode() if isinstance(stdin, str) else stdin
+    command = [*PROGRAM, *map(str, arguments)]
+    return subprocess.run(command, input=data, capture_output=True, timeout=SECONDS, check=False)
+
+
+def endless_model(folder: Path) -> Path:
+    """A model that says "a" for ever."""
+    shape = tiny.SHAPES["d128"]
+    made = tiny.tiny_model(shape, "f32", 1)
+    first = np.eye(1, shape.width, dtype=np.float32)
+    head = np.zeros((shape.vocab, shape.width), np.float32)
+    head[1 + ord("a")] = 50 * first
+    for name, data in (
+        ("output_norm.weight", 0 * first),
+        ("output_norm.bias", first),
+        ("output.weight", head),
+    ):
+        made.file.tensor(name).data = data.tobytes()
+    return tiny.write(folder, "endless.gguf", made)

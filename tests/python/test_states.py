@@ -1,0 +1,346 @@
+# SPDX-License-Identifier: Apache-2.0
+"""States of every version: their parts, their files, and where a training put the beginning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import checkpoints as ck
+import numpy as np
+import pytest
+import tiny
+from conftest import GetModel
+from numpy.typing import NDArray
+from rwkv_edge import FormatError, Model, State, UnsupportedError
+from rwkv_edge.convert import convert
+
+VERSIONS = tuple(tiny.VERSIONS)
+RECURRENT = tuple(version for version in VERSIONS if version != "4")
+TOKENS = np.random.default_rng(1).integers(0, 300, 70)
+
+
+@pytest.fixture(params=VERSIONS)
+def version(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def loaded(tiny_model: GetModel, version: str) -> Model:
+    return Model(tiny_model("f32", "d128", version)[0])
+
+
+def test_the_parts_of_a_state(loaded: Model, version: str) -> None:
+    shape = tiny.VERSIONS[version]["d128"]
+    middle: dict[str, tuple[int, ...]] = dict.fromkeys(("aa", "bb", "pp"), (128,))
+    if version != "4":
+        middle = {"wkv": (shape.heads, shape.head_size, shape.head_size)}
+    session = loaded.session()
+    assert {name: part.any() for name, part in session.state.numpy().items() if part.any()} == (
+        {"pp": True} if version == "4" else {}
+    )
+    session.feed(TOKENS)
+    state = session.state
+    parts = state.numpy()
+    assert [(name, part.shape) for name, part in parts.items()] == [
+        (name, (shape.layers, *part))
+        for name, part in {"att_shift": (128,), **middle, "ffn_shift": (128,)}.items()
+    ]
+    layers = [
+        np.concatenate([part[i].ravel() for part in parts.values()]) for i in range(shape.layers)
+    ]
+    assert np.concatenate(layers).tobytes() == state.data.tobytes()
+    parts["ffn_shift"][:] = 0
+    again = loaded.session(state).state.numpy()
+    assert not again["ffn_shift"].any()
+    assert again["att_shift"].tobytes() == parts["att_shift"].tobytes()
+
+
+def test_a_fresh_average_of_version_4_has_no_weight(tiny_model: GetModel) -> None:
+    state = Model(tiny_model("f32", "d128", "4")[0]).session().state
+    assert (state.numpy()["pp"] == np.float32(-1e30)).all()
+
+
+def test_a_saved_state(loaded: Model, tmp_path: Path) -> None:
+    session = loaded.session()
+    session.feed(TOKENS)
+    session.state.save(tmp_path / "a.state")
+    found = State.load(tmp_path / "a.state")
+    assert found.data.tobytes() == session.state.data.tobytes()
+    assert found.shape == session.state.shape
+    assert loaded.session(found).feed([1]).tobytes() == session.feed([1]).tobytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["a.state"]
+    with pytest.raises(OSError, match="no such folder"):
+        session.state.save(tmp_path / "none" / "a.state")
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "message"),
+    [
+        (
+            ("7", "d192"),
+            ("7", "d128"),
+            "width 128, 2 heads of 64 does not fit .*width 192, 6 heads",
+        ),
+        (("7", "d128"), ("7a", "d128"), "rwkv7a .* does not fit .*: rwkv7 with"),
+        (("6", "d128"), ("5.2", "d128"), "rwkv5 .* does not fit .*: rwkv6 with"),
+        (
+            ("6", "d128"),
+            ("4", "d128"),
+            "rwkv4 with 3 layers, width 128 does not fit .*: rwkv6 with",
+        ),
+    ],
+)
+def test_a_state_of_another_model(
+    tiny_model: GetModel,
+    tmp_path: Path,
+    ours: tuple[str, str],
+    theirs: tuple[str, str],
+    message: str,
+) -> None:
+    model = Model(tiny_model("f32", ours[1], ours[0])[0])
+    state = Model(tiny_model("f32", theirs[1], theirs[0])[0]).session().state
+    state.save(tmp_path / "a.state")
+    with pytest.raises(FormatError, match=f"^this state: a state of .*{message}"):
+        model.session(state)
+    with pytest.raises(FormatError, match=rf"^{tmp_path}/a\.state: .*{message}"):
+        model.session().reset(State.load(tmp_path / "a.state"))
+
+
+def test_a_state_of_wrong_size(tiny_model: GetModel) -> None:
+    state = Model(tiny_model("f32", "d128")[0]).session().state
+    for data in (state.data[:-1], state.data.astype(np.float64)):
+        with pytest.raises(ValueError, match="a state of rwkv7 with 3 layers"):
+            State(data, state.shape)  # type: ignore[arg-type]
+
+
+def saved_state() -> tiny.Gguf:
+    file = tiny.Gguf()
+    file.put("rwkv_edge.state.arch", tiny.STRING, "rwkv7")
+    file.tensors.append(tiny.Entry("att_shift", [8, 2], 0, bytes(4 * 16)))
+    file.tensors.append(tiny.Entry("wkv", [4, 4, 2, 2], 0, bytes(4 * 64)))
+    return file
+
+
+def entry(i: int, dims: list[int], type_id: int = 0) -> Callable[[tiny.Gguf], None]:
+    def change(file: tiny.Gguf) -> None:
+        size = 2 if type_id == 1 else 4
+        data = bytes(size * int(np.prod(dims)))
+        file.tensors[i] = tiny.Entry(file.tensors[i].name, dims, type_id, data)
+
+    return change
+
+
+BAD_STATES: dict[str, tuple[Callable[[tiny.Gguf], None], str]] = {
+    "no state": (lambda file: file.drop("rwkv_edge.state.arch"), "not a saved state"),
+    "a number": (
+        lambda file: file.put("rwkv_edge.state.arch", tiny.U32, 7),
+        "arch is missing",
+    ),
+    "no tensors": (lambda file: file.tensors.clear(), "a saved state without values"),
+    "layers": (entry(1, [4, 4, 2, 3]), r"wkv: found f32 \[3, 2, 4, 4\], expected f32 \[2, ...\]"),
+    "one dimension": (entry(0, [2]), r"att_shift: found f32 \[2\], expected f32"),
+    "type": (entry(0, [8, 2], 1), r"att_shift: found f16 \[2, 8\], expected f32"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_STATES)
+def test_bad_state_files(tmp_path: Path, name: str) -> None:
+    change, message = BAD_STATES[name]
+    file, path = saved_state(), tmp_path / "a.state"
+    path.write_bytes(file.to_bytes())
+    assert State.load(path).shape.n_layer == 2
+    change(file)
+    path.write_bytes(file.to_bytes())
+    with pytest.raises(FormatError, match=message) as caught:
+        State.load(path)
+    assert str(caught.value).startswith(str(path))
+
+
+# ---- tuned states -------------------------------------------------------------------------------
+
+
+def states_of(version: str, shape: str = "d128") -> dict[str, NDArray[np.float32]]:
+    return dict(tiny.random_states(tiny.VERSIONS[version][shape], 7))
+
+
+def merged_model(folder: Path, version: str) -> Model:
+    """A model that has the state of `states_of` inside, as the tests lay it there."""
+    shape = tiny.VERSIONS[version]["d128"]
+    made = tiny.tiny_model(shape, "f32", seed=5, tuned=True)
+    for name, value in states_of(version).items():
+        made.file.tensor(tiny.gguf_name(name)).data = tiny.state_of(value, shape).tobytes()
+    return Model(tiny.write(folder, "merged.gguf", made))
+
+
+def in_st(states: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+    """As Ai00's converter writes it."""
+    return {name: np.ascontiguousarray(value.swapaxes(1, 2)) for name, value in states.items()}
+
+
+TUNED_FORMS: dict[str, Callable[[Mapping[str, NDArray[np.float32]]], bytes]] = {
+    "pth": ck.pth_of,
+    "prefixed": lambda s: ck.pth_of({f"_forward_module.{n}": v for n, v in s.items()}),
+    "st": lambda s: ck.safetensors_of(in_st(s)),
+}
+
+
+@pytest.mark.parametrize("form", TUNED_FORMS)
+@pytest.mark.parametrize("version", RECURRENT)
+def test_a_session_begins_at_a_tuned_state(tmp_path: Path, version: str, form: str) -> None:
+    path = ck.write(tmp_path, TUNED_FORMS[form](states_of(version)), "tuned")
+    made = tiny.tiny_model(tiny.VERSIONS[version]["d128"], "f32", seed=5)
+    plain = Model(tiny.write(tmp_path, "plain.gguf", made))
+    state = State.load(path)
+    assert state.tuned
+    found = plain.session(state).feed(TOKENS, logits="all")
+    assert (
+        found.tobytes()
+        == merged_model(tmp_path, version).session().feed(TOKENS, logits="all").tobytes()
+    )
+    assert found.tobytes() != plain.session().feed(TOKENS, logits="all").tobytes()
+
+
+@pytest.mark.parametrize("version", RECURRENT)
+def test_a_tuned_state_becomes_part_of_a_model(tmp_path: Path, version: str) -> None:
+    weights = tiny.random_weights(tiny.VERSIONS[version]["d128"], 5)
+    source = ck.write(tmp_path, ck.pth_of(weights))
+    state = ck.write(tmp_path, ck.pth_of(states_of(version)), "tuned.pth")
+    vocab = ck.write(tmp_path, ck.VOCABULARY.encode(), "vocab.txt")
+    convert(source, tmp_path / "out.gguf", type="f32", vocab=vocab, state=state)
+    # A model that has one already gets the new one.
+    old = {name: 2 * value for name, value in states_of(version).items()}
+    source = ck.write(tmp_path, ck.pth_of({**weights, **old}))
+    convert(source, tmp_path / "again.gguf", type="f32", vocab=vocab, state=state)
+    expected = merged_model(tmp_path, version).session().feed(TOKENS, logits="all")
+    for name in ("out.gguf", "again.gguf"):
+        found = Model(tmp_path / name).session().feed(TOKENS, logits="all")
+        assert found.tobytes() == expected.tobytes()
+
+
+def test_a_tuned_state_is_a_beginning(tiny_model: GetModel, tmp_path: Path) -> None:
+    model = Model(tiny_model("f32", "d128")[0])
+    state = State.load(ck.write(tmp_path, ck.pth_of(states_of("7")), "tuned.pth"))
+    empty = "".join(model.session(state).generate("", max_tokens=5, seed=1))
+    assert empty == "".join(model.session(state).generate([0], max_tokens=5, seed=1))
+    with pytest.raises(ValueError, match="the prompt is empty"):
+        model.session(model.session().state).generate("")
+
+
+def test_a_tuned_state_may_be_saved(tiny_model: GetModel, tmp_path: Path) -> None:
+    model = Model(tiny_model("f32", "d128", "6")[0])
+    state = State.load(ck.write(tmp_path, ck.pth_of(states_of("6")), "tuned.pth"))
+    state.save(tmp_path / "a.state")
+    again = State.load(tmp_path / "a.state")
+    assert again.tuned
+    assert model.session(again).state.data.tobytes() == model.session(state).state.data.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("version", "shape", "message"),
+    [
+        ("7", "d192", "time_state with 3 layers, 2 heads of 64 does not fit .* 6 heads of 32"),
+        ("4", "d128", "does not fit .*: rwkv4 with 3 layers, width 128$"),
+    ],
+)
+def test_a_tuned_state_of_another_model(
+    tiny_model: GetModel, tmp_path: Path, version: str, shape: str, message: str
+) -> None:
+    path = ck.write(tmp_path, ck.pth_of(states_of("7")), "tuned.pth")
+    model = Model(tiny_model("f32", shape, version)[0])
+    with pytest.raises(FormatError, match=rf"^{path}: .*{message}"):
+        model.session(State.load(path))
+
+
+@pytest.mark.parametrize(
+    ("version", "change", "message"),
+    [
+        ("7", lambda s: dict(list(s.items())[:2]), "of 2 layers with 2 heads of 64 does not fit"),
+        ("7", lambda s: {n: v[:1] for n, v in s.items()}, "1 heads of 64 .* 3 layers of width 128"),
+        ("4", dict, "does not fit .*: not RWKV-5, 6 or 7"),
+    ],
+)
+def test_a_tuned_state_that_cannot_be_merged(
+    tmp_path: Path, version: str, change: Callable[[Any], Any], message: str
+) -> None:
+    weights = tiny.random_weights(tiny.VERSIONS[version]["d128"], 5)
+    source = ck.write(tmp_path, ck.pth_of(weights))
+    state = ck.write(tmp_path, ck.pth_of(change(states_of("7"))), "tuned.pth")
+    with pytest.raises(FormatError, match=message) as caught:
+        convert(source, tmp_path / "out.gguf", state=state)
+    assert str(caught.value).startswith(str(state))
+    assert not (tmp_path / "out.gguf").exists()
+
+
+def expanded(count: int) -> bytes:
+    """A tensor of one value that claims to be `count` matrices."""
+    name = "blocks.0.att.time_state"
+    shape = (count, 1 << 15, 1 << 15)
+    tensor = ck.torch_tensor("0", shape, numel=1, strides=(0, 0, 0))
+    return ck.pth({name: tensor}, {"data/0": bytes(4)})
+
+
+GOOD = states_of("7")
+BAD_TUNED: dict[str, tuple[bytes, str]] = {
+    "text": (b"This is no state.", "no .pth and no .safetensors file; expected a state"),
+    "a model": (
+        ck.pth_of(tiny.random_weights(tiny.SHAPES["d128"], 1)),
+        "no state; it holds emb.weight, expected blocks.N.att.time_state",
+    ),
+    "a layer is missing": (
+        ck.pth_of({n: v for n, v in GOOD.items() if ".1." not in n}),
+        r"no blocks\.1\.att\.time_state of 2 layers",
+    ),
+    "not square": (
+        ck.pth_of({"blocks.0.att.time_state": ck.random(2, 4, 3)}),
+        r"blocks\.0\.att\.time_state is \[2, 4, 3\], expected \[heads, size, size\]",
+    ),
+    "a vector": (
+        ck.pth_of({"blocks.0.att.time_state": ck.random(16)}),
+        r"time_state is \[16\], expected \[heads, size, size\]",
+    ),
+    "two shapes": (
+        ck.pth_of({**GOOD, "blocks.1.att.time_state": ck.random(4, 32, 32)}),
+        r"blocks\.1\.att\.time_state is \[4, 32, 32\], expected \[2, 64, 64\]",
+    ),
+    "not a number": (
+        ck.pth_of({n: v * np.float32(np.inf) for n, v in GOOD.items()}),
+        "the state holds NaN or infinity",
+    ),
+    "claims": (expanded(1 << 10), r"1 tensors \[1024, 32768, 32768\] do not fit into the file"),
+    "torn": (ck.pth_of(GOOD)[:-100], "not a whole zip archive"),
+    "torn st": (ck.safetensors_of(GOOD)[:-100], "is the download complete"),
+    "two prefixes": (
+        ck.pth_of({**GOOD, "model.blocks.0.att.time_state": ck.random(2, 64, 64)}),
+        "two tensors have one name",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_TUNED)
+def test_bad_tuned_states(tmp_path: Path, name: str) -> None:
+    data, message = BAD_TUNED[name]
+    path = ck.write(tmp_path, data, "tuned")
+    with pytest.raises(FormatError, match=message) as caught:
+        State.load(path)
+    assert str(caught.value).startswith(str(path))
+
+
+def test_a_tuned_state_is_no_model(tmp_path: Path) -> None:
+    path = ck.write(tmp_path, ck.pth_of(GOOD))
+    with pytest.raises(UnsupportedError, match=r"an initial state, not a model; .*--state FILE"):
+        Model(path)
+
+
+def test_a_saved_state_is_no_model(tiny_model: GetModel, tmp_path: Path) -> None:
+    Model(tiny_model("f32", "d128")[0]).session().state.save(tmp_path / "a.state")
+    with pytest.raises(FormatError, match=r"a saved state, not a model; .* --state FILE"):
+        Model(tmp_path / "a.state")
+
+
+def test_a_missing_state(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        State.load(tmp_path / "none")
+    with pytest.raises(IsADirectoryError):
+        State.load(tmp_path)

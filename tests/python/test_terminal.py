@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The program in a pseudo-terminal."""
+
+from __future__ import annotations
+
+import os
+import pty
+import select
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from program import GREEDY, PROGRAM, SECONDS, endless_model, run
+from rwkv_edge import terminal
+from scripted import talkative_model
+
+# Makes the pseudo-terminal the one whose Ctrl-C reaches the program.
+IN_TERMINAL = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+CTRL_C, CTRL_D = "\x03", "\x04"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return talkative_model(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return endless_model(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "xdg"))
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.delenv("INPUTRC", raising=False)
+
+
+class Terminal:
+    """A program that runs in a pseudo-terminal."""
+
+    def __init__(self, *arguments: str | Path) -> None:
+        self.fd, inside = pty.openpty()
+        command = [sys.executable, "-c", IN_TERMINAL, *PROGRAM, *map(str, arguments)]
+        self.process = subprocess.Popen(
+            command, stdin=inside, stdout=inside, stderr=inside, start_new_session=True
+        )
+        os.close(inside)
+        self.text = ""
+
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self.fd)
+
+    def read(self, seconds: float) -> bool:
+        """Take what the program wrote; False at its end."""
+        if not select.select([self.fd], [], [], seconds)[0]:
+            return True
+        try:
+            data = os.read(self.fd, 65536)
+        except OSError:  # Linux's way to say that the other side is closed
+            data = b""
+        self.text += data.decode("utf-8", "replace").replace("\r\n", "\n")
+        return bool(data)
+
+    def until(self, end: str) -> str:
+        """Wait until the program has written `end`; returns what came before it, and drops both."""
+        deadline = time.monotonic() + SECONDS
+        while end not in self.text:
+            running = self.read(0.1)
+            assert running or end in self.text, f"the program ended after {self.text!r}"
+            assert time.monotonic() < deadline, f"no {end!r} in {self.text!r}"
+        before, _, self.text = self.text.partition(end)
+        return before
+
+    def type(self, keys: str) -> None:
+        os.write(self.fd, keys.encode())
+
+    def ask(self, line: str) -> str:
+        """Type a line and return the answer."""
+        self.type(line + "\n")
+        self.until(line + "\n")
+        return self.until("\n\n> ")
+
+    def command(self, line: str, reply: str) -> None:
+        self.type(line + "\n")
+        self.until(reply)
+        self.until("\n> ")
+
+    def ends(self) -> int:
+        while self.read(0.1):
+            pass
+        return self.process.wait(SECONDS)
+
+
+def test_a_conversation(model: Path) -> None:
+    with Terminal("chat", model, *GREEDY) as session:
+        assert "/help lists the commands" in session.until("\n> ")
+        first = session.ask("hello")
+        second = session.ask("hello")
+        assert first
+        assert first != second  # it remembers the first
+        session.command("/reset", "a new conversation")
+        assert session.ask("hello") == first
+        session.type(CTRL_D)
+        assert session.ends() == 0
+
+
+def test_commands(model: Path, tmp_path: Path) -> None:
+    with Terminal("chat", model) as session:
+        session.until("\n> ")
+        session.command("/help", "/save FILE   keep the conversation in a file")
+        session.command("/save", "/save needs the name of a file")
+        session.command("/load  ", "/load needs the name of a file")
+        session.command("/quit", "/quit is no command; /help lists them")
+        session.command(f"/load {tmp_path}/none", "none: No such file or directory")
+        session.command(f"/load {model}", "not a saved state")
+        session.command(f"/save {tmp_path}/none/a", "none: no such folder")
+        session.type("\n")  # an empty line says nothing
+        session.until("\n> ")
+        session.type("/exit\n")
+        assert session.ends() == 0
+
+
+def test_a_conversation_goes_on_in_another_process(model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a state"
+    with Terminal("chat", model, *GREEDY, "--system", "Be brief.") as session:
+        session.until("\n> ")
+        session.ask("hello")
+        session.command(f"/save {path}", f"saved in {path}")
+        expected = session.ask("and then?")
+    with Terminal("chat", model, *GREEDY) as other:
+        other.until("\n> ")
+        assert other.ask("and then?") != expected
+        other.command(f"/load {path}", f"going on from {path}")
+        assert other.ask("and then?") == expected
+
+
+def test_ctrl_c_stops_the_answer_and_keeps_the_conversation(endless: Path, tmp_path: Path) -> None:
+    with Terminal("chat", endless, "--max-tokens", "100000000") as session:
+        session.until("\n> ")
+        for _ in range(2):
+            session.type("hello\n")
+            session.until("aaaaaaaaaa")
+            session.type(CTRL_C)
+            assert set(session.until("\n\n> ")) <= {"a", "^", "C"}
+        session.command(f"/save {tmp_path}/s", "saved in")
+        session.type("/exit\n")
+        assert session.ends() == 0
+    assert (tmp_path / "s").stat().st_size > 1000
+
+
+def test_ctrl_c_at_the_prompt(model: Path) -> None:
+    with Terminal("chat", model, *GREEDY) as session:
+        session.until("\n> ")
+        session.type("half a line")
+        session.until("half a line")
+        time.sleep(0.2)  # readline does not look for signals while it takes a key
+        session.type(CTRL_C)
+        session.until("(Ctrl-D or /exit leaves)\n> ")
+        assert session.ask("hello")
+        session.type(CTRL_D)
+        assert session.ends() == 0
+
+
+def test_a_model_cannot_steer_the_terminal(model: Path) -> None:
+    arguments = ["--temperature", "1000", "--top-p", "1", "--seed", "1", "--max-tokens", "400"]
+    with Terminal("generate", model, "-p", "x", *arguments) as program:
+        assert program.ends() == 0
+        assert not set(program.text) & {chr(c) for c in terminal.CONTROLS}
+    piped = run("generate", model, "-p", "x", *arguments).stdout.decode()
+    assert "\x1b" in piped
+    assert piped.translate(terminal.CONTROLS) + "\n" == program.text
+
+
+def test_lines_are_remembered(model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("readline")
+    history = tmp_path / "xdg" / "rwkv-edge" / "history"
+    with Terminal("chat", model, *GREEDY) as session:
+        session.until("\n> ")
+        session.ask("a first line")
+        session.type(CTRL_D)
+        assert session.ends() == 0
+    assert "a first line" in history.read_text()
+    with Terminal("chat", model, *GREEDY) as session:
+        session.until("\n> ")
+        session.type("\x10\n")  # Ctrl-P, the line before
+        session.until("a first line")
+        session.until("\n\n> ")
+
+
+def test_a_history_that_cannot_be_written(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "xdg").write_text("not a folder")
+    with Terminal("chat", model, *GREEDY) as session:
+        session.until("\n> ")
+        session.ask("hello")
+        session.type(CTRL_D)
+        assert session.ends() == 0
+        assert "Error" not in session.text
