@@ -81,85 +81,111 @@ inline F32 load_tail(const Weight* p, int64_t n) {
     return load(padded);
 }
 
-template <class Weight, int kRows, int kTokens>
+// One token and kRows rows, straight from the weights.
+template <class Weight, int kRows>
 inline void dot_float(const Weight* const* rows, const float* x, int64_t cols, float* y,
-                      int64_t y_stride, int64_t row_stride = 1) {
-    F32 sums[kRows][kTokens];
-    for (int r = 0; r < kRows; ++r)
-        for (int t = 0; t < kTokens; ++t) sums[r][t] = set(0.0f);
+                      int64_t row_stride) {
+    F32 sums[kRows];
+    for (int r = 0; r < kRows; ++r) sums[r] = set(0.0f);
     int64_t k = 0;
     for (; k + 8 <= cols; k += 8) {
-        F32 xs[kTokens];
-        for (int t = 0; t < kTokens; ++t) xs[t] = load(x + t * cols + k);
-        for (int r = 0; r < kRows; ++r) {
-            const F32 w = load(rows[r] + k);
-            for (int t = 0; t < kTokens; ++t) sums[r][t] = fma(w, xs[t], sums[r][t]);
-        }
+        const F32 xs = load(x + k);
+        for (int r = 0; r < kRows; ++r) sums[r] = fma(load(rows[r] + k), xs, sums[r]);
     }
     if (k < cols) {
+        const F32 xs = load_tail(x + k, cols - k);
         for (int r = 0; r < kRows; ++r)
-            for (int t = 0; t < kTokens; ++t)
-                sums[r][t] = fma(load_tail(rows[r] + k, cols - k),
-                                 load_tail(x + t * cols + k, cols - k), sums[r][t]);
+            sums[r] = fma(load_tail(rows[r] + k, cols - k), xs, sums[r]);
     }
-    for (int r = 0; r < kRows; ++r)
-        for (int t = 0; t < kTokens; ++t) y[t * y_stride + r * row_stride] = sum8(sums[r][t]);
+    for (int r = 0; r < kRows; ++r) y[r * row_stride] = sum8(sums[r]);
 }
-
-// All tokens for kRows rows: three tokens at a time keep 4 x 3 sums in registers.
-template <class Weight, int kRows>
-inline void rows_float(const Weight* const* rows, const MatmulArgs& a, float* y) {
-    int64_t t = 0;
-    for (; t + 3 <= a.tokens; t += 3)
-        dot_float<Weight, kRows, 3>(rows, a.x.x + t * a.cols, a.cols, y + t * a.y_stride,
-                                    a.y_stride);
-    for (; t < a.tokens; ++t)
-        dot_float<Weight, kRows, 1>(rows, a.x.x + t * a.cols, a.cols, y + t * a.y_stride,
-                                    a.y_stride);
-}
-
-inline const float* widen(const float* row, int64_t, float*) { return row; }
 
 template <class Weight>
-inline const float* widen(const Weight* row, int64_t cols, float* out) {
+inline void decode_float(const MatmulArgs& a) {
+    const Runs runs = eight_runs(a);
+    for (int64_t i = 0; i < runs.length; ++i) {
+        const Weight* rows[8];
+        for (int lane = 0; lane < 8; ++lane) rows[lane] = (const Weight*)runs.row(lane, i);
+        dot_float<Weight, 8>(rows, a.x.x, a.cols, a.y + a.row_begin + i, runs.length);
+    }
+    for (int64_t r = a.row_begin + 8 * runs.length; r < a.row_end; ++r) {
+        const Weight* row = (const Weight*)((const char*)a.w + r * a.row_bytes);
+        dot_float<Weight, 1>(&row, a.x.x, a.cols, a.y + r, 0);
+    }
+}
+
+// With more tokens, a panel of eight rows by kColumns is widened (which is exact) and serves all
+// tokens out of the first cache. The sums wait in memory from one panel to the next.
+struct Panel {
+    enum { kRows = 4, kColumns = 1024, kTokens = 48 };
+    float w[kRows][kColumns];
+    F32 sums[kTokens][kRows];
+};
+static_assert(sizeof(Panel) <= kPanelScratch, "a panel fits the scratch");
+
+template <class Weight>
+inline void widen(const Weight* row, int64_t cols, float* out) {
     int64_t k = 0;
     for (; k + 8 <= cols; k += 8) store(out + k, load(row + k));
-    float tail[8];
-    store(tail, load_tail(row + k, cols - k));
-    memcpy(out + k, tail, (size_t)(cols - k) * sizeof(float));
-    return out;
+    if (k < cols) store(out + k, load_tail(row + k, cols - k));
+}
+
+// 4 rows x 3 tokens keep all registers busy.
+template <int kTokens>
+inline void panel_dots(const float (*w)[Panel::kColumns], const float* x, int64_t x_stride,
+                       int64_t cols, F32 (*sums)[Panel::kRows]) {
+    F32 s[4][kTokens];
+    for (int r = 0; r < 4; ++r)
+        for (int t = 0; t < kTokens; ++t) s[r][t] = sums[t][r];
+    const auto step = [&](int64_t k, const F32* xs) {
+        for (int r = 0; r < Panel::kRows; ++r) {
+            const F32 row = load(w[r] + k);
+            for (int t = 0; t < kTokens; ++t) s[r][t] = fma(row, xs[t], s[r][t]);
+        }
+    };
+    F32 xs[kTokens];
+    int64_t k = 0;
+    for (; k + 8 <= cols; k += 8) {
+        for (int t = 0; t < kTokens; ++t) xs[t] = load(x + t * x_stride + k);
+        step(k, xs);
+    }
+    if (k < cols) {
+        for (int t = 0; t < kTokens; ++t) xs[t] = load_tail(x + t * x_stride + k, cols - k);
+        step(k, xs);
+    }
+    for (int r = 0; r < 4; ++r)
+        for (int t = 0; t < kTokens; ++t) sums[t][r] = s[r][t];
+}
+
+// `rows` rows from r on, `tokens` tokens from t0 on.
+template <class Weight>
+inline void panels(const MatmulArgs& a, int64_t r, int64_t rows, int64_t t0, int64_t tokens) {
+    Panel& p = *(Panel*)a.scratch;
+    for (int64_t t = 0; t < tokens; ++t)
+        for (int i = 0; i < Panel::kRows; ++i) p.sums[t][i] = set(0.0f);
+    for (int64_t k = 0; k < a.cols; k += Panel::kColumns) {
+        const int64_t cols = smaller(Panel::kColumns, a.cols - k);
+        for (int64_t i = 0; i < Panel::kRows; ++i) {  // the last row again where there are too few
+            const int64_t row = r + smaller(i, rows - 1);
+            widen((const Weight*)((const char*)a.w + row * a.row_bytes) + k, cols, p.w[i]);
+        }
+        const float* x = a.x.x + t0 * a.cols + k;
+        int64_t t = 0;
+        for (; t + 3 <= tokens; t += 3)
+            panel_dots<3>(p.w, x + t * a.cols, a.cols, cols, p.sums + t);
+        for (; t < tokens; ++t) panel_dots<1>(p.w, x + t * a.cols, a.cols, cols, p.sums + t);
+    }
+    for (int64_t t = 0; t < tokens; ++t)
+        for (int64_t i = 0; i < rows; ++i) a.y[(t0 + t) * a.y_stride + r + i] = sum8(p.sums[t][i]);
 }
 
 template <class Weight>
 void matmul_float(const MatmulArgs& a) {
-    const auto row = [&a](int64_t r) {
-        return (const Weight*)((const char*)a.w + r * a.row_bytes);
-    };
-    int64_t r = a.row_begin;
-    if (a.tokens == 1) {
-        const Runs runs = eight_runs(a);
-        for (int64_t i = 0; i < runs.length; ++i) {
-            const Weight* rows[8];
-            for (int lane = 0; lane < 8; ++lane) rows[lane] = (const Weight*)runs.row(lane, i);
-            dot_float<Weight, 8, 1>(rows, a.x.x, a.cols, a.y + r + i, 0, runs.length);
-        }
-        r += 8 * runs.length;
-    }
-    for (; r + 4 <= a.row_end; r += 4) {
-        const Weight* rows[4] = {row(r), row(r + 1), row(r + 2), row(r + 3)};
-        if (a.tokens < 3) {
-            rows_float<Weight, 4>(rows, a, a.y + r);
-        } else {  // widening is exact: convert once for all tokens
-            const float* wide[4];
-            for (int i = 0; i < 4; ++i)
-                wide[i] = widen(rows[i], a.cols, (float*)a.scratch + i * a.cols);
-            rows_float<float, 4>(wide, a, a.y + r);
-        }
-    }
-    for (; r < a.row_end; ++r) {
-        const Weight* rows[1] = {row(r)};
-        rows_float<Weight, 1>(rows, a, a.y + r);
-    }
+    if (a.tokens == 1) return decode_float<Weight>(a);
+    for (int64_t r = a.row_begin; r < a.row_end; r += Panel::kRows)
+        for (int64_t t = 0; t < a.tokens; t += Panel::kTokens)
+            panels<Weight>(a, r, smaller(Panel::kRows, a.row_end - r), t,
+                           smaller(Panel::kTokens, a.tokens - t));
 }
 
 // --- matmul: block types ---

@@ -41,8 +41,10 @@ struct MatmulArgs {
     int64_t y_stride;
     void* scratch;  // matmul_scratch_bytes(cols), 64-byte aligned, for the length of the call
 };
-enum : int { kMatmulScratch = 40 };  // bytes per column
-static inline int64_t matmul_scratch_bytes(int64_t cols) { return kMatmulScratch * (cols + 8); }
+enum : int { kMatmulScratch = 40, kPanelScratch = 22528 };  // bytes per column, and besides
+static inline int64_t matmul_scratch_bytes(int64_t cols) {
+    return kMatmulScratch * cols + kPanelScratch;
+}
 typedef void (*Matmul)(const MatmulArgs& args);
 
 // Some channels of RWKV-4 (paper arXiv:2305.13048, appendix D). Sums of exponentials are kept as

@@ -1,0 +1,318 @@
+// SPDX-License-Identifier: Apache-2.0
+// How the block types lie in memory, for avx2_blocks.inl: their codes as vectors whose lanes are
+// rows, vector j holding in lane r the codes 4j .. 4j+3 of row r.
+
+// Eight rows, `stride` bytes apart.
+struct Rows {
+    const char* first;
+    int64_t stride;
+
+    const char* operator()(int lane) const { return first + lane * stride; }
+};
+
+// 16 bytes at `at` of every row -> out[j], lane r = dword j of row r.
+ALWAYS_INLINE void dwords(Rows rows, size_t at, __m256i out[4]) {
+    __m256i in[4];
+    UNROLL
+    for (int r = 0; r < 4; ++r) {  // rows r and r + 4 in the halves of in[r]
+        const __m128i low = _mm_loadu_si128((const __m128i*)(rows(r) + at));
+        const __m128i high = _mm_loadu_si128((const __m128i*)(rows(r + 4) + at));
+        in[r] = _mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1);
+    }
+    const __m256i a = _mm256_unpacklo_epi32(in[0], in[1]), b = _mm256_unpackhi_epi32(in[0], in[1]);
+    const __m256i c = _mm256_unpacklo_epi32(in[2], in[3]), d = _mm256_unpackhi_epi32(in[2], in[3]);
+    out[0] = _mm256_unpacklo_epi64(a, c);
+    out[1] = _mm256_unpackhi_epi64(a, c);
+    out[2] = _mm256_unpacklo_epi64(b, d);
+    out[3] = _mm256_unpackhi_epi64(b, d);
+}
+
+// The half at byte `at` of every row.
+ALWAYS_INLINE F32 halves(Rows rows, size_t at) {
+    const auto half = [&](int r) {
+        uint16_t bits;
+        memcpy(&bits, rows(r) + at, sizeof bits);
+        return (int)bits;
+    };
+    __m128i low = _mm_cvtsi32_si128(half(0)), high = _mm_cvtsi32_si128(half(4));
+    low = _mm_insert_epi16(low, half(1), 1);
+    high = _mm_insert_epi16(high, half(5), 1);
+    low = _mm_insert_epi16(low, half(2), 2);
+    high = _mm_insert_epi16(high, half(6), 2);
+    low = _mm_insert_epi16(low, half(3), 3);
+    high = _mm_insert_epi16(high, half(7), 3);
+    return _mm256_cvtph_ps(_mm_unpacklo_epi64(low, high));
+}
+
+// The dword at byte `at` of every row.
+ALWAYS_INLINE __m256i dword(Rows rows, size_t at) {
+    int32_t v[8];
+    UNROLL
+    for (int r = 0; r < 8; ++r) memcpy(&v[r], rows(r) + at, 4);
+    return _mm256_setr_epi32(v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7]);
+}
+
+// What the values of 32 columns are: d * code + m, or d * code - m.
+struct ScaleOffset {
+    F32 d, m;
+};
+
+// From two halves in every lane.
+ALWAYS_INLINE ScaleOffset two_halves(__m256i v) {
+    const __m256i low = _mm256_and_si256(v, _mm256_set1_epi32(0xffff));
+    const __m256i packed = _mm256_packus_epi32(low, _mm256_srli_epi32(v, 16));
+    const __m256i sorted = _mm256_permute4x64_epi64(packed, 0xd8);
+    return {_mm256_cvtph_ps(_mm256_castsi256_si128(sorted)),
+            _mm256_cvtph_ps(_mm256_extracti128_si256(sorted, 1))};
+}
+
+ALWAYS_INLINE __m256i low_nibbles(__m256i v) { return _mm256_and_si256(v, _mm256_set1_epi8(15)); }
+ALWAYS_INLINE __m256i high_nibbles(__m256i v) { return low_nibbles(_mm256_srli_epi16(v, 4)); }
+
+// Bits `from` and up of every byte to bit 4 and up, under a mask.
+ALWAYS_INLINE __m256i to_bit4(__m256i v, int from, char mask) {
+    v = from <= 4 ? _mm256_slli_epi16(v, 4 - from) : _mm256_srli_epi16(v, from - 4);
+    return _mm256_and_si256(v, _mm256_set1_epi8(mask));
+}
+
+ALWAYS_INLINE F32 byte_as_float(__m256i v, int byte) {
+    return _mm256_cvtepi32_ps(
+        _mm256_and_si256(_mm256_srli_epi32(v, 8 * byte), _mm256_set1_epi32(255)));
+}
+
+// --- the types ---
+//
+// A Layout says how a block of a type makes the codes of kBlocks times 32 columns:
+//   kGroup    how many of them come out of the same bytes
+//   kAdds     how many products of a vector an i16 can add up before it could overflow (codes of 15
+//             times 127, two per i16: 3810 x 8 < 2^15; 31: 7874 x 4; 63: 16002 x 2)
+//   kZero     the code that means zero, or 0
+//   kOffset   whether m is added to every value
+//   Header    what is read once per block
+//   codes     calls use(i, j, codes) for each vector j of each 32 columns i of a group
+//   scale, offset   d and m of 32 columns
+
+struct NoHeader {};
+
+// Types of one block of 32 whose codes are nibbles, and perhaps a fifth bit.
+template <class Block>
+struct NibbleLayout {
+    enum { kBlocks = 1, kGroup = 1 };
+    template <class Header, class Use>
+    ALWAYS_INLINE static void codes(Rows at, const Header&, int, Use use) {
+        __m256i bytes[4];
+        dwords(at, offsetof(Block, q), bytes);
+        UNROLL
+        for (int j = 0; j < 4; ++j) {
+            use(0, j, low_nibbles(bytes[j]));
+            use(0, j + 4, high_nibbles(bytes[j]));
+        }
+    }
+};
+
+// d alone, or d and m, before everything else in the block.
+struct ScaleOnly {
+    using Header = NoHeader;
+    static Header header(Rows) { return {}; }
+    ALWAYS_INLINE static F32 scale(Rows at, const Header&, int) { return halves(at, 0); }
+    ALWAYS_INLINE static F32 offset(Rows, const Header&, int) { return set(0.0f); }
+};
+struct ScaleAndOffset {
+    using Header = ScaleOffset;
+    ALWAYS_INLINE static Header header(Rows at) { return two_halves(dword(at, 0)); }
+    ALWAYS_INLINE static F32 scale(Rows, const Header& h, int) { return h.d; }
+    ALWAYS_INLINE static F32 offset(Rows, const Header& h, int) { return h.m; }
+};
+
+// The fifth bit of value 4j + i, bit 4j + i of a row's qh, goes to bit 4 of byte i of vector j.
+template <class Block>
+struct FifthBitLayout : NibbleLayout<Block> {
+    template <class Header, class Use>
+    ALWAYS_INLINE static void codes(Rows at, const Header& header, int, Use use) {
+        const __m256i qh = dword(at, offsetof(Block, qh));
+        const __m256i up =
+            _mm256_slli_epi32(qh, 4);  // now each nibble of qh is one on top of a byte
+        const __m256i byte0 = _mm256_setr_epi8(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12,
+                                               0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12);
+        const __m256i own_bit = _mm256_set1_epi32((int32_t)0x80402010u);
+        NibbleLayout<Block>::codes(at, header, 0, [&](int, int j, __m256i codes) INLINE_LAMBDA {
+            const __m256i byte = _mm256_shuffle_epi8(
+                j % 2 == 0 ? up : qh, _mm256_add_epi8(byte0, _mm256_set1_epi8((char)(j / 2))));
+            const __m256i bit = _mm256_and_si256(byte, own_bit);
+            use(0, j, _mm256_or_si256(codes, _mm256_min_epu8(bit, _mm256_set1_epi8(16))));
+        });
+    }
+};
+
+template <class Block>
+struct Layout;
+template <>
+struct Layout<BlockQ4_0> : NibbleLayout<BlockQ4_0>, ScaleOnly {
+    enum { kAdds = 8, kZero = 8, kOffset = 0 };
+};
+template <>
+struct Layout<BlockQ4_1> : NibbleLayout<BlockQ4_1>, ScaleAndOffset {
+    enum { kAdds = 8, kZero = 0, kOffset = 1 };
+};
+template <>
+struct Layout<BlockQ5_0> : FifthBitLayout<BlockQ5_0>, ScaleOnly {
+    enum { kAdds = 4, kZero = 16, kOffset = 0 };
+};
+template <>
+struct Layout<BlockQ5_1> : FifthBitLayout<BlockQ5_1>, ScaleAndOffset {
+    enum { kAdds = 4, kZero = 0, kOffset = 1 };
+};
+
+// d, dmin and the six-bit scales and minima of Q4_K and Q5_K: the first 16 bytes.
+struct ScalesK {
+    ScaleOffset d;
+    __m256i scales[2], mins[2];  // four bytes each per row
+};
+
+ALWAYS_INLINE ScalesK scales_k(Rows at) {
+    __m256i w[4];
+    dwords(at, 0, w);
+    const __m256i six = _mm256_set1_epi8(63), four = _mm256_set1_epi8(15),
+                  top = _mm256_set1_epi8(0x30);
+    return {two_halves(w[0]),
+            {_mm256_and_si256(w[1], six),
+             _mm256_or_si256(_mm256_and_si256(w[3], four),
+                             _mm256_and_si256(_mm256_srli_epi16(w[1], 2), top))},
+            {_mm256_and_si256(w[2], six),
+             _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16(w[3], 4), four),
+                             _mm256_and_si256(_mm256_srli_epi16(w[2], 2), top))}};
+}
+
+ALWAYS_INLINE F32 scale_k(const ScalesK& h, int i) {
+    return mul(h.d.d, byte_as_float(h.scales[i / 4], i % 4));
+}
+ALWAYS_INLINE F32 offset_k(const ScalesK& h, int i) {
+    return sub(set(0.0f), mul(h.d.m, byte_as_float(h.mins[i / 4], i % 4)));
+}
+
+template <>
+struct Layout<BlockQ4_K> {
+    enum { kBlocks = 8, kGroup = 2, kAdds = 8, kZero = 0, kOffset = 1 };
+    using Header = ScalesK;
+    ALWAYS_INLINE static Header header(Rows at) { return scales_k(at); }
+    template <class Use>
+    ALWAYS_INLINE static void codes(Rows at, const Header&, int group, Use use) {
+        UNROLL
+        for (int half = 0; half < 2; ++half) {
+            __m256i bytes[4];
+            dwords(at, offsetof(BlockQ4_K, q) + (size_t)(32 * group + 16 * half), bytes);
+            UNROLL
+            for (int j = 0; j < 4; ++j) {
+                use(0, 4 * half + j, low_nibbles(bytes[j]));
+                use(1, 4 * half + j, high_nibbles(bytes[j]));
+            }
+        }
+    }
+    ALWAYS_INLINE static F32 scale(Rows, const Header& h, int i) { return scale_k(h, i); }
+    ALWAYS_INLINE static F32 offset(Rows, const Header& h, int i) { return offset_k(h, i); }
+};
+
+template <>
+struct Layout<BlockQ5_K> {
+    enum { kBlocks = 8, kGroup = 2, kAdds = 4, kZero = 0, kOffset = 1 };
+    struct Header {
+        ScalesK k;
+        __m256i qh[8];
+    };
+    ALWAYS_INLINE static Header header(Rows at) {
+        Header h;
+        h.k = scales_k(at);
+        dwords(at, offsetof(BlockQ5_K, qh), h.qh);
+        dwords(at, offsetof(BlockQ5_K, qh) + 16, h.qh + 4);
+        return h;
+    }
+    template <class Use>
+    ALWAYS_INLINE static void codes(Rows at, const Header& h, int group, Use use) {
+        UNROLL
+        for (int half = 0; half < 2; ++half) {
+            __m256i bytes[4];
+            dwords(at, offsetof(BlockQ5_K, q) + (size_t)(32 * group + 16 * half), bytes);
+            UNROLL
+            for (int j = 0; j < 4; ++j) {
+                const __m256i qh = h.qh[4 * half + j];
+                use(0, 4 * half + j,
+                    _mm256_or_si256(low_nibbles(bytes[j]), to_bit4(qh, 2 * group, 0x10)));
+                use(1, 4 * half + j,
+                    _mm256_or_si256(high_nibbles(bytes[j]), to_bit4(qh, 2 * group + 1, 0x10)));
+            }
+        }
+    }
+    ALWAYS_INLINE static F32 scale(Rows, const Header& h, int i) { return scale_k(h.k, i); }
+    ALWAYS_INLINE static F32 offset(Rows, const Header& h, int i) { return offset_k(h.k, i); }
+};
+
+template <>
+struct Layout<BlockQ6_K> {
+    enum { kBlocks = 8, kGroup = 4, kAdds = 2, kZero = 32, kOffset = 0 };
+    struct Header {
+        F32 d;
+        __m256i scales[4];  // four bytes each per row, two per 32 columns
+    };
+    ALWAYS_INLINE static Header header(Rows at) {
+        Header h;
+        h.d = halves(at, offsetof(BlockQ6_K, d));
+        dwords(at, offsetof(BlockQ6_K, scales), h.scales);
+        return h;
+    }
+    template <class Use>
+    ALWAYS_INLINE static void codes(Rows at, const Header&, int group, Use use) {
+        __m256i qh[8];
+        dwords(at, offsetof(BlockQ6_K, qh) + (size_t)(32 * group), qh);
+        dwords(at, offsetof(BlockQ6_K, qh) + (size_t)(32 * group + 16), qh + 4);
+        UNROLL
+        for (int run = 0; run < 2; ++run) {
+            UNROLL
+            for (int half = 0; half < 2; ++half) {
+                __m256i bytes[4];
+                dwords(at, (size_t)(64 * group + 32 * run + 16 * half), bytes);
+                UNROLL
+                for (int i = 0; i < 4; ++i) {
+                    const int j = 4 * half + i;
+                    use(run, j,
+                        _mm256_or_si256(low_nibbles(bytes[i]), to_bit4(qh[j], 2 * run, 0x30)));
+                    use(run + 2, j,
+                        _mm256_or_si256(high_nibbles(bytes[i]), to_bit4(qh[j], 2 * run + 4, 0x30)));
+                }
+            }
+        }
+    }
+    ALWAYS_INLINE static F32 scale(Rows, const Header& h, int) { return h.d; }
+    ALWAYS_INLINE static F32 offset(Rows, const Header&, int) { return set(0.0f); }
+    // Bytes `a` and `b` of every dword, as a pair of i16.
+    ALWAYS_INLINE static __m256i pair(__m256i v, int a, int b) {
+        const auto at = [&](int lane) {
+            return _mm_set1_epi32((4 * lane + b) << 24 | (4 * lane + a) << 8 | 0x00800080);
+        };
+        const __m128i low =
+            _mm_unpacklo_epi64(_mm_unpacklo_epi32(at(0), at(1)), _mm_unpacklo_epi32(at(2), at(3)));
+        return _mm256_srai_epi16(_mm256_shuffle_epi8(v, _mm256_broadcastsi128_si256(low)), 8);
+    }
+};
+
+// Codes of -128 to 127: a product of two signed bytes takes the sign to the other side.
+struct SignedCodes {
+    __m256i magnitude, sign;  // sign: -1 in every negative byte
+};
+
+template <>
+struct Layout<BlockQ8_0> : ScaleOnly {
+    enum { kBlocks = 1, kGroup = 1, kAdds = 1, kZero = 0, kOffset = 0 };
+    template <class Use>
+    ALWAYS_INLINE static void codes(Rows at, const Header&, int, Use use) {
+        UNROLL
+        for (int half = 0; half < 2; ++half) {
+            __m256i bytes[4];
+            dwords(at, offsetof(BlockQ8_0, q) + (size_t)(16 * half), bytes);
+            UNROLL
+            for (int j = 0; j < 4; ++j)
+                use(0, 4 * half + j,
+                    SignedCodes{_mm256_abs_epi8(bytes[j]),
+                                _mm256_cmpgt_epi8(_mm256_setzero_si256(), bytes[j])});
+        }
+    }
+};
