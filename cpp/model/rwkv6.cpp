@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // RWKV-6 "Finch": arXiv:2404.05892, and BlinkDL's RWKV_v6_demo.py.
+#include <algorithm>
 #include <array>
 
 #include "base/error.h"

@@ -13,6 +13,7 @@ from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .generation import Sampling
@@ -154,7 +155,13 @@ class Conversation:
                 self._feed(TURN_END[newlines:])
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write the conversation's state. Raises OSError where that cannot be done."""
+        """Write the conversation's state.
+
+        Raises ValueError where `path` is the model's file, OSError where it cannot be written.
+        """
+        model = self.session.model.path
+        if Path(path).exists() and model.exists() and model.samefile(path):
+            raise ValueError(f"{path}: is the model itself; name another file")
         self._finish()
         self.session.state.save(path)
 

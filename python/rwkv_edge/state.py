@@ -37,7 +37,8 @@ class StateShape:
 
     def __str__(self) -> str:
         parts = dict(self.parts)
-        text = f"{self.arch} with {self.n_layer} layers"
+        layers = f"{self.n_layer} layers"
+        text = layers if self.arch == TUNED else f"{self.arch} with {layers}"
         if "att_shift" in parts:
             text += f", width {parts['att_shift'][0]}"
         heads = parts.get("wkv") or parts.get(TUNED)
@@ -146,7 +147,8 @@ class State:
             state.numpy()["wkv"][:] = values.swapaxes(2, 3) if turned else values
             return state
         if self.shape != shape:
+            kind = "tuned state" if self.tuned else "state"
             raise _core.FormatError(
-                f"{self.source}: a state of {self.shape} does not fit {model}: {shape}"
+                f"{self.source}: a {kind} of {self.shape} does not fit {model}: {shape}"
             )
         return self

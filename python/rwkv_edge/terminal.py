@@ -21,7 +21,7 @@ from .chat import Conversation
 from .generation import Sampling
 
 CLEAR_LINE = "\r\033[K"
-# Control characters in a model's text must not steer the terminal.
+# Control characters in a model's text or a file's names must not steer the terminal.
 CONTROLS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 HISTORY_LINES = 1000
 HELP = """\
@@ -205,9 +205,10 @@ def line_editing() -> Iterator[None]:
 
 
 def error_text(error: BaseException) -> str:
-    """An error as one line."""
+    """An error as a line, or as a line and a list below it."""
+    text = str(error)
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return f"{error.filename}: {error.strerror}"
+        text = f"{error.filename}: {error.strerror}"
     if isinstance(error, MemoryError):
-        return "not enough memory"
-    return " ".join(str(error).split()) or type(error).__name__
+        text = "not enough memory"
+    return text.translate(CONTROLS) or type(error).__name__  # it may quote a hostile file

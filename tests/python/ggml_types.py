@@ -35,7 +35,7 @@ TYPES: dict[str, tuple[int, int, int]] = {
 PLAIN = ("f32", "f16", "bf16")
 K_TYPES = ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k")
 # Types whose dot product sees the activations rounded to 8 bits.
-ROUNDED = ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1")
+ROUNDED = ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q4_k", "q5_k", "q6_k")
 
 RECORDS = {
     "q4_0": np.dtype([("d", "<f2"), ("qs", "u1", 16)]),

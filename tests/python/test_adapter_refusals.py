@@ -184,17 +184,6 @@ def test_files_that_are_no_adapters(tmp_path: Path) -> None:
             apply_adapter(base, ck.write(tmp_path, data, "a.pth"), alpha=1)
 
 
-def test_a_small_file_that_claims_a_large_rank(tmp_path: Path) -> None:
-    rank = 1 << 40
-    tensors = {
-        f"{KEY}.lora_A": ck.torch_tensor("0", (rank, 128), numel=1, strides=(0, 0)),
-        f"{KEY}.lora_B": ck.torch_tensor("0", (128, rank), numel=1, strides=(0, 0)),
-    }
-    path = ck.write(tmp_path, ck.pth(tensors, {"data/0": bytes(4)}), "a.pth")
-    with pytest.raises(FormatError, match=r"lora_A \[1099511627776, 128\]"):
-        apply_adapter(opened(tmp_path, base_of()), path, alpha=1)
-
-
 def test_a_quantized_model_takes_no_adapter(tmp_path: Path) -> None:
     base = ck.write(tmp_path, ck.ggmf_of(base_of(), "q8_0").to_bytes(), "base.bin")
     path = ck.write(tmp_path, ck.pth_of(LORA_OF_KEY), "lora.pth")

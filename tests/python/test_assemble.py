@@ -102,7 +102,7 @@ def test_files_of_rwkv_cpp(tmp_path: Path, vocab: Path, version: str, kind: str)
     convert(path, tmp_path / "model.gguf", vocab=vocab, type="f32" if kind == "f32" else None)
     found = logits(path)
     np.testing.assert_array_equal(found, logits(tmp_path / "model.gguf"))
-    if kind == "f32" and version[0] in "67":  # else it holds decays that were rounded to float32
+    if kind == "f32":
         pth = ck.write(tmp_path, ck.pth_of(weights), "model.pth")
         np.testing.assert_array_equal(found, logits(pth))
 
@@ -227,7 +227,7 @@ def test_hint(tmp_path: Path, vocab: Path) -> None:
 
 BROKEN: dict[str, tuple[Callable[[], bytes], type[Exception], str]] = {
     "text": (lambda: b"hello, this is text", FormatError, r"neither a GGUF"),
-    "nothing": (lambda: b"", FormatError, r"neither a GGUF"),
+    "nothing": (lambda: b"", FormatError, r"the file is empty"),
     "another model": (
         lambda: ck.pth_of({"wte": np.zeros((2, 3), np.float32)}),
         UnsupportedError,

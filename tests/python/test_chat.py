@@ -177,6 +177,15 @@ def test_a_saved_conversation_goes_on(model: Model, tmp_path: Path) -> None:
     assert bits(other.session) == bits(chat.session)
 
 
+def test_the_model_is_not_overwritten(model: Model, tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    data = model.path.read_bytes()
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"model\.gguf: is the model itself; name another file"):
+        Conversation(Model(path)).save(path)
+    assert path.read_bytes() == data
+
+
 def test_a_state_that_does_not_fit_changes_nothing(
     model: Model, tiny_model: GetModel, tmp_path: Path
 ) -> None:

@@ -298,6 +298,19 @@ def test_bad_files(bad_files: dict[str, Path], command: str, name: str) -> None:
     assert not (path.parent / "out").exists()
 
 
+def test_an_error_is_a_line_and_a_list(tmp_path: Path) -> None:
+    """Names come from the file, and cannot steer a terminal."""
+    more = {name: checkpoints.random(2) for name in ("blocks.0.\x1b[2J", "blocks.0.b")}
+    path = checkpoints.write(tmp_path, checkpoints.pth_of({**checkpoints.weights_of(), **more}))
+    done = run("convert", path, tmp_path / "out")
+    assert done.returncode == 1
+    assert done.stderr.decode() == (
+        f"Error: {path}: the tensors do not fit:\n"
+        "  unused blocks.0.\ufffd[2J [2]\n  unused blocks.0.b [2]\n"
+    )
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_an_error_has_no_traceback(tmp_path: Path) -> None:
     done = run("info", tmp_path / "none")
     assert (done.returncode, done.stdout) == (1, b"")

@@ -53,6 +53,16 @@ def test_input_is_not_overwritten(tmp_path: Path, vocab: Path) -> None:
     assert path.read_bytes() == before
 
 
+def test_a_file_in_a_folder_of_inputs_is_not_overwritten(tmp_path: Path, vocab: Path) -> None:
+    path = ck.write(tmp_path, ck.safetensors_of(ck.weights_of()), "model.safetensors")
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="input and output are the same file"):
+        convert(tmp_path, path, vocab=vocab)
+    assert path.read_bytes() == before
+    for _ in range(2):  # an older target is
+        convert(tmp_path, tmp_path / "model.gguf", vocab=vocab)
+
+
 def test_interrupted_work_leaves_nothing(tmp_path: Path, vocab: Path) -> None:
     path = ck.write(tmp_path, ck.pth_of(ck.weights_of()))
     target = ck.write(tmp_path, b"an older file", "out.gguf")

@@ -59,7 +59,7 @@ FORMS: dict[str, tuple[Callable[[Path, str], Path], str]] = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("version", ["4", "5.0", "5.2", "6", "7"])
+@pytest.mark.parametrize("version", ["4", "5.0", "5.1", "5.2", "6", "7"])
 def test_models(tmp_path: Path, form: str, version: str) -> None:
     make, expected = FORMS[form]
     sentence, lines = info(make(tmp_path, version))

@@ -76,7 +76,7 @@ def test_metadata_is_kept(tmp_path: Path) -> None:
         (b"ggmf\0\0\0\x65", UnsupportedError, r"a big-endian file of rwkv\.cpp"),
         (b"ggjt\3\0\0\0", FormatError, r"neither a GGUF"),
         (b"hello", FormatError, r"neither a GGUF.* nor an rwkv\.cpp file"),
-        (b"", FormatError, r"neither a GGUF"),
+        (b"", FormatError, "the file is empty"),
         (b'{"model_type": "rwkv"}', FormatError, "weight_map is missing or empty"),
     ],
 )

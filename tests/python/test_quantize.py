@@ -213,6 +213,14 @@ def test_what_has_its_type_already_is_copied(tmp_path: Path, tiny_model: GetMode
     assert ck.tensors_of(target) == ck.tensors_of(again)
 
 
+@pytest.mark.parametrize("make", [lambda: ck.pth_of(ck.weights_of()), lambda: b"hello"])
+def test_other_files_are_for_convert(tmp_path: Path, make: Callable[[], bytes]) -> None:
+    path = ck.write(tmp_path, make())
+    for source in (path, tmp_path):
+        with pytest.raises(FormatError, match="not a GGUF file; `convert` makes one"):
+            quantize(source, tmp_path / "out.gguf", type="q4_0")
+
+
 def test_other_architectures_are_refused(tmp_path: Path) -> None:
     model = tiny.tiny_model(tiny.SHAPES["d128"], "f16", seed=1)
     model.file.put("general.architecture", tiny.STRING, "llama")

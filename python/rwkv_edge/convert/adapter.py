@@ -24,6 +24,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from .._core import FormatError, UnsupportedError
+from .names import listed, without_ones
 from .pth import LEGACY_MAGIC, read_pth
 from .safetensors import json_object, read_safetensors
 from .source import F32, Checkpoint, Tensor, turned
@@ -31,7 +32,6 @@ from .source import F32, Checkpoint, Tensor, turned
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 MAX_CONFIG = 1 << 20  # bytes
-MAX_PROBLEMS = 20
 PREFIXES = ("base_model.model.", "_forward_module.", "module.", "model.")
 PART = re.compile(
     r"(.+)\.((?:init_)?lora_[AB]|lora\.[01]|disha|bone|miss_block|bone_block)(?:\.weight)?"
@@ -292,7 +292,7 @@ def apply_adapter(
         base = tensors.get(name)
         if base is None and not name.endswith(".att.time_state"):
             problems.append(f"{name} matches nothing")
-        elif base is not None and _without_ones(base.shape) != _without_ones(tensor.shape):
+        elif base is not None and without_ones(base.shape) != without_ones(tensor.shape):
             problems.append(f"{name} is {list(tensor.shape)}, in the model {list(base.shape)}")
         else:
             tensors[name] = tensor
@@ -314,10 +314,8 @@ def apply_adapter(
         unused = [module for module in begun.modules if module not in adapter.modules]
         problems += [f"{module} of {begun.path} matches nothing" for module in unused]
     if problems:
-        shown = "\n  ".join(problems[:MAX_PROBLEMS])
-        more = f"\n  and {len(problems) - MAX_PROBLEMS} more" * (len(problems) > MAX_PROBLEMS)
         raise FormatError(
-            f"{adapter.path}: the adapter does not fit {checkpoint.path}:\n  {shown}{more}"
+            f"{adapter.path}: the adapter does not fit {checkpoint.path}:{listed(problems)}"
         )
     return replace(checkpoint, tensors=tensors)
 
@@ -414,7 +412,3 @@ def _shard_changes(
     if fits and out % size == 0:
         return (Shard(shard),), []
     return (), [f"found {list(shard.shape)}, which fits no matrix [{out}, {columns}]"]
-
-
-def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(n for n in shape if n != 1)

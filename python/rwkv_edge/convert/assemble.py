@@ -15,7 +15,7 @@ from .convert import plan_model, plan_types, vocabulary_of
 from .gguf_writer import TensorPlan, header
 from .names import Output
 from .open import open_checkpoint
-from .quantize import CHUNK_VALUES, FLOAT_TYPES, Types, encode
+from .quantize import CHUNK_VALUES, FLOAT_TYPES, Types, encode, is_gguf
 
 
 def open_model_file(
@@ -56,14 +56,6 @@ def hint(file: ModelFile) -> str | None:
         f"the weights of {Path(file.path).name} are used as they lie there, in {kind}; "
         f"`rwkv-edge convert {file.path} OUT.gguf --type q4_0` makes it smaller and faster"
     )
-
-
-def is_gguf(path: Path) -> bool:
-    """Whether a path leads to a GGUF file; one of the other byte order is one too."""
-    if path.is_dir():
-        return False
-    with path.open("rb") as file:
-        return file.read(4) in (b"GGUF", b"FUGG")
 
 
 def _bytes(path: Path, output: Output, plan: TensorPlan) -> NDArray[np.uint8]:

@@ -16,7 +16,15 @@ from .adapter import apply_adapter
 from .gguf_writer import GGUFWriter, Progress, TensorPlan, Value, string, uint32
 from .names import Binder, Output, detect
 from .open import open_checkpoint
-from .quantize import CHUNK_VALUES, FLOAT_TYPES, Types, encode, is_float32, is_quantizable
+from .quantize import (
+    CHUNK_VALUES,
+    FLOAT_TYPES,
+    Types,
+    encode,
+    is_float32,
+    is_gguf,
+    is_quantizable,
+)
 from .source import Checkpoint
 from .tuned_state import merge_state
 from .vocab import find_vocabulary, load_vocabulary
@@ -90,7 +98,10 @@ def convert(
         )
     metadata |= vocabulary
     named = [Path(path) for path in (vocab, adapter, adapter_init, state) if path is not None]
-    write_model(target, metadata, outputs, types, inputs=[source, *named], progress=progress)
+    inputs = [source, *named]
+    if target.is_file() and not is_gguf(target):  # which an older target is, in a folder of inputs
+        inputs += [file for path in inputs if path.is_dir() for file in path.iterdir()]
+    write_model(target, metadata, outputs, types, inputs=inputs, progress=progress)
 
 
 def vocabulary_of(

@@ -141,7 +141,7 @@ class Binder:
         tensor = self._tensors.get(name)
         if tensor is None:
             raise FormatError(f"{self.path}: missing tensor {name}, expected {dims} dimensions")
-        shape = _without_ones(tensor.shape) if len(tensor.shape) > dims else tensor.shape
+        shape = without_ones(tensor.shape) if len(tensor.shape) > dims else tensor.shape
         if len(shape) != dims or 0 in shape:
             raise FormatError(
                 f"{self.path}: tensor {name} is {list(tensor.shape)}, expected {dims} dimensions"
@@ -192,7 +192,7 @@ class Binder:
         tensor = self._tensors.get(name)
         if tensor is None:
             self._problems.append(f"missing {name}, expected {list(shape)}")
-        elif not tensor.shape or _without_ones(tensor.shape) != _without_ones(shape):
+        elif not tensor.shape or without_ones(tensor.shape) != without_ones(shape):
             self._problems.append(f"{name} is {list(tensor.shape)}, expected {list(shape)}")
             return None
         return tensor
@@ -207,12 +207,16 @@ class Binder:
             f"unused {name} {list(tensor.shape)}" for name, tensor in self._unused.items()
         ]
         if problems:
-            shown = "\n  ".join(problems[:MAX_PROBLEMS])
-            more = len(problems) - MAX_PROBLEMS
-            tail = f"\n  and {more} more" if more > 0 else ""
-            raise FormatError(f"{self.path}: the tensors do not fit:\n  {shown}{tail}")
+            raise FormatError(f"{self.path}: the tensors do not fit:{listed(problems)}")
         return self.outputs
 
 
-def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+def listed(problems: list[str]) -> str:
+    """A line for each, to stand below what they are problems of; the first MAX_PROBLEMS of many."""
+    more = len(problems) - MAX_PROBLEMS
+    lines = problems[:MAX_PROBLEMS] + [f"and {more} more"] * (more > 0)
+    return "".join(f"\n  {line}" for line in lines)
+
+
+def without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(n for n in shape if n != 1)

@@ -40,6 +40,8 @@ def _kind(path: Path) -> str:
     """ "pth", "safetensors", "ggmf" or "index", by what the file begins with."""
     with path.open("rb") as file:
         start = file.read(16)
+    if not start:
+        raise FormatError(f"{path}: the file is empty")
     if start.startswith((b"PK\3\4", LEGACY_MAGIC)):
         return "pth"
     if start.startswith(ggmf.MAGIC):

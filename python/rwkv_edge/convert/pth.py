@@ -8,6 +8,7 @@ opcode: only dictionaries and tensors can come out, no name in it is ever import
 
 from __future__ import annotations
 
+import math
 import pickletools
 import struct
 import zipfile
@@ -64,16 +65,21 @@ def read_pth(path: Path) -> Checkpoint:
     archive = _Archive(file)
     if archive.read("byteorder", b"little") != b"little":
         raise UnsupportedError(f"{path}: a big-endian file, only little-endian ones are read")
+    pickle = archive.read("data.pkl")
     try:
-        top = _Pickle(archive.read("data.pkl")).run()
+        top = _Pickle(pickle).run()
     except FormatError as error:
         raise FormatError(f"{path}: data.pkl: {error}") from None
     except (ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
         raise FormatError(f"{path}: data.pkl: malformed pickle ({error})") from None
-    tensors = {}
-    for name, value in _state_dict(path, top).items():
-        tensors[name] = _tensor(archive, name, value)
-    return Checkpoint(path, tensors)
+    refs = _state_dict(path, top)
+    # Some share bytes, as a head that is the embedding; strides of 0 would let them claim any size.
+    claimed = sum(
+        math.prod(ref.shape) * ITEM_BYTES.get(ref.storage.dtype, 1) for ref in refs.values()
+    )
+    if claimed > 2 * file.size:
+        raise FormatError(f"{path}: tensors of {claimed} bytes in a file of {file.size}")
+    return Checkpoint(path, {name: _tensor(archive, name, ref) for name, ref in refs.items()})
 
 
 def _state_dict(path: Path, top: object) -> dict[str, _TensorRef]:

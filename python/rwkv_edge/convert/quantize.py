@@ -122,6 +122,14 @@ def encode(values: F32, kind: str, where: str) -> NDArray[np.uint8]:
     return _core.quantize(np.ascontiguousarray(values), kind)
 
 
+def is_gguf(path: Path) -> bool:
+    """Whether a path leads to a GGUF file; one of the other byte order is one too."""
+    if path.is_dir():
+        return False
+    with path.open("rb") as file:
+        return file.read(4) in (b"GGUF", b"FUGG")
+
+
 def quantize(
     source: str | Path,
     target: str | Path,
@@ -144,6 +152,8 @@ def quantize(
     """
     source, target = Path(source), Path(target)
     types = Types.choose(type, head_type, embd_type)
+    if not is_gguf(source):
+        raise FormatError(f"{source}: not a GGUF file; `convert` makes one of any type")
     file = ModelFile(str(source))
     architecture = file.get("general.architecture")
     if not str(architecture).startswith("rwkv"):
