@@ -247,11 +247,13 @@ def test_types_mixed_as_a_quantizer_mixes_them(tmp_path: Path, version: str) -> 
     shape = tiny.VERSIONS[version]["d256"]
     weights = tiny.random_weights(shape, SEED)
     rng = np.random.default_rng(3)
-    kinds, blocks = {}, {}
+    kinds, blocks, in_eight_bits = {}, {}, []
     for n, name in enumerate(name for name in weights if tiny.is_quantized(name)):
         kind = (*ggml.K_TYPES, "f16")[n % (len(ggml.K_TYPES) + 1)]
         value, stored = weights[name], gguf_name(name)
         kinds[stored] = kind
+        if kind in ggml.ROUNDED:
+            in_eight_bits.append(name)
         if kind == "f16":
             weights[name] = value.astype(np.float16).astype(np.float32)
         else:
@@ -261,9 +263,9 @@ def test_types_mixed_as_a_quantizer_mixes_them(tmp_path: Path, version: str) -> 
     tensors = converted(weights, version, TODAY)
     found = logits(save(tmp_path / "mixed.gguf", shape, tensors, kinds, blocks, TODAY))
     exact, _ = oracle(weights).forward(TOKENS)
-    eight: set[int] = set()  # the matrices whose products round their inputs
+    eight: set[int] = set()  # the matrices by whose type their products round the inputs
     rounded = oracle(weights, linear=lambda x, W: (rounding if id(W) in eight else multiply)(x, W))
-    eight |= {id(rounded.weights[n]) for n in weights if kinds.get(gguf_name(n)) in ggml.ROUNDED}
+    eight |= {id(rounded.weights[name]) for name in in_eight_bits}
     right, _ = rounded.forward(TOKENS)
     # As in test_logits: seen from the unrounded model, no worse than rounding alone.
     assert rms(found - exact) < 1.25 * rms(right - exact)
