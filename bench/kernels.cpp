@@ -47,11 +47,15 @@ struct Case {
         std::mt19937 random(1);
         std::normal_distribution<float> normal;
         for (float& value : x) value = normal(random);
-        // one row of random weights, repeated
+        // one row of random weights, repeated; of types without a quantizer, any bytes that make
+        // small scales
         std::vector<float> row(kCols);
         for (float& value : row) value = normal(random) * 0.05f;
         const auto bytes = static_cast<size_t>(type_bytes(info.type, kCols));
-        info.quantize(row.data(), w.data(), kCols);
+        if (info.quantize != nullptr)
+            info.quantize(row.data(), w.data(), kCols);
+        else
+            for (size_t i = 0; i < bytes; ++i) w[i] = static_cast<std::byte>(random() & 0x3b);
         for (size_t at = bytes; at < w.size(); at += bytes) std::memcpy(&w[at], w.data(), bytes);
     }
 
@@ -101,8 +105,7 @@ int main(int argc, char** argv) {
     for (const Kernels& kernels : available_kernels()) {
         if (!only_level.empty() && only_level != kernels.isa) continue;
         for (const TypeInfo& type : all_types()) {
-            if (kernels.matmul[static_cast<int>(type.type)] == nullptr || type.quantize == nullptr)
-                continue;
+            if (kernels.matmul[static_cast<int>(type.type)] == nullptr) continue;
             if (!only_type.empty() && only_type != type.name) continue;
             const int64_t row_bytes = type_bytes(type.type, kCols);
             Case memory(type, (int64_t{96} << 20) / row_bytes / 8 * 8, 1);

@@ -44,7 +44,8 @@ int32_t Sampler::sample(std::span<const float> logits) {
     const bool has_nan =
         std::any_of(logits_.begin(), logits_.end(), [](float l) { return std::isnan(l); });
     if (has_nan || best == logits_.end() || std::isinf(*best))
-        throw std::invalid_argument("the logits have no finite maximum");
+        throw std::invalid_argument(
+            "the logits have no finite maximum: the weights or the state hold NaN or infinity");
     const auto greedy = static_cast<int32_t>(best - logits_.begin());
     if (options_.temperature == 0.0 || options_.top_k == 1 || options_.top_p == 0.0) return greedy;
 

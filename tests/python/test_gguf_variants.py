@@ -263,7 +263,7 @@ def test_types_mixed_as_a_quantizer_mixes_them(tmp_path: Path, version: str) -> 
     tensors = converted(weights, version, TODAY)
     found = logits(save(tmp_path / "mixed.gguf", shape, tensors, kinds, blocks, TODAY))
     exact, _ = oracle(weights).forward(TOKENS)
-    eight: set[int] = set()  # the matrices by whose type their products round the inputs
+    eight: set[int] = set()  # matrices of a type whose products round their inputs
     rounded = oracle(weights, linear=lambda x, W: (rounding if id(W) in eight else multiply)(x, W))
     eight |= {id(rounded.weights[name]) for name in in_eight_bits}
     right, _ = rounded.forward(TOKENS)
