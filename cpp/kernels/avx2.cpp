@@ -191,11 +191,12 @@ void matmul_float(const MatmulArgs& a) {
 // --- matmul: block types ---
 
 // The inner loops are meant to be unrolled and inlined whole, and sums to be formed in the order
-// written: left alone, compilers hoist products until they spill.
+// written: left alone, compilers hoist products until they spill. PIN is a point that neither a
+// value nor other PINs may pass.
 #define ALWAYS_INLINE __attribute__((always_inline)) inline
 #define INLINE_LAMBDA __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 8")
-#define KEEP(vector) asm("" : "+x"(vector))
+#define PIN(vector) asm volatile("" : "+x"(vector))
 
 #include "kernels/avx2_blocks.inl"
 

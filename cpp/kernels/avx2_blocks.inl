@@ -83,7 +83,7 @@ struct Dot {
         __m256i& sum = sums[j / kAdds];
         const __m256i product = products(codes, x);
         sum = j % kAdds == 0 ? product : _mm256_add_epi16(sum, product);
-        KEEP(sum);
+        PIN(sum);
         if (j % kAdds != kAdds - 1) return;
         const __m256i wide = _mm256_madd_epi16(sum, extra.half(j / 4));
         total = j < kAdds ? wide : _mm256_add_epi32(total, wide);
@@ -122,12 +122,12 @@ ALWAYS_INLINE void fetch_ahead(Rows rows) {
             _mm_prefetch(rows(r) + 512 + at, _MM_HINT_T0);
 }
 
-// Sums over eight rows of whole blocks; x holds the activations broadcast, four to a vector.
+// Adds the products of eight rows with one token from block `i` on, where the rows begin; x holds
+// the activations broadcast, four to a vector.
 template <class Block>
-ALWAYS_INLINE F32 one_token(Rows rows, const __m256i* x, const MatmulArgs& a) {
+ALWAYS_INLINE F32 add_blocks(F32 acc, Rows rows, int64_t i, const __m256i* x, const MatmulArgs& a) {
     using L = Layout<Block>;
-    F32 acc = set(0.0f);
-    for (int64_t i = 0; i < a.cols / kBlock; i += L::kBlocks) {
+    for (; i < a.cols / kBlock; i += L::kBlocks) {
         if (L::kBlocks > 1) fetch_ahead<Block>(rows);
         const typename L::Header header = L::header(rows);
         UNROLL
@@ -144,14 +144,60 @@ ALWAYS_INLINE F32 one_token(Rows rows, const __m256i* x, const MatmulArgs& a) {
             UNROLL
             for (int b = 0; b < L::kGroup; ++b) {
                 const int at = group * L::kGroup + b;
-                const F32 m = L::kOffset ? L::offset(rows, header, at) : set(0.0f);
-                acc = add_block<Block>(acc, dots[b].total, extra[b], L::scale(rows, header, at), m,
-                                       BlockOfX::of(a.x, first + b));
+                acc = add_block<Block>(acc, dots[b].total, extra[b], L::scale(header, at),
+                                       L::offset(header, at), BlockOfX::of(a.x, first + b));
             }
         }
         rows.first += sizeof(Block);
     }
     return acc;
+}
+
+template <class Block>
+ALWAYS_INLINE F32 one_token(Rows rows, const __m256i* x, const MatmulArgs& a) {
+    return add_blocks<Block>(set(0.0f), rows, 0, x, a);
+}
+
+// With four bits, what limits is that the chain from a load to its sum is longer than a CPU can
+// look ahead. So bytes are loaded two blocks before their products and turned one before; PIN keeps
+// the order.
+template <class Block>
+ALWAYS_INLINE F32 one_token_of_nibbles(Rows rows, const __m256i* x, const MatmulArgs& a) {
+    using L = Layout<Block>;
+    const int64_t last = a.cols / kBlock - 2, size = sizeof(Block);
+    const Extra<Block> extra;
+    F32 acc = set(0.0f);
+    int64_t i = 0;
+    if (last > 0) {
+        __m256i bytes[4], loaded[4];
+        dwords(rows, offsetof(Block, q), bytes);
+        load_pairs(rows + size, offsetof(Block, q), loaded);
+        ScaleOffset now = L::header(rows);
+        for (; i < last; ++i) {
+            ScaleOffset next = L::header(rows + size);
+            PIN(next.d);
+            Dot<Block> dot;
+            L::codes_of(bytes, rows, [&](int, int j, __m256i codes) INLINE_LAMBDA {
+                dot.add(j, codes, x[8 * i + j], extra);
+            });
+            turn(loaded, bytes);
+            for (int j = 0; j < 4; ++j) PIN(bytes[j]);
+            rows.first += size;
+            load_pairs(rows + size, offsetof(Block, q), loaded);
+            for (int j = 0; j < 4; ++j) PIN(loaded[j]);
+            acc = add_block<Block>(acc, dot.total, extra, now.d, now.m, BlockOfX::of(a.x, i));
+            now = next;
+        }
+    }
+    return add_blocks<Block>(acc, rows, i, x, a);
+}
+template <>
+ALWAYS_INLINE F32 one_token<BlockQ4_0>(Rows rows, const __m256i* x, const MatmulArgs& a) {
+    return one_token_of_nibbles<BlockQ4_0>(rows, x, a);
+}
+template <>
+ALWAYS_INLINE F32 one_token<BlockQ4_1>(Rows rows, const __m256i* x, const MatmulArgs& a) {
+    return one_token_of_nibbles<BlockQ4_1>(rows, x, a);
 }
 
 // Eight vectors whose lanes are to be added -> lane r = the sum of v[r].
@@ -224,7 +270,8 @@ ALWAYS_INLINE Extra<Block> extra_of(const TileBlock<Block>&,
                                     const typename Layout<Block>::Header& header, int i) {
     return Extra<Block>::of(header, i);
 }
-ALWAYS_INLINE Extra<BlockQ8_0> extra_of(const TileBlock<BlockQ8_0>& block, NoHeader, int) {
+ALWAYS_INLINE Extra<BlockQ8_0> extra_of(const TileBlock<BlockQ8_0>& block, const ScaleOffset&,
+                                        int) {
     return Extra<BlockQ8_0>::of(block.codes);
 }
 
@@ -241,8 +288,8 @@ inline void fill_tile(Rows rows, int64_t blocks, TileBlock<Block>* tile) {
             UNROLL
             for (int b = 0; b < L::kGroup; ++b) {
                 const int at = group * L::kGroup + b;
-                to[b].d = L::scale(rows, header, at);
-                if (L::kOffset) to[b].m = L::offset(rows, header, at);
+                to[b].d = L::scale(header, at);
+                if (L::kOffset) to[b].m = L::offset(header, at);
                 to[b].extra = extra_of(to[b], header, at);
             }
         }

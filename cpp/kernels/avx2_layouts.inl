@@ -8,23 +8,33 @@ struct Rows {
     int64_t stride;
 
     const char* operator()(int lane) const { return first + lane * stride; }
+    Rows operator+(int64_t bytes) const { return {first + bytes, stride}; }
 };
 
-// 16 bytes at `at` of every row -> out[j], lane r = dword j of row r.
-ALWAYS_INLINE void dwords(Rows rows, size_t at, __m256i out[4]) {
-    __m256i in[4];
+// 16 bytes at `at` of rows r and r + 4 in the halves of in[r].
+ALWAYS_INLINE void load_pairs(Rows rows, size_t at, __m256i in[4]) {
     UNROLL
-    for (int r = 0; r < 4; ++r) {  // rows r and r + 4 in the halves of in[r]
+    for (int r = 0; r < 4; ++r) {
         const __m128i low = _mm_loadu_si128((const __m128i*)(rows(r) + at));
         const __m128i high = _mm_loadu_si128((const __m128i*)(rows(r + 4) + at));
         in[r] = _mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1);
     }
+}
+
+// ... -> out[j], lane r = dword j of row r.
+ALWAYS_INLINE void turn(const __m256i in[4], __m256i out[4]) {
     const __m256i a = _mm256_unpacklo_epi32(in[0], in[1]), b = _mm256_unpackhi_epi32(in[0], in[1]);
     const __m256i c = _mm256_unpacklo_epi32(in[2], in[3]), d = _mm256_unpackhi_epi32(in[2], in[3]);
     out[0] = _mm256_unpacklo_epi64(a, c);
     out[1] = _mm256_unpackhi_epi64(a, c);
     out[2] = _mm256_unpacklo_epi64(b, d);
     out[3] = _mm256_unpackhi_epi64(b, d);
+}
+
+ALWAYS_INLINE void dwords(Rows rows, size_t at, __m256i out[4]) {
+    __m256i in[4];
+    load_pairs(rows, at, in);
+    turn(in, out);
 }
 
 // The half at byte `at` of every row.
@@ -92,9 +102,10 @@ ALWAYS_INLINE F32 byte_as_float(__m256i v, int byte) {
 //   codes     calls use(i, j, codes) for each vector j of each 32 columns i of a group
 //   scale, offset   d and m of 32 columns
 
-struct NoHeader {};
-
 // Types of one block of 32 whose codes are nibbles, and perhaps a fifth bit.
+template <class Block>
+struct Layout;
+
 template <class Block>
 struct NibbleLayout {
     enum { kBlocks = 1, kGroup = 1 };
@@ -102,6 +113,11 @@ struct NibbleLayout {
     ALWAYS_INLINE static void codes(Rows at, const Header&, int, Use use) {
         __m256i bytes[4];
         dwords(at, offsetof(Block, q), bytes);
+        Layout<Block>::codes_of(bytes, at, use);
+    }
+    // From the block's bytes, turned.
+    template <class Use>
+    ALWAYS_INLINE static void codes_of(const __m256i bytes[4], Rows, Use use) {
         UNROLL
         for (int j = 0; j < 4; ++j) {
             use(0, j, low_nibbles(bytes[j]));
@@ -112,30 +128,27 @@ struct NibbleLayout {
 
 // d alone, or d and m, before everything else in the block.
 struct ScaleOnly {
-    using Header = NoHeader;
-    static Header header(Rows) { return {}; }
-    ALWAYS_INLINE static F32 scale(Rows at, const Header&, int) { return halves(at, 0); }
-    ALWAYS_INLINE static F32 offset(Rows, const Header&, int) { return set(0.0f); }
-};
-struct ScaleAndOffset {
     using Header = ScaleOffset;
+    ALWAYS_INLINE static Header header(Rows at) { return {halves(at, 0), set(0.0f)}; }
+    ALWAYS_INLINE static F32 scale(const Header& h, int) { return h.d; }
+    ALWAYS_INLINE static F32 offset(const Header& h, int) { return h.m; }
+};
+struct ScaleAndOffset : ScaleOnly {
     ALWAYS_INLINE static Header header(Rows at) { return two_halves(dword(at, 0)); }
-    ALWAYS_INLINE static F32 scale(Rows, const Header& h, int) { return h.d; }
-    ALWAYS_INLINE static F32 offset(Rows, const Header& h, int) { return h.m; }
 };
 
 // The fifth bit of value 4j + i, bit 4j + i of a row's qh, goes to bit 4 of byte i of vector j.
 template <class Block>
 struct FifthBitLayout : NibbleLayout<Block> {
-    template <class Header, class Use>
-    ALWAYS_INLINE static void codes(Rows at, const Header& header, int, Use use) {
+    template <class Use>
+    ALWAYS_INLINE static void codes_of(const __m256i bytes[4], Rows at, Use use) {
         const __m256i qh = dword(at, offsetof(Block, qh));
         const __m256i up =
             _mm256_slli_epi32(qh, 4);  // now each nibble of qh is one on top of a byte
         const __m256i byte0 = _mm256_setr_epi8(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12,
                                                0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12);
         const __m256i own_bit = _mm256_set1_epi32((int32_t)0x80402010u);
-        NibbleLayout<Block>::codes(at, header, 0, [&](int, int j, __m256i codes) INLINE_LAMBDA {
+        NibbleLayout<Block>::codes_of(bytes, at, [&](int, int j, __m256i codes) INLINE_LAMBDA {
             const __m256i byte = _mm256_shuffle_epi8(
                 j % 2 == 0 ? up : qh, _mm256_add_epi8(byte0, _mm256_set1_epi8((char)(j / 2))));
             const __m256i bit = _mm256_and_si256(byte, own_bit);
@@ -144,8 +157,6 @@ struct FifthBitLayout : NibbleLayout<Block> {
     }
 };
 
-template <class Block>
-struct Layout;
 template <>
 struct Layout<BlockQ4_0> : NibbleLayout<BlockQ4_0>, ScaleOnly {
     enum { kAdds = 8, kZero = 8, kOffset = 0 };
@@ -208,8 +219,8 @@ struct Layout<BlockQ4_K> {
             }
         }
     }
-    ALWAYS_INLINE static F32 scale(Rows, const Header& h, int i) { return scale_k(h, i); }
-    ALWAYS_INLINE static F32 offset(Rows, const Header& h, int i) { return offset_k(h, i); }
+    ALWAYS_INLINE static F32 scale(const Header& h, int i) { return scale_k(h, i); }
+    ALWAYS_INLINE static F32 offset(const Header& h, int i) { return offset_k(h, i); }
 };
 
 template <>
@@ -242,8 +253,8 @@ struct Layout<BlockQ5_K> {
             }
         }
     }
-    ALWAYS_INLINE static F32 scale(Rows, const Header& h, int i) { return scale_k(h.k, i); }
-    ALWAYS_INLINE static F32 offset(Rows, const Header& h, int i) { return offset_k(h.k, i); }
+    ALWAYS_INLINE static F32 scale(const Header& h, int i) { return scale_k(h.k, i); }
+    ALWAYS_INLINE static F32 offset(const Header& h, int i) { return offset_k(h.k, i); }
 };
 
 template <>
@@ -281,8 +292,8 @@ struct Layout<BlockQ6_K> {
             }
         }
     }
-    ALWAYS_INLINE static F32 scale(Rows, const Header& h, int) { return h.d; }
-    ALWAYS_INLINE static F32 offset(Rows, const Header&, int) { return set(0.0f); }
+    ALWAYS_INLINE static F32 scale(const Header& h, int) { return h.d; }
+    ALWAYS_INLINE static F32 offset(const Header&, int) { return set(0.0f); }
     // Bytes `a` and `b` of every dword, as a pair of i16.
     ALWAYS_INLINE static __m256i pair(__m256i v, int a, int b) {
         const auto at = [&](int lane) {
