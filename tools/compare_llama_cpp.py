@@ -40,7 +40,7 @@ FILE_TYPES = {  # llama.cpp's numbers
     "q2_k": 10, "q3_k": 12, "q4_k": 15, "q5_k": 17, "q6_k": 18,
 }  # fmt: skip
 F32_FILE = 0
-# Beside blocks we round activations, too (q2_k and q3_k files hold other K types for some matrices).
+# Beside blocks we round activations, too (files of q2_k or q3_k hold other K types as well).
 # Beside f16 we do not, but llama.cpp does not turn the small matrices of RWKV-7 into f32, so that
 # its third reading is not exact.
 FREE_OF_ROUNDING = ("f32", "bf16")
