@@ -54,6 +54,32 @@ struct Step {
     float* carry;           // [tokens, carry_width] of the time mix, from layer to layer
 };
 
+// Token shift: a sublayer's input beside that of the token before, and mixes of the two. Its state
+// begins with the last input.
+class Shifted {
+public:
+    Shifted(Step& step, int64_t n)
+        : step_(step), n_(n), previous_(step.scratch.take(step.tokens * n)) {
+        step.ops.token_shift(step.x, step.state, step.tokens, n, previous_);
+    }
+    const float* previous() const { return previous_; }  // [tokens, n]
+    // x + (previous - x) o mix: RWKV-6 and 7
+    float* to_previous(const float* mix) const { return mixed(step_.x, previous_, mix); }
+    // previous + (x - previous) o mix: RWKV-4 and 5
+    float* to_current(const float* mix) const { return mixed(previous_, step_.x, mix); }
+
+private:
+    float* mixed(const float* from, const float* to, const float* mix) const {
+        float* y = step_.scratch.take(step_.tokens * n_);
+        step_.ops.lerp(from, to, mix, false, step_.tokens, n_, y);
+        return y;
+    }
+
+    Step& step_;
+    int64_t n_;
+    float* previous_;
+};
+
 // An array that a sublayer remembers from token to token.
 struct StatePart {
     std::string name;

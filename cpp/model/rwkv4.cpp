@@ -25,18 +25,12 @@ public:
         const int64_t tokens = s.tokens, n = n_embd_;
         const auto vector = [&] { return s.scratch.take(tokens * n); };
 
-        float* previous = vector();
-        s.ops.token_shift(s.x, s.state, tokens, n, previous);
-        const auto mixed = [&](const float* mix) {
-            float* y = vector();
-            s.ops.lerp(previous, s.x, mix, false, tokens, n, y);
-            return y;
-        };
+        const Shifted x(s, n);
         float *r = vector(), *k = vector(), *v = vector(), *y = vector();
         const MatmulJob projections[] = {
-            {.w = l.receptance, .x = mixed(l.mix_r), .y = r, .activate = Activate::Sigmoid},
-            {.w = l.key, .x = mixed(l.mix_k), .y = k},
-            {.w = l.value, .x = mixed(l.mix_v), .y = v},
+            {.w = l.receptance, .x = x.to_current(l.mix_r), .y = r, .activate = Activate::Sigmoid},
+            {.w = l.key, .x = x.to_current(l.mix_k), .y = k},
+            {.w = l.value, .x = x.to_current(l.mix_v), .y = v},
         };
         s.ops.matmul(projections, tokens);
 
@@ -105,14 +99,9 @@ public:
         const int64_t tokens = s.tokens, n = n_embd_;
         const auto vector = [&] { return s.scratch.take(tokens * n); };
 
-        float* previous = vector();
-        s.ops.token_shift(s.x, s.state, tokens, n, previous);
+        const Shifted x(s, n);
         const auto mixed = [&](const float* mix) {
-            const float *from = mix_previous_ ? s.x : previous,
-                        *to = mix_previous_ ? previous : s.x;
-            float* y = vector();
-            s.ops.lerp(from, to, mix, false, tokens, n, y);
-            return y;
+            return mix_previous_ ? x.to_previous(mix) : x.to_current(mix);
         };
         float *r = vector(), *hidden = s.scratch.take(tokens * n_ffn_);
         const MatmulJob inputs[] = {

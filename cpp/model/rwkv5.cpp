@@ -28,22 +28,16 @@ public:
         const int64_t tokens = s.tokens, n = n_embd_;
         const auto vector = [&] { return s.scratch.take(tokens * n); };
 
-        float* previous = vector();
-        s.ops.token_shift(s.x, s.state, tokens, n, previous);
-        const auto mixed = [&](const float* mix) {
-            float* y = vector();
-            s.ops.lerp(previous, s.x, mix, false, tokens, n, y);
-            return y;
-        };
+        const Shifted x(s, n);
         float *r = vector(), *k = vector(), *v = vector(), *g = vector(), *y = vector();
         std::vector<MatmulJob> projections{
-            {.w = l.receptance, .x = mixed(l.mix_r), .y = r},
-            {.w = l.key, .x = mixed(l.mix_k), .y = k},
-            {.w = l.value, .x = mixed(l.mix_v), .y = v},
+            {.w = l.receptance, .x = x.to_current(l.mix_r), .y = r},
+            {.w = l.key, .x = x.to_current(l.mix_k), .y = k},
+            {.w = l.value, .x = x.to_current(l.mix_v), .y = v},
         };
         if (has_gate_)
             projections.push_back(
-                {.w = l.gate, .x = mixed(l.mix_g), .y = g, .activate = Activate::Silu});
+                {.w = l.gate, .x = x.to_current(l.mix_g), .y = g, .activate = Activate::Silu});
         s.ops.matmul(projections, tokens);
 
         s.ops.wkv6({s.state + n, r, l.decay, k, v, y, n_head_, head_size_, false}, tokens);

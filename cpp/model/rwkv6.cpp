@@ -74,9 +74,8 @@ private:
     // x_j = x + (previous - x) o (mix_j + tanh(z A_j) B_j), z = x + (previous - x) o mix_x
     std::array<float*, kMixCount> mixed(const Layer& l, Step& s) const {
         const int64_t tokens = s.tokens, n = n_embd_;
-        float *previous = s.scratch.take(tokens * n), *z = s.scratch.take(tokens * n);
-        s.ops.token_shift(s.x, s.state, tokens, n, previous);
-        s.ops.lerp(s.x, previous, l.mix_x, false, tokens, n, z);
+        const Shifted shifted(s, n);
+        const float* z = shifted.to_previous(l.mix_x);
 
         MatmulJob inner[kMixCount], outer[kMixCount];
         for (std::size_t j = 0; j < kMixCount; ++j) {
@@ -90,7 +89,7 @@ private:
         std::array<float*, kMixCount> x;
         for (std::size_t j = 0; j < kMixCount; ++j) {
             x[j] = outer[j].y;
-            s.ops.lerp(s.x, previous, x[j], true, tokens, n, x[j]);
+            s.ops.lerp(s.x, shifted.previous(), x[j], true, tokens, n, x[j]);
         }
         return x;
     }

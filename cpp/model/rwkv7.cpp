@@ -28,15 +28,11 @@ public:
         const int64_t tokens = s.tokens, n = n_embd_;
         const auto vector = [&] { return s.scratch.take(tokens * n); };
 
-        float* previous = vector();
-        ops.token_shift(s.x, s.state, tokens, n, previous);
-        const auto mixed = [&](const float* mix) {
-            float* y = vector();
-            ops.lerp(s.x, previous, mix, false, tokens, n, y);
-            return y;
-        };
-        const float *x_r = mixed(l.mix_r), *x_w = mixed(l.mix_w), *x_k = mixed(l.mix_k);
-        const float *x_v = mixed(l.mix_v), *x_a = mixed(l.mix_a), *x_g = mixed(l.mix_g);
+        const Shifted x(s, n);
+        const float *x_r = x.to_previous(l.mix_r), *x_w = x.to_previous(l.mix_w),
+                    *x_k = x.to_previous(l.mix_k);
+        const float *x_v = x.to_previous(l.mix_v), *x_a = x.to_previous(l.mix_a),
+                    *x_g = x.to_previous(l.mix_g);
 
         const bool first = index == 0;
         float *r = vector(), *k = vector(), *v = first ? s.carry : vector();
@@ -172,9 +168,7 @@ public:
     void run(int64_t index, Step& s) const override {
         const Layer& l = layers_[static_cast<std::size_t>(index)];
         const int64_t tokens = s.tokens, n = n_embd_;
-        float *previous = s.scratch.take(tokens * n), *x_k = s.scratch.take(tokens * n);
-        s.ops.token_shift(s.x, s.state, tokens, n, previous);
-        s.ops.lerp(s.x, previous, l.mix_k, false, tokens, n, x_k);
+        const float* x_k = Shifted(s, n).to_previous(l.mix_k);
 
         float *hidden = s.scratch.take(tokens * n_ffn_), *y = s.scratch.take(tokens * n);
         const MatmulJob key{.w = l.key, .x = x_k, .y = hidden, .activate = Activate::Relu2};

@@ -39,9 +39,7 @@ public:
         const int64_t tokens = s.tokens, n = n_embd_;
         const auto take = [&](int64_t width) { return s.scratch.take(tokens * width); };
 
-        float *previous = take(n), *x_k = take(n);
-        s.ops.token_shift(s.x, s.state, tokens, n, previous);
-        s.ops.lerp(s.x, previous, l.mix_k, false, tokens, n, x_k);
+        const float* x_k = Shifted(s, n).to_previous(l.mix_k);
 
         float *square = take(kSide * kSide), *narrow = take(kSide), *turned = take(kSide);
         s.ops.embed(l.table, s.ids, tokens, square);
