@@ -239,6 +239,7 @@ ALWAYS_INLINE F32 one_token<BlockQ8_0>(Rows rows, const __m256i*, const MatmulAr
 }
 
 // The activations of one token, four to a vector, broadcast: plain loads are the cheapest.
+template <class Block>
 inline const __m256i* spread(const MatmulArgs& a) {
     __m256i* x = (__m256i*)a.scratch;
     for (int64_t i = 0; i < a.cols / 4; ++i) {
@@ -247,6 +248,11 @@ inline const __m256i* spread(const MatmulArgs& a) {
         x[i] = _mm256_set1_epi32(four);
     }
     return x;
+}
+
+template <>
+inline const __m256i* spread<BlockQ8_0>(const MatmulArgs&) {
+    return nullptr;  // read along the rows
 }
 
 // --- many tokens ---
@@ -369,7 +375,7 @@ inline void store_lanes(F32 v, int lane, int64_t n, float* y) {
 
 template <class Block>
 inline void decode_blocks(const MatmulArgs& a) {
-    const __m256i* x = spread(a);
+    const __m256i* x = spread<Block>(a);
     const Runs runs = eight_runs(a);
     for (int64_t i = 0; i < runs.length; ++i) {
         float y[8];
