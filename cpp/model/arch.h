@@ -107,6 +107,10 @@ private:
     int64_t state_size_ = 0;
 };
 
+// Of the norm of each head, RWKV-5 to 7: trainers normalise y / 8 with eps 1e-5, which is y with
+// 64e-5.
+constexpr float kGroupNormEps = 64e-5f;
+
 // wkv.head_size, checked to divide the width.
 int64_t read_head_size(const Config& config, const ModelFile& file);
 

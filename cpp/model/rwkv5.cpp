@@ -9,9 +9,6 @@ namespace rwkv_edge {
 
 namespace {
 
-// The trainer normalises y / 8 with eps 1e-5, which is y with 64e-5.
-constexpr float kGroupNormEps = 64e-5f;
-
 class TimeMix5 final : public Sublayer {
 public:
     TimeMix5(const Config& config, Binder& binder, int64_t head_size)
@@ -30,15 +27,16 @@ public:
 
         const Shifted x(s, n);
         float *r = vector(), *k = vector(), *v = vector(), *g = vector(), *y = vector();
-        std::vector<MatmulJob> projections{
+        const MatmulJob projections[] = {
             {.w = l.receptance, .x = x.to_current(l.mix_r), .y = r},
             {.w = l.key, .x = x.to_current(l.mix_k), .y = k},
             {.w = l.value, .x = x.to_current(l.mix_v), .y = v},
+            {.w = l.gate,
+             .x = has_gate_ ? x.to_current(l.mix_g) : nullptr,
+             .y = g,
+             .activate = Activate::Silu},
         };
-        if (has_gate_)
-            projections.push_back(
-                {.w = l.gate, .x = x.to_current(l.mix_g), .y = g, .activate = Activate::Silu});
-        s.ops.matmul(projections, tokens);
+        s.ops.matmul({projections, has_gate_ ? 4u : 3u}, tokens);
 
         s.ops.wkv6({s.state + n, r, l.decay, k, v, y, n_head_, head_size_, false}, tokens);
         s.ops.bonus(r, k, l.first, v, n_head_, tokens, n, y);

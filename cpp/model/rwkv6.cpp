@@ -10,7 +10,6 @@ namespace rwkv_edge {
 
 namespace {
 
-constexpr float kGroupNormEps = 64e-5f;
 constexpr char kMixes[] = {'w', 'k', 'v', 'r', 'g'};  // their order in all files
 enum Mix { kW, kK, kV, kR, kG, kMixCount };
 

@@ -8,8 +8,6 @@ namespace rwkv_edge {
 
 namespace {
 
-constexpr float kGroupNormEps = 64e-5f;
-
 class TimeMix7 final : public Sublayer {
 public:
     TimeMix7(const Config& config, Binder& binder, int64_t head_size)
