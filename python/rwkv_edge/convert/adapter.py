@@ -24,6 +24,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from .._core import FormatError, UnsupportedError
+from .names import PREFIXES as WRAPPERS
 from .names import listed, without_ones
 from .pth import LEGACY_MAGIC, read_pth
 from .safetensors import json_object, read_safetensors
@@ -32,7 +33,7 @@ from .source import F32, Checkpoint, Tensor, turned
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 MAX_CONFIG = 1 << 20  # bytes
-PREFIXES = ("base_model.model.", "_forward_module.", "module.", "model.")
+PREFIXES = ("base_model.model.", *WRAPPERS)
 PART = re.compile(
     r"(.+)\.((?:init_)?lora_[AB]|lora\.[01]|disha|bone|miss_block|bone_block)(?:\.weight)?"
 )
