@@ -59,6 +59,14 @@ inline Runs eight_runs(const MatmulArgs& a) {
             (a.row_end - a.row_begin) / 8};
 }
 
+// Runs that begin at the same place in a page share one set of the first cache, which their current
+// lines then fill: blocks, of which a line holds several, are dropped between two reads. One row
+// less moves the runs apart.
+inline Runs apart(Runs runs) {
+    const bool together = runs.length * runs.row_bytes % 4096 == 0 && runs.length > 1;
+    return {runs.first, runs.row_bytes, runs.length - together};
+}
+
 // --- matmul: float types. One eight-lane sum per (row, token), several in flight. ---
 
 struct Half {

@@ -376,13 +376,17 @@ inline void store_lanes(F32 v, int lane, int64_t n, float* y) {
 template <class Block>
 inline void decode_blocks(const MatmulArgs& a) {
     const __m256i* x = spread<Block>(a);
-    const Runs runs = eight_runs(a);
+    const Runs runs = apart(eight_runs(a));
     for (int64_t i = 0; i < runs.length; ++i) {
         float y[8];
         store(y, one_token<Block>({(const char*)runs.row(0, i), runs.length * a.row_bytes}, x, a));
         for (int lane = 0; lane < 8; ++lane) a.y[a.row_begin + lane * runs.length + i] = y[lane];
     }
-    last_rows(a, a.row_begin + 8 * runs.length, [&](Rows rows, int lane, int64_t r, int64_t n) {
+    int64_t next = a.row_begin + 8 * runs.length;
+    for (; next + 8 <= a.row_end; next += 8)
+        store(a.y + next,
+              one_token<Block>({(const char*)a.w + next * a.row_bytes, a.row_bytes}, x, a));
+    last_rows(a, next, [&](Rows rows, int lane, int64_t r, int64_t n) {
         store_lanes(one_token<Block>(rows, x, a), lane, n, a.y + r);
     });
 }
