@@ -13,23 +13,22 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from statistics import mean, median
-from typing import Any
+from typing import Any, NamedTuple
 
 from peer_plot import Group, svg
 from rwkv_edge import _core
-from rwkv_edge.bench import weight_bytes_per_token
-from rwkv_edge.convert.assemble import open_model_file
+from rwkv_edge.bench import Limits, Work
+from rwkv_edge.model_file import open_model_file
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
 ENGINES = str(HERE / "engines.py")
 MAKER = str(HERE.parent / "tools" / "make_random_model.py")
 OURS = "rwkv-edge"
@@ -37,80 +36,92 @@ READERS = {".gguf": (OURS, "llama.cpp"), ".pth": (OURS, "rwkv")}
 K_TYPES = {"q2_k": 10, "q3_k": 12, "q4_k": 15, "q5_k": 17, "q6_k": 18}  # llama.cpp's numbers
 
 
+class Engine(NamedTuple):
+    """An engine that is installed: in which Python, and its version."""
+
+    python: str
+    version: str
+
+
 @dataclass(frozen=True)
 class Run:
     """One process."""
 
+    date: str
+    """When it began, UTC."""
+    machine: str
     file: str
     """MODEL-TYPE"""
     threads: int
     engine: str
+    versions: dict[str, str]
+    """Of the engine, and of rwkv-edge, which measures the limits."""
     rates: dict[str, float]
     """Tokens per second: "pp32" reads a prompt of 32 tokens, "tg128" takes 128 one by one."""
     load_s: float
     first_token_s: float
     peak_mb: float
-    bandwidth: list[float]
-    """GB/s, before and after."""
-    gflops: list[float]
-    bytes_per_token: int
-    operations_per_token: int
-    """Of a prompt, of which only the last token needs the head."""
+    work: Work
+    limits: tuple[Limits, Limits]
+    """Before and after."""
+
+    @classmethod
+    def from_json(cls, found: dict[str, Any]) -> Run:
+        before, after = (Limits(**limits) for limits in found.pop("limits"))
+        return cls(work=Work(**found.pop("work")), limits=(before, after), **found)
 
     @property
     def tg(self) -> str:
         return next(test for test in self.rates if test.startswith("tg"))
 
     @property
-    def limit(self) -> float:
-        """Tokens per second at which all weights are read at the memory's bandwidth."""
-        return mean(self.bandwidth) * 1e9 / self.bytes_per_token
+    def pp(self) -> str:
+        """The longest prompt."""
+        prompts = [test for test in self.rates if test.startswith("pp")]
+        return max(prompts, key=lambda test: int(test.removeprefix("pp")))
 
-    @property
-    def bandwidth_share(self) -> float:
-        return self.rates[self.tg] / self.limit
+    def limit(self, test: str) -> float:
+        """Tokens per second at the machine's limit: memory for tg, arithmetic for pp."""
+        return mean(limits.rate(self.work, test) for limits in self.limits)
 
-    @property
-    def arithmetic_share(self) -> float:
-        """Of the float32 peak, by the fastest prompt."""
-        prompts = max(rate for test, rate in self.rates.items() if test != self.tg)
-        return prompts * self.operations_per_token / 1e9 / mean(self.gflops)
+    def share(self, test: str) -> float:
+        return self.rates[test] / self.limit(test)
 
     def line(self) -> str:
-        rates = "  ".join(f"{test} {rate:.1f}" for test, rate in self.rates.items())
+        rates = "  ".join(
+            f"{test} {rate:.1f} ({self.share(test):.0%})" for test, rate in self.rates.items()
+        )
+        limits = " then ".join(map(describe, self.limits))
         return (
-            f"{self.file}  {self.threads} T  {self.engine:9}  {rates} "
-            f"({self.bandwidth_share:.0%} of {mean(self.bandwidth):.1f} GB/s)  "
-            f"load {self.load_s:.2f} s  first token {self.first_token_s:.2f} s  "
-            f"{self.peak_mb:.0f} MB  [GB/s {_pair(self.bandwidth)}, GFLOPS {_pair(self.gflops)}]"
+            f"{self.file}  {self.threads} T  {self.engine:9}  {rates}  load {self.load_s:.2f} s  "
+            f"first token {self.first_token_s:.2f} s  {self.peak_mb:.0f} MB  [{limits}]"
         )
 
 
-def _pair(values: list[float]) -> str:
-    return " then ".join(f"{value:.1f}" for value in values)
+def describe(x: Limits) -> str:
+    return f"{x.bandwidth_gb:.1f} GB/s, f32 {x.float_gops:.1f}, int8 {x.int8_gops:.1f} GOPS"
 
 
 # ---- measuring ----------------------------------------------------------------------------------
 
 
-def ask(python: str, *arguments: str, threads: int = 1) -> Any:
+def ask(python: str, *arguments: str) -> Any:
     """The answer of engines.py, which is the last line that it prints."""
-    environment = os.environ | {"OPENBLAS_NUM_THREADS": str(threads)}
     command = [python, ENGINES, *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)}: {done.stderr.strip()}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def find_engines(peers: list[str]) -> dict[str, str]:
-    """The Python of each engine; ours is the one that runs this."""
-    found: dict[str, str] = {}
+def find_engines(peers: list[str]) -> dict[str, Engine]:
+    """The engines there are; ours is in the Python that runs this."""
+    found: dict[str, Engine] = {}
     for python in (sys.executable, *peers):
-        for engine, version in ask(python).items():
-            if engine not in found:
-                found[engine] = python
-                print(f"{engine} {version}: {python}")
+        for name, version in ask(python).items():
+            if name not in found:
+                found[name] = Engine(python, version + (commit() if name == OURS else ""))
+                print(f"{name} {found[name].version}: {python}")
     if len(found) < 2:
         print(
             "No peer is installed here: pip install llama-cpp-python rwkv torch, or --peer-python"
@@ -118,7 +129,16 @@ def find_engines(peers: list[str]) -> dict[str, str]:
     return found
 
 
-def model_file(folder: Path, size: str, kind: str, engines: dict[str, str]) -> Path:
+def commit() -> str:
+    """What this checkout is at; empty where this is none."""
+    root = HERE.parent
+    if not (root / ".git").exists():
+        return ""
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty"]
+    return f" ({subprocess.check_output(command, text=True).strip()})"
+
+
+def model_file(folder: Path, size: str, kind: str, engines: dict[str, Engine]) -> Path:
     """A random model of the size and type, made where it is not there yet."""
     path = folder / f"rwkv7-{size}-{kind}{'.pth' if kind == 'pth' else '.gguf'}"
     if path.exists():
@@ -132,40 +152,50 @@ def model_file(folder: Path, size: str, kind: str, engines: dict[str, str]) -> P
     else:
         part = path.with_suffix(".part")
         source = model_file(folder, size, "f16", engines)
-        ask(engines["llama.cpp"], "quantize", str(source), str(part), str(K_TYPES[kind]))
+        ask(engines["llama.cpp"].python, "quantize", str(source), str(part), str(K_TYPES[kind]))
         part.replace(path)
     return path
 
 
 def measure(
-    path: Path, threads: int, engines: dict[str, str], args: argparse.Namespace
+    path: Path, threads: int, engines: dict[str, Engine], args: argparse.Namespace
 ) -> Iterator[Run]:
     """All runs of a file: the engines that read it in turn, limits between them."""
-    tensors = open_model_file(path)
-    matrices = [t for t in tensors.tensors if len(t.shape) == 2]
-    used = [t for t in matrices if t.name not in ("token_embd.weight", "output.weight")]
+    work, machine = Work.of(open_model_file(path)), processor()
     with path.open("rb") as file:  # into the page cache
         while file.read(1 << 24):
             pass
-    before = ask(sys.executable, "limits", str(threads), threads=threads)
+    before = limits(threads)
     for _ in range(args.runs):
-        for engine in (name for name in READERS.get(path.suffix, (OURS,)) if name in engines):
-            start = time.monotonic()
+        for name in (name for name in READERS.get(path.suffix, (OURS,)) if name in engines):
+            date, start = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), time.monotonic()
             test = (str(threads), args.prompts, str(args.tokens))
-            found = ask(engines[engine], "measure", engine, str(path), *test)
-            after = ask(sys.executable, "limits", str(threads), threads=threads)
+            found = ask(engines[name].python, "measure", name, str(path), *test)
+            after = limits(threads)
             yield Run(
+                date=date,
+                machine=machine,
                 file=path.stem,
                 threads=threads,
-                engine=engine,
+                engine=name,
+                versions={each: engines[each].version for each in dict.fromkeys((OURS, name))},
                 first_token_s=found.pop("first_token_at") - start,
-                bandwidth=[before["bandwidth"], after["bandwidth"]],
-                gflops=[before["gflops"], after["gflops"]],
-                bytes_per_token=weight_bytes_per_token(tensors),
-                operations_per_token=2 * sum(math.prod(t.shape) for t in used),
+                work=work,
+                limits=(before, after),
                 **found,
             )
             before = after
+
+
+def limits(threads: int) -> Limits:
+    return Limits(**ask(sys.executable, "limits", str(threads)))
+
+
+def processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text("utf-8").splitlines() if info.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else 'processor'}, {os.cpu_count()} cores, level {_core.isa()}"
 
 
 # ---- reporting ----------------------------------------------------------------------------------
@@ -183,15 +213,15 @@ def group_runs(runs: list[Run]) -> dict[tuple[str, int], dict[str, list[Run]]]:
 def table(runs: list[Run]) -> Iterator[str]:
     """Medians in Markdown, and the medians of the ratios of runs that followed each other."""
     tests = list(runs[0].rates)
-    heads = ["file", "T", "engine", *tests, "bandwidth", "f32 peak", "load s", "first s", "MB"]
+    heads = ["file", "T", "engine", *tests, "bandwidth", "peak", "load s", "first s", "MB"]
     yield f"| {' | '.join(heads)} |"
     yield f"|---|---:|---|{'---:|' * (len(heads) - 3)}"
     for (file, threads), group in group_runs(runs).items():
         for engine, own in group.items():
             rates = [f"{median(run.rates[test] for run in own):.1f}" for test in tests]
             rest = [
-                f"{median(run.bandwidth_share for run in own):.0%}",
-                f"{median(run.arithmetic_share for run in own):.0%}",
+                f"{median(run.share(run.tg) for run in own):.0%}",
+                f"{median(run.share(run.pp) for run in own):.0%}",
                 f"{median(run.load_s for run in own):.2f}",
                 f"{median(run.first_token_s for run in own):.2f}",
                 f"{median(run.peak_mb for run in own):.0f}",
@@ -210,7 +240,7 @@ def plot(runs: list[Run]) -> str:
     for (file, threads), group in group_runs(runs).items():
         model, _, kind = file.rpartition("-")
         rates = {name: median(run.rates[run.tg] for run in own) for name, own in group.items()}
-        limit = median(run.limit for own in group.values() for run in own)
+        limit = median(run.limit(run.tg) for own in group.values() for run in own)
         row = panels.setdefault(model, {})
         row.setdefault(threads, []).append(Group(kind, rates, limit))
     titled = [
@@ -220,11 +250,18 @@ def plot(runs: list[Run]) -> str:
     return svg(titled, list(dict.fromkeys(run.engine for run in runs)), runs[0].tg)
 
 
-def processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text("utf-8").splitlines() if info.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else 'processor'}, {os.cpu_count()} cores, level {_core.isa()}"
+def origins(runs: list[Run]) -> Iterator[str]:
+    """Where and when, the medians of the limits there, and with which versions."""
+    for origin in dict.fromkeys((run.date[:10], run.machine) for run in runs):
+        yield ", ".join(origin)
+        limits: dict[int, list[Limits]] = {}
+        for run in runs:
+            if (run.date[:10], run.machine) == origin:
+                limits.setdefault(run.threads, []).extend(run.limits)
+        for threads, found in sorted(limits.items()):
+            middle = Limits(*map(median, zip(*map(astuple, found), strict=True)))
+            yield f"{threads} thread{'s' * (threads > 1)}: {describe(middle)}"
+    yield from dict.fromkeys(" ".join(pair) for run in runs for pair in run.versions.items())
 
 
 def main() -> None:
@@ -242,27 +279,30 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write all runs here, after each one")
     parser.add_argument("--svg", type=Path, help="draw tokens per second here")
     args = parser.parse_args()
-    runs = [Run(**run) for path in args.read for run in json.loads(path.read_text("utf-8"))["runs"]]
-    machine = processor()
-    print(f"{time.strftime('%Y-%m-%d')}, {machine}")
+    runs = [Run.from_json(run) for path in args.read for run in json.loads(path.read_text("utf-8"))]
     engines = find_engines(args.peer_python) if args.files or args.size else {}
     sizes = [size for size in args.size.split(",") if size]
     made = [
         model_file(args.folder, s, kind, engines) for s in sizes for kind in args.type.split(",")
     ]
+    tests = {" ".join(run.rates) for run in runs}
+    if args.files or made:
+        tests.add(" ".join([*(f"pp{n}" for n in args.prompts.split(",")), f"tg{args.tokens}"]))
+    if len(tests) > 1:
+        found = " and ".join(sorted(tests))
+        parser.error(f"--read, --prompts, --tokens: expected one set of tests, found {found}")
     for path in (*args.files, *made):
         for threads in args.threads.split(","):
             for run in measure(path, int(threads), engines, args):
                 print(run.line(), flush=True)
                 runs.append(run)
                 if args.json:
-                    record = {"machine": machine, "runs": [asdict(run) for run in runs]}
-                    args.json.write_text(json.dumps(record, indent=1), "utf-8")
+                    args.json.write_text(json.dumps([asdict(x) for x in runs], indent=1), "utf-8")
     if not runs:
         parser.error("no runs: name files, or --size, or --read")
     if args.svg:
         args.svg.write_text(plot(runs), "utf-8")
-    print("", *table(runs), sep="\n")
+    print("", *origins(runs), "", *table(runs), sep="\n")
 
 
 if __name__ == "__main__":

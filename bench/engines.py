@@ -7,25 +7,23 @@ engines.py measure ENGINE FILE THREADS PROMPTS TOKENS
 engines.py quantize SOURCE TARGET FILE_TYPE      with llama.cpp
 """
 
-# ruff: noqa: PLC0415 - no Python has all the engines
 from __future__ import annotations
 
 import ctypes
 import json
 import os
-import resource
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from importlib import metadata
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from memory import peak_memory
 
 PACKAGES = {"rwkv-edge": "rwkv-edge", "llama.cpp": "llama-cpp-python", "rwkv": "rwkv"}
 LEAST_SECONDS = 1.0  # a shorter test is repeated until so much time has passed
-SQUARE, PRODUCTS = 1024, 10
 
 
 class Engine(NamedTuple):
@@ -131,29 +129,10 @@ def take(engine: Engine, n: int) -> float:
     return time.perf_counter() - start
 
 
-def peak_memory() -> int:
-    """Bytes resident at most; Linux counts a parent's into ru_maxrss, but not into VmHWM."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(x for x in status.read_text("ascii").splitlines() if x.startswith("VmHWM:"))
-        return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
 def limits(threads: int) -> dict[str, float]:
-    """GB/s read from memory, and GFLOPS of numpy's float32 product, the best of a few.
+    from rwkv_edge.bench import Limits
 
-    The parent holds numpy to the same number of threads.
-    """
-    from rwkv_edge import _core
-
-    a = np.random.default_rng(0).random((SQUARE, SQUARE), dtype=np.float32)
-    best = float("inf")
-    for _ in range(PRODUCTS):
-        start = time.perf_counter()
-        a @ a
-        best = min(best, time.perf_counter() - start)
-    return {"bandwidth": _core.read_bandwidth(threads), "gflops": 2 * SQUARE**3 / best / 1e9}
+    return asdict(Limits.measure(threads))
 
 
 def quantize(source: str, target: str, file_type: int) -> None:

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Speed of each matmul kernel by level and type: GB/s of weights read for one token, from memory
-// and from the L2 cache, and GOPS (two per weight and token) for 64 tokens, on one thread.
+// and from the L2 cache, and GOPS (two per weight and token) for 64 tokens, on one thread; shares
+// are of the bandwidth and of the level's peak, f32 for float types and int8 for blocks.
 // Arguments: [type] [level].
 #include <algorithm>
 #include <chrono>
@@ -11,8 +12,8 @@
 #include <string>
 #include <vector>
 
+#include "backend/limits.h"
 #include "base/aligned.h"
-#include "base/bandwidth.h"
 #include "kernels/dispatch.h"
 #include "quant/types.h"
 
@@ -22,6 +23,7 @@ namespace {
 
 constexpr int64_t kCols = 2048;
 constexpr int64_t kTokens = 64;
+constexpr int64_t kMemory = int64_t{256} << 20;  // as read_bandwidth: far beyond the caches
 
 struct Case {
     const TypeInfo& type;
@@ -29,7 +31,7 @@ struct Case {
     AlignedVector<std::byte> w, scratch;
     AlignedVector<float> x, scale, y;
     AlignedVector<int8_t> q;
-    AlignedVector<int16_t> sum;
+    AlignedVector<int16_t> wide, sums8;
     AlignedVector<float> scaled_sum;
 
     Case(const TypeInfo& info, int64_t n_rows, int64_t n_tokens)
@@ -42,7 +44,8 @@ struct Case {
           scale(x.size() / kBlock),
           y(static_cast<size_t>(tokens * rows)),
           q(x.size()),
-          sum(x.size() / 16),
+          wide(x.size()),
+          sums8(x.size() / 8),
           scaled_sum(x.size() / kBlock) {
         std::mt19937 random(1);
         std::normal_distribution<float> normal;
@@ -60,11 +63,16 @@ struct Case {
     }
 
     MatmulArgs args() {
-        return {w.data(), type_bytes(type.type, kCols),
-                kCols,    0,
-                rows,     {x.data(), q.data(), scale.data(), sum.data(), scaled_sum.data()},
-                tokens,   y.data(),
-                rows,     scratch.data()};
+        return {w.data(),
+                type_bytes(type.type, kCols),
+                kCols,
+                0,
+                rows,
+                {x.data(), q.data(), wide.data(), scale.data(), sums8.data(), scaled_sum.data()},
+                tokens,
+                y.data(),
+                rows,
+                scratch.data()};
     }
 };
 
@@ -88,8 +96,9 @@ double best_seconds(Body&& body) {
 }
 
 double run(const Kernels& kernels, Case& c) {
-    kernels.quantize_activation(c.x.data(), static_cast<int64_t>(c.x.size()), c.q.data(),
-                                c.scale.data(), c.sum.data(), c.scaled_sum.data());
+    kernels.quantize_activation(
+        c.x.data(), static_cast<int64_t>(c.x.size()),
+        {c.q.data(), c.wide.data(), c.scale.data(), c.sums8.data(), c.scaled_sum.data()});
     const MatmulArgs args = c.args();
     return best_seconds([&] { kernels.matmul[static_cast<int>(c.type.type)](args); });
 }
@@ -104,11 +113,13 @@ int main(int argc, char** argv) {
                 "64 tok. GOPS");
     for (const Kernels& kernels : available_kernels()) {
         if (!only_level.empty() && only_level != kernels.isa) continue;
+        const double flops = float_peak(kernels, 1), dots = int8_peak(kernels, 1);
+        std::printf("%-8s peak: f32 %.1f GFLOPS, int8 %.1f GOPS\n", kernels.isa, flops, dots);
         for (const TypeInfo& type : all_types()) {
             if (kernels.matmul[static_cast<int>(type.type)] == nullptr) continue;
             if (!only_type.empty() && only_type != type.name) continue;
             const int64_t row_bytes = type_bytes(type.type, kCols);
-            Case memory(type, (int64_t{96} << 20) / row_bytes / 8 * 8, 1);
+            Case memory(type, kMemory / row_bytes / 8 * 8, 1);
             Case cache(type, std::max<int64_t>(8, (int64_t{128} << 10) / row_bytes / 8 * 8), 1);
             Case many(type, 512, kTokens);
             const double from_memory =
@@ -116,8 +127,9 @@ int main(int argc, char** argv) {
             const double from_cache =
                 static_cast<double>(cache.w.size()) / run(kernels, cache) / 1e9;
             const double gops = 2.0 * 512 * kCols * kTokens / run(kernels, many) / 1e9;
-            std::printf("%-8s %-6s %8.1f (%2.0f%%) %9.1f %14.1f\n", kernels.isa, type.name,
-                        from_memory, 100 * from_memory / bandwidth, from_cache, gops);
+            std::printf("%-8s %-6s %8.1f (%2.0f%%) %9.1f %8.1f (%2.0f%%)\n", kernels.isa, type.name,
+                        from_memory, 100 * from_memory / bandwidth, from_cache, gops,
+                        100 * gops / (type.block_len > 1 ? dots : flops));
         }
     }
     return 0;

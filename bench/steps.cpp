@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "base/bandwidth.h"
+#include "backend/limits.h"
 #include "model/model.h"
 
 using namespace rwkv_edge;

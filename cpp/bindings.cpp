@@ -8,7 +8,7 @@
 #include <cmath>
 #include <cstdio>
 
-#include "base/bandwidth.h"
+#include "backend/limits.h"
 #include "base/error.h"
 #include "io/model_file.h"
 #include "kernels/dispatch.h"
@@ -177,8 +177,6 @@ WorldTokenizer world_from_file(const ModelFile& file) {
         tokens->element != ValueType::String)
         throw FormatError(
             cat(file.path(), ": key 'tokenizer.ggml.tokens', expected an array of strings"));
-    std::vector<std::string> texts;
-    for (const std::string_view text : tokens->strings()) texts.emplace_back(text);
     std::vector<int32_t> types;
     if (const MetaValue* kinds = file.find("tokenizer.ggml.token_type")) {
         if (kinds->type != ValueType::Array || kinds->element != ValueType::I32)
@@ -187,52 +185,54 @@ WorldTokenizer world_from_file(const ModelFile& file) {
         for (uint64_t i = 0; i < kinds->count; ++i)
             types.push_back(static_cast<int32_t>(kinds->integer(i)));
     }
-    return WorldTokenizer::from_gguf(texts, types, file.path());
+    return WorldTokenizer::from_gguf(tokens->strings(), types, file.path());
 }
 
 // --- sessions ---
 
-py::object feed(Session& session, const Ids& ids, int mode) {
-    if (ids.ndim() != 1)
-        throw std::invalid_argument(cat("tokens have ", ids.ndim(), " dimensions, expected 1"));
+// Floats pass as bytearrays: text is generated without numpy, which takes longer to import than a
+// model to open.
+std::span<float> floats(const py::bytearray& bytes) {
+    return {reinterpret_cast<float*>(PyByteArray_AS_STRING(bytes.ptr())),
+            bytes.size() / sizeof(float)};
+}
+
+py::bytearray new_floats(int64_t n) {
+    PyObject* object = PyByteArray_FromStringAndSize(
+        nullptr, static_cast<py::ssize_t>(n) * static_cast<py::ssize_t>(sizeof(float)));
+    if (object == nullptr) throw py::error_already_set();
+    return py::reinterpret_steal<py::bytearray>(object);
+}
+
+py::bytearray feed(Session& session, const std::vector<int32_t>& ids, int mode) {
     if (mode < 0 || mode > 2)
         throw std::invalid_argument(cat("logits is ", mode, ", expected 0 to 2"));
-    if (ids.size() == 0 && mode == 1)
+    if (ids.empty() && mode == 1)
         throw std::invalid_argument("no tokens, so there is no last one to give logits for");
-    const auto n_vocab = static_cast<py::ssize_t>(session.model().config().n_vocab);
-    std::vector<py::ssize_t> shape;
-    if (mode == 1) shape = {n_vocab};
-    if (mode == 2) shape = {ids.size(), n_vocab};
-    py::object result = py::none();
-    float* logits = nullptr;
-    if (mode != 0) {
-        py::array_t<float> array(shape);
-        logits = array.mutable_data();
-        result = std::move(array);
-    }
-    const std::span<const int32_t> tokens(ids.data(), static_cast<std::size_t>(ids.size()));
+    const int64_t rows = mode == 2 ? static_cast<int64_t>(ids.size()) : mode;
+    py::bytearray logits = new_floats(rows * session.model().config().n_vocab);
+    float* to = floats(logits).data();
     const py::gil_scoped_release unlocked;
-    session.feed(tokens, static_cast<Session::Logits>(mode), logits);
-    return result;
+    session.feed(ids, static_cast<Session::Logits>(mode), to);
+    return logits;
 }
 
-Floats get_state(const Session& session) {
-    std::vector<float> state;
-    {
-        const py::gil_scoped_release unlocked;
-        state = session.state();
-    }
-    return Floats(static_cast<py::ssize_t>(state.size()), state.data());
+py::bytearray get_state(const Session& session) {
+    py::bytearray state = new_floats(session.model().state_size());
+    const std::span<float> to = floats(state);
+    const py::gil_scoped_release unlocked;
+    session.copy_state(to);
+    return state;
 }
 
-void set_state(Session& session, const Floats& state) {
-    const std::span<const float> values(state.data(), static_cast<std::size_t>(state.size()));
+void set_state(Session& session, const py::bytearray& state) {
+    const std::span<const float> values = floats(state);
     const py::gil_scoped_release unlocked;
     session.set_state(values);
 }
 
-int32_t sample(Sampler& sampler, const Floats& logits) {
-    return sampler.sample({logits.data(), static_cast<std::size_t>(logits.size())});
+int32_t sample(Sampler& sampler, const py::bytearray& logits) {
+    return sampler.sample(floats(logits));
 }
 
 void translate(std::exception_ptr error) {
@@ -316,13 +316,14 @@ void bind_engine(py::module_& m) {
         .def("fork", &Session::fork, py::call_guard<py::gil_scoped_release>());
     py::class_<Sampler>(m, "Sampler")
         .def(py::init([](double temperature, int64_t top_k, double top_p, double presence_penalty,
-                         double frequency_penalty, double penalty_decay, uint64_t seed) {
+                         double frequency_penalty, double penalty_decay, uint64_t seed,
+                         std::vector<int32_t> banned) {
                  return Sampler({temperature, top_k, top_p, presence_penalty, frequency_penalty,
-                                 penalty_decay, seed});
+                                 penalty_decay, seed, std::move(banned)});
              }),
              py::arg("temperature"), py::arg("top_k"), py::arg("top_p"),
              py::arg("presence_penalty"), py::arg("frequency_penalty"), py::arg("penalty_decay"),
-             py::arg("seed"))
+             py::arg("seed"), py::arg("banned"))
         .def("sample", &sample, py::arg("logits"))
         .def("accept", &Sampler::accept, py::arg("token"), py::arg("weight") = 1.0)
         .def("reset", &Sampler::reset);
@@ -344,6 +345,7 @@ void bind_text(py::module_& m) {
             [](const std::shared_ptr<ModelFile>& file) { return world_from_file(*file); },
             py::arg("file"), py::call_guard<py::gil_scoped_release>())
         .def_property_readonly("n_vocab", &WorldTokenizer::n_vocab)
+        .def("without_text", &WorldTokenizer::without_text)
         .def(
             "encode",
             [](const WorldTokenizer& t, const py::bytes& data) {
@@ -404,6 +406,12 @@ PYBIND11_MODULE(_core, m) {
     });
     m.def("read_bandwidth", &read_bandwidth, py::arg("threads"),
           py::call_guard<py::gil_scoped_release>());
+    m.def(
+        "float_peak", [](int threads) { return float_peak(kernels(), threads); },
+        py::arg("threads"), py::call_guard<py::gil_scoped_release>());
+    m.def(
+        "int8_peak", [](int threads) { return int8_peak(kernels(), threads); }, py::arg("threads"),
+        py::call_guard<py::gil_scoped_release>());
     bind_files(m);
     bind_engine(m);
     bind_text(m);

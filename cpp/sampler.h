@@ -19,6 +19,7 @@ struct SamplerOptions {
     double frequency_penalty = 0.0;
     double penalty_decay = 0.996;  // per token
     uint64_t seed = 0;
+    std::vector<int32_t> banned = {};  // never chosen
 };
 
 class Sampler {
@@ -40,8 +41,9 @@ private:
         float logit;
         int32_t token;
     };
-    void penalise(std::span<const float> logits);
-    std::size_t nucleus();
+    // Takes the logits over, without what is banned and with the penalties.
+    void adjust(std::span<const float> logits);
+    void choose_candidates(float top);
     double uniform();
 
     SamplerOptions options_;

@@ -40,17 +40,22 @@ void Session::feed(std::span<const int32_t> ids, Logits mode, float* logits) {
     }
 }
 
-std::vector<float> Session::state() const {
+void Session::copy_state(std::span<float> to) const {
+    check_size(to.size());
     const std::lock_guard lock(mutex_);
-    return {state_.begin(), state_.end()};
+    std::copy(state_.begin(), state_.end(), to.begin());
 }
 
 void Session::set_state(std::span<const float> state) {
-    if (state.size() != state_.size())
-        throw std::invalid_argument(
-            cat("the state has ", state.size(), " values, this model's has ", state_.size()));
+    check_size(state.size());
     const std::lock_guard lock(mutex_);
     std::copy(state.begin(), state.end(), state_.begin());
+}
+
+void Session::check_size(std::size_t size) const {
+    if (size != state_.size())
+        throw std::invalid_argument(
+            cat("the state has ", size, " values, this model's has ", state_.size()));
 }
 
 void Session::reset() {
@@ -60,7 +65,7 @@ void Session::reset() {
 
 std::unique_ptr<Session> Session::fork() const {
     auto copy = std::make_unique<Session>(model_);
-    copy->set_state(state());
+    copy_state(copy->state_);
     return copy;
 }
 

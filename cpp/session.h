@@ -24,13 +24,15 @@ public:
     // Throws std::invalid_argument for an id outside the vocabulary, before anything has changed.
     void feed(std::span<const int32_t> ids, Logits mode, float* logits);
 
-    // The state as one block of model().state_size() floats: layer after layer.
-    std::vector<float> state() const;
+    // The state is one block of model().state_size() floats: layer after layer.
+    void copy_state(std::span<float> to) const;
     void set_state(std::span<const float> state);
     void reset();
     std::unique_ptr<Session> fork() const;
 
 private:
+    void check_size(std::size_t size) const;
+
     std::shared_ptr<const Model> model_;
     mutable std::mutex mutex_;
     std::unique_ptr<Ops> ops_;

@@ -24,11 +24,14 @@ struct Rounded {
     const float* x = nullptr;
     int64_t cols = 0;
     AlignedVector<int8_t> q;
+    AlignedVector<int16_t> wide;
     AlignedVector<float> scale;
-    AlignedVector<int16_t> sum;
+    AlignedVector<int16_t> sums8;
     AlignedVector<float> scaled_sum;
 
-    Activation view() const { return {x, q.data(), scale.data(), sum.data(), scaled_sum.data()}; }
+    Activation view() const {
+        return {x, q.data(), wide.data(), scale.data(), sums8.data(), scaled_sum.data()};
+    }
 };
 
 bool wants_rounded(const Kernels& kernels, Type type) {
@@ -203,15 +206,17 @@ private:
             const auto values = static_cast<std::size_t>(tokens * r.cols);
             if (r.q.size() < values) {
                 r.q.resize(values);
+                r.wide.resize(values);
                 r.scale.resize(values / kBlock);
-                r.sum.resize(2 * values / kBlock);
+                r.sums8.resize(4 * values / kBlock);
                 r.scaled_sum.resize(values / kBlock);
             }
             each_token(tokens, r.cols, [&](int64_t t) {
                 const int64_t at = t * r.cols, block = at / kBlock;
-                kernels_.quantize_activation(r.x + at, r.cols, r.q.data() + at,
-                                             r.scale.data() + block, r.sum.data() + 2 * block,
-                                             r.scaled_sum.data() + block);
+                kernels_.quantize_activation(
+                    r.x + at, r.cols,
+                    {r.q.data() + at, r.wide.data() + at, r.scale.data() + block,
+                     r.sums8.data() + 4 * block, r.scaled_sum.data() + block});
             });
         }
     }
@@ -227,7 +232,7 @@ private:
               std::byte* scratch) const {
         MatmulArgs args{job.w.data, job.w.row_bytes(),
                         job.w.cols, first,
-                        last,       {job.x, nullptr, nullptr, nullptr, nullptr},
+                        last,       {job.x, nullptr, nullptr, nullptr, nullptr, nullptr},
                         tokens,     job.y,
                         job.w.rows, scratch};
         const Matmul kernel = kernels_.matmul[static_cast<int>(job.w.type)];

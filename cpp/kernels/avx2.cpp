@@ -33,9 +33,13 @@ inline F32 pow2(F32 n) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23));
 }
 
+inline __m128 fold(F32 v) {
+    return _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+}
+
 // ((0+4)+(2+6)) + ((1+5)+(3+7)), the order of kernels.h
 inline float sum8(F32 v) {
-    const __m128 fours = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    const __m128 fours = fold(v);
     const __m128 twos = _mm_add_ps(fours, _mm_movehl_ps(fours, fours));
     return _mm_cvtss_f32(_mm_add_ss(twos, _mm_movehdup_ps(twos)));
 }
@@ -89,17 +93,25 @@ inline F32 load_tail(const Weight* p, int64_t n) {
     return load(padded);
 }
 
-// One token and kRows rows, straight from the weights.
+// One token and kRows rows, straight from the weights. With that many streams the hardware fetches
+// too late, so lines are asked for a little ahead.
 template <class Weight, int kRows>
 inline void dot_float(const Weight* const* rows, const float* x, int64_t cols, float* y,
                       int64_t row_stride) {
+    constexpr int64_t kLine = 64 / sizeof(Weight), kAhead = 4 * kLine;
     F32 sums[kRows];
     for (int r = 0; r < kRows; ++r) sums[r] = set(0.0f);
-    int64_t k = 0;
-    for (; k + 8 <= cols; k += 8) {
+    const auto add_products = [&](int64_t k) {
         const F32 xs = load(x + k);
         for (int r = 0; r < kRows; ++r) sums[r] = fma(load(rows[r] + k), xs, sums[r]);
+    };
+    int64_t k = 0;
+    for (; k + kLine <= cols; k += kLine) {
+        for (int r = 0; r < kRows; ++r)
+            _mm_prefetch((const char*)(rows[r] + k + kAhead), _MM_HINT_T0);
+        for (int64_t i = 0; i < kLine; i += 8) add_products(k + i);
     }
+    for (; k + 8 <= cols; k += 8) add_products(k);
     if (k < cols) {
         const F32 xs = load_tail(x + k, cols - k);
         for (int r = 0; r < kRows; ++r)
@@ -108,24 +120,30 @@ inline void dot_float(const Weight* const* rows, const float* x, int64_t cols, f
     for (int r = 0; r < kRows; ++r) y[r * row_stride] = sum8(sums[r]);
 }
 
-template <class Weight>
-inline void decode_float(const MatmulArgs& a) {
-    const Runs runs = eight_runs(a);
-    for (int64_t i = 0; i < runs.length; ++i) {
-        const Weight* rows[8];
-        for (int lane = 0; lane < 8; ++lane) rows[lane] = (const Weight*)runs.row(lane, i);
-        dot_float<Weight, 8>(rows, a.x.x, a.cols, a.y + a.row_begin + i, runs.length);
-    }
-    for (int64_t r = a.row_begin + 8 * runs.length; r < a.row_end; ++r) {
-        const Weight* row = (const Weight*)((const char*)a.w + r * a.row_bytes);
-        dot_float<Weight, 1>(&row, a.x.x, a.cols, a.y + r, 0);
-    }
+template <class Weight, int kRows>
+inline void dot_rows(Runs runs, int64_t i, const MatmulArgs& a, float* y) {
+    const Weight* rows[kRows];
+    for (int lane = 0; lane < kRows; ++lane) rows[lane] = (const Weight*)runs.row(lane, i);
+    dot_float<Weight, kRows>(rows, a.x.x, a.cols, y, runs.length);
 }
 
-// With more tokens, a panel of eight rows by kColumns is widened (which is exact) and serves all
+template <class Weight>
+inline void decode_float(const MatmulArgs& a) {
+    const Runs runs = apart(eight_runs(a));
+    for (int64_t i = 0; i < runs.length; ++i)
+        dot_rows<Weight, 8>(runs, i, a, a.y + a.row_begin + i);
+    int64_t r = a.row_begin + 8 * runs.length;
+    const auto neighbours = [&] {
+        return Runs{(const char*)a.w + r * a.row_bytes, a.row_bytes, 1};
+    };
+    for (; r + 8 <= a.row_end; r += 8) dot_rows<Weight, 8>(neighbours(), 0, a, a.y + r);
+    for (; r < a.row_end; ++r) dot_rows<Weight, 1>(neighbours(), 0, a, a.y + r);
+}
+
+// With more tokens, a panel of four rows by kColumns is widened (which is exact) and serves all
 // tokens out of the first cache. The sums wait in memory from one panel to the next.
 struct Panel {
-    enum { kRows = 4, kColumns = 1024, kTokens = 48 };
+    enum { kRows = 4, kColumns = 1024, kTokens = 64 };
     float w[kRows][kColumns];
     F32 sums[kTokens][kRows];
 };
@@ -138,13 +156,13 @@ inline void widen(const Weight* row, int64_t cols, float* out) {
     if (k < cols) store(out + k, load_tail(row + k, cols - k));
 }
 
-// 4 rows x 3 tokens keep all registers busy.
+// 4 rows x 3 tokens keep all registers busy. The first panel starts the sums.
 template <int kTokens>
 inline void panel_dots(const float (*w)[Panel::kColumns], const float* x, int64_t x_stride,
-                       int64_t cols, F32 (*sums)[Panel::kRows]) {
+                       int64_t cols, bool first, F32 (*sums)[Panel::kRows]) {
     F32 s[4][kTokens];
     for (int r = 0; r < 4; ++r)
-        for (int t = 0; t < kTokens; ++t) s[r][t] = sums[t][r];
+        for (int t = 0; t < kTokens; ++t) s[r][t] = first ? set(0.0f) : sums[t][r];
     const auto step = [&](int64_t k, const F32* xs) {
         for (int r = 0; r < Panel::kRows; ++r) {
             const F32 row = load(w[r] + k);
@@ -153,7 +171,7 @@ inline void panel_dots(const float (*w)[Panel::kColumns], const float* x, int64_
     };
     F32 xs[kTokens];
     int64_t k = 0;
-    for (; k + 8 <= cols; k += 8) {
+    _Pragma("GCC unroll 2") for (; k + 8 <= cols; k += 8) {
         for (int t = 0; t < kTokens; ++t) xs[t] = load(x + t * x_stride + k);
         step(k, xs);
     }
@@ -165,26 +183,49 @@ inline void panel_dots(const float (*w)[Panel::kColumns], const float* x, int64_
         for (int t = 0; t < kTokens; ++t) sums[t][r] = s[r][t];
 }
 
-// `rows` rows from r on, `tokens` tokens from t0 on.
+// sum8 of four vectors.
+inline __m128 sum8(const F32 v[4]) {
+    __m128 a = fold(v[0]), b = fold(v[1]), c = fold(v[2]), d = fold(v[3]);
+    _MM_TRANSPOSE4_PS(a, b, c, d);
+    return _mm_add_ps(_mm_add_ps(a, c), _mm_add_ps(b, d));
+}
+
+// Asks for `n` bytes of each row of a panel that is not needed yet.
+inline void fetch_rows(const char* first, int64_t row_bytes, int64_t n) {
+    for (int64_t r = 0; r < Panel::kRows; ++r)
+        for (int64_t at = 0; at < n; at += 64)
+            _mm_prefetch(first + r * row_bytes + at, _MM_HINT_T1);
+}
+
+// `rows` rows from r on, `tokens` tokens from t0 on. Meanwhile the rows below are fetched.
 template <class Weight>
 inline void panels(const MatmulArgs& a, int64_t r, int64_t rows, int64_t t0, int64_t tokens) {
     Panel& p = *(Panel*)a.scratch;
-    for (int64_t t = 0; t < tokens; ++t)
-        for (int i = 0; i < Panel::kRows; ++i) p.sums[t][i] = set(0.0f);
     for (int64_t k = 0; k < a.cols; k += Panel::kColumns) {
         const int64_t cols = smaller(Panel::kColumns, a.cols - k);
-        for (int64_t i = 0; i < Panel::kRows; ++i) {  // the last row again where there are too few
-            const int64_t row = r + smaller(i, rows - 1);
-            widen((const Weight*)((const char*)a.w + row * a.row_bytes) + k, cols, p.w[i]);
-        }
+        const auto weights = [&](int64_t row) {
+            return (const Weight*)((const char*)a.w + row * a.row_bytes) + k;
+        };
+        for (int64_t i = 0; i < Panel::kRows; ++i)  // the last row again where there are too few
+            widen(weights(r + smaller(i, rows - 1)), cols, p.w[i]);
+        const auto* below = (const char*)weights(r + Panel::kRows);
+        const int64_t share = cols * (int64_t)sizeof(Weight) / (tokens / 3 + 1);
         const float* x = a.x.x + t0 * a.cols + k;
         int64_t t = 0;
-        for (; t + 3 <= tokens; t += 3)
-            panel_dots<3>(p.w, x + t * a.cols, a.cols, cols, p.sums + t);
-        for (; t < tokens; ++t) panel_dots<1>(p.w, x + t * a.cols, a.cols, cols, p.sums + t);
+        for (; t + 3 <= tokens; t += 3, below += share) {
+            fetch_rows(below, a.row_bytes, share);
+            panel_dots<3>(p.w, x + t * a.cols, a.cols, cols, k == 0, p.sums + t);
+        }
+        for (; t + 2 <= tokens; t += 2)
+            panel_dots<2>(p.w, x + t * a.cols, a.cols, cols, k == 0, p.sums + t);
+        for (; t < tokens; ++t)
+            panel_dots<1>(p.w, x + t * a.cols, a.cols, cols, k == 0, p.sums + t);
     }
-    for (int64_t t = 0; t < tokens; ++t)
-        for (int64_t i = 0; i < rows; ++i) a.y[(t0 + t) * a.y_stride + r + i] = sum8(p.sums[t][i]);
+    for (int64_t t = 0; t < tokens; ++t) {
+        float sums[Panel::kRows];
+        _mm_storeu_ps(sums, sum8(p.sums[t]));
+        memcpy(a.y + (t0 + t) * a.y_stride + r, sums, (size_t)rows * sizeof(float));
+    }
 }
 
 template <class Weight>
@@ -203,21 +244,20 @@ void matmul_float(const MatmulArgs& a) {
 // value nor other PINs may pass.
 #define ALWAYS_INLINE __attribute__((always_inline)) inline
 #define INLINE_LAMBDA __attribute__((always_inline))
-#define UNROLL _Pragma("GCC unroll 8")
+#define UNROLL _Pragma("GCC unroll 16")
 #define PIN(vector) asm volatile("" : "+x"(vector))
 
 #include "kernels/avx2_blocks.inl"
 
-inline int sum_lanes(__m256i v) {
-    __m128i w = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
-    w = _mm_add_epi32(w, _mm_shuffle_epi32(w, 0x4e));
-    return _mm_cvtsi128_si32(_mm_add_epi32(w, _mm_shuffle_epi32(w, 0xb1)));
+// Lanes 0 and 1 of every four added, in the first two lanes, and lanes 2 and 3, in the others.
+inline __m128i sum_pairs(__m256i v) {
+    const __m128i w = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    return _mm_add_epi32(w, _mm_shuffle_epi32(w, 0xb1));
 }
 
-void quantize_activation(const float* x, int64_t n, int8_t* q, float* scale, int16_t* sum,
-                         float* scaled_sum) {
+void quantize_activation(const float* x, int64_t n, const ActivationArrays& to) {
     const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
-    for (int64_t b = 0; b < n / kBlock; ++b, x += kBlock, q += kBlock) {
+    for (int64_t b = 0; b < n / kBlock; ++b, x += kBlock) {
         F32 v[4];
         __m256i peak8 = _mm256_setzero_si256();  // compared as integers, see scalar.cpp
         for (int i = 0; i < 4; ++i) {
@@ -237,19 +277,29 @@ void quantize_activation(const float* x, int64_t n, int8_t* q, float* scale, int
                 _mm256_and_ps(mul(v[i], inverse), _mm256_cmp_ps(inverse, set(0.0f), _CMP_NEQ_OQ));
             n32[i] = _mm256_cvtps_epi32(scaled);
         }
-        const int first = sum_lanes(_mm256_add_epi32(n32[0], n32[1]));
-        const int second = sum_lanes(_mm256_add_epi32(n32[2], n32[3]));
-        sum[2 * b] = (int16_t)first;
-        sum[2 * b + 1] = (int16_t)second;
-        scale[b] = peak / 127.0f;
-        scaled_sum[b] = scale[b] * (float)(first + second);
-        // packs works within 128-bit halves; the permutation puts the dwords back in order
-        const __m256i n8 = _mm256_packs_epi16(_mm256_packs_epi32(n32[0], n32[1]),
-                                              _mm256_packs_epi32(n32[2], n32[3]));
-        const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-        _mm256_storeu_si256((__m256i*)q, _mm256_permutevar8x32_epi32(n8, order));
+        // the four sums, and their total in the first lane
+        const __m128i first = sum_pairs(_mm256_add_epi32(n32[0], n32[1]));
+        const __m128i second = sum_pairs(_mm256_add_epi32(n32[2], n32[3]));
+        const __m128i four = _mm_castps_si128(
+            _mm_shuffle_ps(_mm_castsi128_ps(first), _mm_castsi128_ps(second), 0x88));
+        _mm_storel_epi64((__m128i*)(to.sums8 + 4 * b),
+                         _mm_packs_epi32(_mm_slli_epi32(four, 3), four));
+        __m128i total = _mm_add_epi32(first, second);
+        total = _mm_add_epi32(total, _mm_shuffle_epi32(total, 0x4e));
+        to.scale[b] = peak / 127.0f;
+        to.scaled_sum[b] = to.scale[b] * (float)_mm_cvtsi128_si32(total);
+        // packs works within 128-bit halves; a permutation puts their quarters back in order
+        const auto in_order = [](__m256i packed) { return _mm256_permute4x64_epi64(packed, 0xd8); };
+        const __m256i low = in_order(_mm256_packs_epi32(n32[0], n32[1]));
+        const __m256i high = in_order(_mm256_packs_epi32(n32[2], n32[3]));
+        auto* wide = (__m256i*)(to.wide + b * kBlock);
+        _mm256_storeu_si256(wide, low);
+        _mm256_storeu_si256(wide + 1, high);
+        _mm256_storeu_si256((__m256i*)(to.q + b * kBlock), in_order(_mm256_packs_epi16(low, high)));
     }
 }
+
+#include "kernels/avx2_peak.inl"
 
 }  // namespace
 
@@ -267,6 +317,8 @@ void avx2_kernels(Kernels& table) {
     table.matmul[(int)Type::Q5_K] = matmul_blocks<BlockQ5_K>;
     table.matmul[(int)Type::Q6_K] = matmul_blocks<BlockQ6_K>;
     table.quantize_activation = quantize_activation;
+    table.float_peak = float_peak;
+    table.int8_peak = int8_peak;
 }
 
 }  // namespace rwkv_edge

@@ -12,64 +12,43 @@
 
 // Pairs of products added.
 ALWAYS_INLINE __m256i products(__m256i codes, __m256i x) { return _mm256_maddubs_epi16(codes, x); }
-// Where the code is negative, ~x stands for -x: short by one magnitude, see Extra.
-ALWAYS_INLINE __m256i products(SignedCodes codes, __m256i x) {
-    return _mm256_maddubs_epi16(codes.magnitude, _mm256_xor_si256(x, codes.sign));
-}
-
 // What 32 columns need besides their codes: what the dots of each 16 are multiplied with, and what
-// is taken from the total.
+// is added to the total.
 template <class Block>
 struct Extra {
     ALWAYS_INLINE static Extra of(const typename Layout<Block>::Header&, int) { return {}; }
     ALWAYS_INLINE __m256i half(int) const { return _mm256_set1_epi16(1); }
-    // The total less zero * (sum of x), whose halves are i16.
-    ALWAYS_INLINE __m256i correct(__m256i total, __m256i x_halves) const {
-        if (Layout<Block>::kZero == 0) return total;
-        const __m256i zero = _mm256_set1_epi16(Layout<Block>::kZero);
-        return _mm256_sub_epi32(total, _mm256_madd_epi16(x_halves, zero));
-    }
+    ALWAYS_INLINE __m256i correct(__m256i total) const { return total; }
 };
 
-// The integer scales of each 16 columns, and 32 times both as a pair.
+// The integer scales of each 16 columns.
 template <>
 struct Extra<BlockQ6_K> {
-    __m256i scales[2], zeros;
+    __m256i scales[2];
 
     ALWAYS_INLINE static Extra of(const Layout<BlockQ6_K>::Header& h, int i) {
-        const __m256i v = h.scales[i / 2];
-        const int at = i % 2 * 2;
         using L = Layout<BlockQ6_K>;
-        return {{L::pair(v, at, at), L::pair(v, at + 1, at + 1)},
-                _mm256_slli_epi16(L::pair(v, at, at + 1), 5)};
+        return {{L::scale_pair(h, 2 * i), L::scale_pair(h, 2 * i + 1)}};
     }
     ALWAYS_INLINE __m256i half(int i) const { return scales[i]; }
-    ALWAYS_INLINE __m256i correct(__m256i total, __m256i x_halves) const {
-        return _mm256_sub_epi32(total, _mm256_madd_epi16(x_halves, zeros));
-    }
+    ALWAYS_INLINE __m256i correct(__m256i total) const { return total; }
 };
 
-// The magnitudes of the negative codes, added.
-template <>
-struct Extra<BlockQ8_0> {
-    __m256i negatives;
+ALWAYS_INLINE __m256i broadcast(const void* four_bytes) {
+    int32_t four;
+    memcpy(&four, four_bytes, sizeof four);
+    return _mm256_set1_epi32(four);
+}
 
-    ALWAYS_INLINE static Extra of(const SignedCodes* codes) {
-        const __m256i ones = _mm256_set1_epi16(1), bytes = _mm256_set1_epi8(1);
-        __m256i total = _mm256_setzero_si256();
-        UNROLL
-        for (int j = 0; j < 8; ++j) {
-            const __m256i negative = _mm256_and_si256(codes[j].magnitude, codes[j].sign);
-            total = _mm256_add_epi32(
-                total, _mm256_madd_epi16(_mm256_maddubs_epi16(negative, bytes), ones));
-        }
-        return {total};
-    }
-    ALWAYS_INLINE __m256i half(int) const { return _mm256_set1_epi16(1); }
-    ALWAYS_INLINE __m256i correct(__m256i total, __m256i) const {
-        return _mm256_add_epi32(total, negatives);
-    }
-};
+// Zero times the activations of half a block, as the products of its codes add up: taken from these
+// in i16, so that their sums stay small.
+template <class Block>
+ALWAYS_INLINE __m256i zero_products(const Activation& x, int64_t half) {
+    enum { kTimes = Layout<Block>::kZero / 8 };
+    const __m256i sums = broadcast(x.sums8 + 2 * half);
+    if (kTimes == 2) return _mm256_add_epi16(sums, sums);
+    return kTimes == 4 ? _mm256_slli_epi16(sums, 2) : sums;
+}
 
 // The integer dots of eight rows over 32 columns, vector after vector; those that are added up in
 // i16 may come mixed with others, but each kAdds in order.
@@ -78,10 +57,19 @@ struct Dot {
     enum { kAdds = Layout<Block>::kAdds };
     __m256i sums[8 / kAdds], total;
 
+    // Activations from k on, as many as a vector of codes has columns.
+    ALWAYS_INLINE static __m256i activations(const Activation& x, int64_t k) {
+        return broadcast(x.q + k);
+    }
+
+    // Vector j, of block i of x, as `xj` broadcast.
     template <class Codes>
-    ALWAYS_INLINE void add(int j, Codes codes, __m256i x, const Extra<Block>& extra) {
+    ALWAYS_INLINE void add(int j, Codes codes, __m256i xj, const Extra<Block>& extra,
+                           const Activation& x, int64_t i) {
+        __m256i product = products(codes, xj);
+        if (Layout<Block>::kZero != 0 && j % 4 == 0)
+            product = _mm256_sub_epi16(product, zero_products<Block>(x, 2 * i + j / 4));
         __m256i& sum = sums[j / kAdds];
-        const __m256i product = products(codes, x);
         sum = j % kAdds == 0 ? product : _mm256_add_epi16(sum, product);
         PIN(sum);
         if (j % kAdds != kAdds - 1) return;
@@ -90,36 +78,44 @@ struct Dot {
     }
 };
 
-// What a block of 32 activations is to the sums: its scale, the sums of its halves, scale * sum.
-struct BlockOfX {
-    F32 scale;
-    __m256i halves;
-    F32 scaled_sum;
+// Signed bytes have no product of their own: they are multiplied as i16, two columns at a time.
+template <>
+struct Dot<BlockQ8_0> {
+    __m256i total;
 
-    ALWAYS_INLINE static BlockOfX of(const Activation& x, int64_t i) {
-        int32_t halves;
-        memcpy(&halves, x.sum + 2 * i, sizeof halves);
-        return {set(x.scale[i]), _mm256_set1_epi32(halves), set(x.scaled_sum[i])};
+    ALWAYS_INLINE static __m256i activations(const Activation& x, int64_t k) {
+        return broadcast(x.wide + k);
+    }
+
+    ALWAYS_INLINE void add(int j, __m256i codes, __m256i xj, const Extra<BlockQ8_0>&,
+                           const Activation&, int64_t) {
+        const __m256i product = _mm256_madd_epi16(codes, xj);
+        total = j == 0 ? product : _mm256_add_epi32(total, product);
+        PIN(total);
     }
 };
 
-// acc + d * scale * (dot - zero * sum) [+ m * scale * sum]
+// acc + d * scale * dot [+ m * scale * sum], with block i of x
 template <class Block>
 ALWAYS_INLINE F32 add_block(F32 acc, __m256i dot, const Extra<Block>& extra, F32 d, F32 m,
-                            const BlockOfX& x) {
-    acc = fma(_mm256_cvtepi32_ps(extra.correct(dot, x.halves)), mul(d, x.scale), acc);
-    if (Layout<Block>::kOffset) acc = fma(m, x.scaled_sum, acc);
+                            const Activation& x, int64_t i) {
+    acc = fma(_mm256_cvtepi32_ps(extra.correct(dot)), mul(d, set(x.scale[i])), acc);
+    if (Layout<Block>::kOffset) acc = fma(m, set(x.scaled_sum[i]), acc);
     return acc;
 }
 
 // --- one token ---
 
-// A large block is not read from front to back, which the hardware would need to fetch ahead.
+// A block of Q6_K is not read from front to back, which the hardware would need to fetch ahead. A
+// part with each group: many at once wait for each other.
 template <class Block>
-ALWAYS_INLINE void fetch_ahead(Rows rows) {
+ALWAYS_INLINE void fetch_ahead(Rows rows, int group) {
+    using L = Layout<Block>;
+    if (!L::kFetch) return;
+    constexpr size_t kPart = sizeof(Block) * L::kGroup / L::kBlocks;
     for (int r = 0; r < 8; ++r)
-        for (size_t at = 0; at < sizeof(Block); at += 64)
-            _mm_prefetch(rows(r) + 512 + at, _MM_HINT_T0);
+        for (size_t at = 0; at < kPart; at += 64)
+            _mm_prefetch(rows(r) + 512 + (size_t)group * kPart + at, _MM_HINT_T0);
 }
 
 // Adds the products of eight rows with one token from block `i` on, where the rows begin; x holds
@@ -128,10 +124,10 @@ template <class Block>
 ALWAYS_INLINE F32 add_blocks(F32 acc, Rows rows, int64_t i, const __m256i* x, const MatmulArgs& a) {
     using L = Layout<Block>;
     for (; i < a.cols / kBlock; i += L::kBlocks) {
-        if (L::kBlocks > 1) fetch_ahead<Block>(rows);
         const typename L::Header header = L::header(rows);
         UNROLL
         for (int group = 0; group < L::kBlocks / L::kGroup; ++group) {
+            fetch_ahead<Block>(rows, group);
             Dot<Block> dots[L::kGroup];
             Extra<Block> extra[L::kGroup];
             UNROLL
@@ -139,13 +135,13 @@ ALWAYS_INLINE F32 add_blocks(F32 acc, Rows rows, int64_t i, const __m256i* x, co
                 extra[b] = Extra<Block>::of(header, group * L::kGroup + b);
             const int64_t first = i + group * L::kGroup;
             L::codes(rows, header, group, [&](int b, int j, __m256i codes) INLINE_LAMBDA {
-                dots[b].add(j, codes, x[(first + b) * 8 + j], extra[b]);
+                dots[b].add(j, codes, x[(first + b) * 8 + j], extra[b], a.x, first + b);
             });
             UNROLL
             for (int b = 0; b < L::kGroup; ++b) {
                 const int at = group * L::kGroup + b;
                 acc = add_block<Block>(acc, dots[b].total, extra[b], L::scale(header, at),
-                                       L::offset(header, at), BlockOfX::of(a.x, first + b));
+                                       L::offset(header, at), a.x, first + b);
             }
         }
         rows.first += sizeof(Block);
@@ -178,14 +174,14 @@ ALWAYS_INLINE F32 one_token_of_nibbles(Rows rows, const __m256i* x, const Matmul
             PIN(next.d);
             Dot<Block> dot;
             L::codes_of(bytes, rows, [&](int, int j, __m256i codes) INLINE_LAMBDA {
-                dot.add(j, codes, x[8 * i + j], extra);
+                dot.add(j, codes, x[8 * i + j], extra, a.x, i);
             });
             turn(loaded, bytes);
             for (int j = 0; j < 4; ++j) PIN(bytes[j]);
             rows.first += size;
             load_pairs(rows + size, offsetof(Block, q), loaded);
             for (int j = 0; j < 4; ++j) PIN(loaded[j]);
-            acc = add_block<Block>(acc, dot.total, extra, now.d, now.m, BlockOfX::of(a.x, i));
+            acc = add_block<Block>(acc, dot.total, extra, now.d, now.m, a.x, i);
             now = next;
         }
     }
@@ -260,27 +256,10 @@ inline const __m256i* spread<BlockQ8_0>(const MatmulArgs&) {
 // 32 columns of eight rows, unpacked.
 template <class Block>
 struct TileBlock {
-    __m256i codes[8];
+    __m256i codes[Layout<Block>::kVectors];
     F32 d, m;
     Extra<Block> extra;
 };
-template <>
-struct TileBlock<BlockQ8_0> {
-    SignedCodes codes[8];
-    F32 d, m;
-    Extra<BlockQ8_0> extra;
-};
-
-template <class Block>
-ALWAYS_INLINE Extra<Block> extra_of(const TileBlock<Block>&,
-                                    const typename Layout<Block>::Header& header, int i) {
-    return Extra<Block>::of(header, i);
-}
-ALWAYS_INLINE Extra<BlockQ8_0> extra_of(const TileBlock<BlockQ8_0>& block, const ScaleOffset&,
-                                        int) {
-    return Extra<BlockQ8_0>::of(block.codes);
-}
-
 template <class Block>
 inline void fill_tile(Rows rows, int64_t blocks, TileBlock<Block>* tile) {
     using L = Layout<Block>;
@@ -296,7 +275,7 @@ inline void fill_tile(Rows rows, int64_t blocks, TileBlock<Block>* tile) {
                 const int at = group * L::kGroup + b;
                 to[b].d = L::scale(header, at);
                 if (L::kOffset) to[b].m = L::offset(header, at);
-                to[b].extra = extra_of(to[b], header, at);
+                to[b].extra = Extra<Block>::of(header, at);
             }
         }
         rows.first += sizeof(Block);
@@ -308,35 +287,34 @@ inline void fill_tile(Rows rows, int64_t blocks, TileBlock<Block>* tile) {
 template <class Block, int kGroups, int kTokens, class Store>
 inline void tile_tokens(const TileBlock<Block>* tile, const MatmulArgs& a, int64_t token,
                         Store store_sums) {
+    enum { kVectors = Layout<Block>::kVectors };
     const int64_t blocks = a.cols / kBlock;
     F32 sums[kGroups][kTokens];
     UNROLL
     for (int g = 0; g < kGroups; ++g) UNROLL
     for (int t = 0; t < kTokens; ++t) sums[g][t] = set(0.0f);
     for (int64_t i = 0; i < blocks; ++i) {
-        const int8_t* q = a.x.q + token * a.cols + i * kBlock;
         Dot<Block> dots[kGroups][kTokens];
         UNROLL
-        for (int j = 0; j < 8; ++j) {
+        for (int j = 0; j < kVectors; ++j) {
             UNROLL
             for (int t = 0; t < kTokens; ++t) {
-                int32_t four;
-                memcpy(&four, q + t * a.cols + 4 * j, 4);
-                const __m256i x = _mm256_set1_epi32(four);
+                const int64_t k = i * kBlock + j * (kBlock / (int)kVectors);
+                const __m256i x = Dot<Block>::activations(a.x, (token + t) * a.cols + k);
                 UNROLL
                 for (int g = 0; g < kGroups; ++g) {
                     const TileBlock<Block>& b = tile[g * blocks + i];
-                    dots[g][t].add(j, b.codes[j], x, b.extra);
+                    dots[g][t].add(j, b.codes[j], x, b.extra, a.x, (token + t) * blocks + i);
                 }
             }
         }
         UNROLL
         for (int t = 0; t < kTokens; ++t) {
-            const BlockOfX x = BlockOfX::of(a.x, (token + t) * blocks + i);
             UNROLL
             for (int g = 0; g < kGroups; ++g) {
                 const TileBlock<Block>& b = tile[g * blocks + i];
-                sums[g][t] = add_block<Block>(sums[g][t], dots[g][t].total, b.extra, b.d, b.m, x);
+                sums[g][t] = add_block<Block>(sums[g][t], dots[g][t].total, b.extra, b.d, b.m, a.x,
+                                              (token + t) * blocks + i);
             }
         }
     }

@@ -90,15 +90,28 @@ ALWAYS_INLINE F32 byte_as_float(__m256i v, int byte) {
         _mm256_and_si256(_mm256_srli_epi32(v, 8 * byte), _mm256_set1_epi32(255)));
 }
 
+// Signed bytes a and b of every dword, as i16.
+ALWAYS_INLINE __m256i byte_pair(__m256i v, int a, int b) {
+    const auto at = [&](int lane) {
+        return (4 * lane + b) << 24 | (4 * lane + a) << 8 | 0x00800080;
+    };
+    const __m256i high_bytes =
+        _mm256_setr_epi32(at(0), at(1), at(2), at(3), at(0), at(1), at(2), at(3));
+    return _mm256_srai_epi16(_mm256_shuffle_epi8(v, high_bytes), 8);
+}
+
 // --- the types ---
 //
 // A Layout says how a block of a type makes the codes of kBlocks times 32 columns:
 //   kGroup    how many of them come out of the same bytes
-//   kAdds     how many products of a vector an i16 can add up before it could overflow (codes of 15
-//             times 127, two per i16: 3810 x 8 < 2^15; 31: 7874 x 4; 63: 16002 x 2)
+//   kAdds     how many products of a vector an i16 can add up, zero's taken off (codes of 15 times
+//             127, two per i16: 3810 x 8 < 2^15; 31: 7874 x 4; -16 to 15: 4064 x 8; -32 to 31: 8128
+//             x 4)
 //   kZero     the code that means zero, or 0
 //   kOffset   whether m is added to every value
+//   kFetch    whether a decode step must ask for blocks ahead
 //   Header    what is read once per block
+//   kVectors  how many vectors of codes 32 columns are
 //   codes     calls use(i, j, codes) for each vector j of each 32 columns i of a group
 //   scale, offset   d and m of 32 columns
 
@@ -108,7 +121,7 @@ struct Layout;
 
 template <class Block>
 struct NibbleLayout {
-    enum { kBlocks = 1, kGroup = 1 };
+    enum { kBlocks = 1, kGroup = 1, kVectors = 8, kFetch = 0 };
     template <class Header, class Use>
     ALWAYS_INLINE static void codes(Rows at, const Header&, int, Use use) {
         __m256i bytes[4];
@@ -167,7 +180,7 @@ struct Layout<BlockQ4_1> : NibbleLayout<BlockQ4_1>, ScaleAndOffset {
 };
 template <>
 struct Layout<BlockQ5_0> : FifthBitLayout<BlockQ5_0>, ScaleOnly {
-    enum { kAdds = 4, kZero = 16, kOffset = 0 };
+    enum { kAdds = 8, kZero = 16, kOffset = 0 };
 };
 template <>
 struct Layout<BlockQ5_1> : FifthBitLayout<BlockQ5_1>, ScaleAndOffset {
@@ -203,7 +216,7 @@ ALWAYS_INLINE F32 offset_k(const ScalesK& h, int i) {
 
 template <>
 struct Layout<BlockQ4_K> {
-    enum { kBlocks = 8, kGroup = 2, kAdds = 8, kZero = 0, kOffset = 1 };
+    enum { kBlocks = 8, kVectors = 8, kGroup = 2, kAdds = 8, kZero = 0, kOffset = 1, kFetch = 0 };
     using Header = ScalesK;
     ALWAYS_INLINE static Header header(Rows at) { return scales_k(at); }
     template <class Use>
@@ -225,7 +238,7 @@ struct Layout<BlockQ4_K> {
 
 template <>
 struct Layout<BlockQ5_K> {
-    enum { kBlocks = 8, kGroup = 2, kAdds = 4, kZero = 0, kOffset = 1 };
+    enum { kBlocks = 8, kVectors = 8, kGroup = 2, kAdds = 4, kZero = 0, kOffset = 1, kFetch = 0 };
     struct Header {
         ScalesK k;
         __m256i qh[8];
@@ -259,7 +272,7 @@ struct Layout<BlockQ5_K> {
 
 template <>
 struct Layout<BlockQ6_K> {
-    enum { kBlocks = 8, kGroup = 4, kAdds = 2, kZero = 32, kOffset = 0 };
+    enum { kBlocks = 8, kVectors = 8, kGroup = 4, kAdds = 4, kZero = 32, kOffset = 0, kFetch = 1 };
     struct Header {
         F32 d;
         __m256i scales[4];  // four bytes each per row, two per 32 columns
@@ -272,47 +285,37 @@ struct Layout<BlockQ6_K> {
     }
     template <class Use>
     ALWAYS_INLINE static void codes(Rows at, const Header&, int group, Use use) {
-        __m256i qh[8];
-        dwords(at, offsetof(BlockQ6_K, qh) + (size_t)(32 * group), qh);
-        dwords(at, offsetof(BlockQ6_K, qh) + (size_t)(32 * group + 16), qh + 4);
         UNROLL
-        for (int run = 0; run < 2; ++run) {
+        for (int half = 0; half < 2; ++half) {
+            __m256i qh[4];
+            dwords(at, offsetof(BlockQ6_K, qh) + (size_t)(32 * group + 16 * half), qh);
             UNROLL
-            for (int half = 0; half < 2; ++half) {
+            for (int run = 0; run < 2; ++run) {
                 __m256i bytes[4];
                 dwords(at, (size_t)(64 * group + 32 * run + 16 * half), bytes);
                 UNROLL
                 for (int i = 0; i < 4; ++i) {
                     const int j = 4 * half + i;
                     use(run, j,
-                        _mm256_or_si256(low_nibbles(bytes[i]), to_bit4(qh[j], 2 * run, 0x30)));
+                        _mm256_or_si256(low_nibbles(bytes[i]), to_bit4(qh[i], 2 * run, 0x30)));
                     use(run + 2, j,
-                        _mm256_or_si256(high_nibbles(bytes[i]), to_bit4(qh[j], 2 * run + 4, 0x30)));
+                        _mm256_or_si256(high_nibbles(bytes[i]), to_bit4(qh[i], 2 * run + 4, 0x30)));
                 }
             }
         }
     }
     ALWAYS_INLINE static F32 scale(const Header& h, int) { return h.d; }
     ALWAYS_INLINE static F32 offset(const Header&, int) { return set(0.0f); }
-    // Bytes `a` and `b` of every dword, as a pair of i16.
-    ALWAYS_INLINE static __m256i pair(__m256i v, int a, int b) {
-        const auto at = [&](int lane) {
-            return _mm_set1_epi32((4 * lane + b) << 24 | (4 * lane + a) << 8 | 0x00800080);
-        };
-        const __m128i low =
-            _mm_unpacklo_epi64(_mm_unpacklo_epi32(at(0), at(1)), _mm_unpacklo_epi32(at(2), at(3)));
-        return _mm256_srai_epi16(_mm256_shuffle_epi8(v, _mm256_broadcastsi128_si256(low)), 8);
+    // The scale of columns 16 i .. 16 i + 15, as a pair of i16.
+    ALWAYS_INLINE static __m256i scale_pair(const Header& h, int i) {
+        return byte_pair(h.scales[i / 4], i % 4, i % 4);
     }
 };
 
-// Codes of -128 to 127: a product of two signed bytes takes the sign to the other side.
-struct SignedCodes {
-    __m256i magnitude, sign;  // sign: -1 in every negative byte
-};
-
+// Signed codes are widened to i16: vector j holds columns 2j and 2j + 1.
 template <>
 struct Layout<BlockQ8_0> : ScaleOnly {
-    enum { kBlocks = 1, kGroup = 1, kAdds = 1, kZero = 0, kOffset = 0 };
+    enum { kBlocks = 1, kGroup = 1, kVectors = 16, kAdds = 1, kZero = 0, kOffset = 0, kFetch = 0 };
     template <class Use>
     ALWAYS_INLINE static void codes(Rows at, const Header&, int, Use use) {
         UNROLL
@@ -320,10 +323,10 @@ struct Layout<BlockQ8_0> : ScaleOnly {
             __m256i bytes[4];
             dwords(at, offsetof(BlockQ8_0, q) + (size_t)(16 * half), bytes);
             UNROLL
-            for (int j = 0; j < 4; ++j)
-                use(0, 4 * half + j,
-                    SignedCodes{_mm256_abs_epi8(bytes[j]),
-                                _mm256_cmpgt_epi8(_mm256_setzero_si256(), bytes[j])});
+            for (int j = 0; j < 4; ++j) {
+                use(0, 8 * half + 2 * j, byte_pair(bytes[j], 0, 1));
+                use(0, 8 * half + 2 * j + 1, byte_pair(bytes[j], 2, 3));
+            }
         }
     }
 };

@@ -173,27 +173,40 @@ void wkv6(const Wkv6Args& p) {
     }
 }
 
-// S <- S diag(w) + (S (-kk)) (kk * a)^T + v k^T;  y = S r. Two passes over a row that stays in L1.
-void wkv7(const Wkv7Args& p) {
-    for (int64_t t = 0; t < p.tokens; ++t) {
-        const int64_t at = t * p.stride;
-        const float *r = p.r + at, *w = p.w + at, *k = p.k + at, *kk = p.kk + at, *a = p.a + at;
-        for (int64_t i = 0; i < p.size; ++i) {
-            float* row = p.state + i * p.size;
-            F32 removed = set(0.0f), out = set(0.0f);
-            for (int64_t j = 0; j < p.size; j += 8)
-                removed = fma(load(row + j), load(kk + j), removed);
-            const F32 remove = set(-sum8(removed)), value = set(p.v[at + i]);
-            for (int64_t j = 0; j < p.size; j += 8) {
-                const F32 replaced = mul(remove, mul(load(kk + j), load(a + j)));
-                const F32 kept = fma(load(row + j), load(w + j), replaced);
-                const F32 s = fma(value, load(k + j), kept);
-                store(row + j, s);
-                out = fma(s, load(r + j), out);
-            }
-            p.y[at + i] = sum8(out);
+// S <- S diag(w) + (S (-kk)) (kk * a)^T + v k^T;  y = S r, for kRows rows of S from row i on: two
+// passes over rows that stay in L1.
+template <int kRows>
+inline void wkv7_rows(const Wkv7Args& p, int64_t at, int64_t i) {
+    const float *r = p.r + at, *w = p.w + at, *k = p.k + at, *kk = p.kk + at, *a = p.a + at;
+    float* rows = p.state + i * p.size;
+    F32 removed[kRows], remove[kRows], value[kRows], out[kRows];
+    for (int c = 0; c < kRows; ++c) removed[c] = out[c] = set(0.0f);
+    for (int64_t j = 0; j < p.size; j += 8) {
+        const F32 key = load(kk + j);
+        for (int c = 0; c < kRows; ++c)
+            removed[c] = fma(load(rows + c * p.size + j), key, removed[c]);
+    }
+    for (int c = 0; c < kRows; ++c) {
+        remove[c] = set(-sum8(removed[c]));
+        value[c] = set(p.v[at + i + c]);
+    }
+    for (int64_t j = 0; j < p.size; j += 8) {
+        const F32 replace = mul(load(kk + j), load(a + j));
+        for (int c = 0; c < kRows; ++c) {
+            float* row = rows + c * p.size + j;
+            const F32 kept = fma(load(row), load(w + j), mul(remove[c], replace));
+            const F32 s = fma(value[c], load(k + j), kept);
+            store(row, s);
+            out[c] = fma(s, load(r + j), out[c]);
         }
     }
+    for (int c = 0; c < kRows; ++c) p.y[at + i + c] = sum8(out[c]);
+}
+
+// Four rows at a time hide the latency of the sums.
+void wkv7(const Wkv7Args& p) {
+    for (int64_t t = 0; t < p.tokens; ++t)
+        for (int64_t i = 0; i < p.size; i += 4) wkv7_rows<4>(p, t * p.stride, i);
 }
 
 void float_kernels(Kernels& table) {

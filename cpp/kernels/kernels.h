@@ -21,11 +21,23 @@ namespace rwkv_edge {
 // Activations as a matmul wants them: float, or rounded to 8 bits in blocks of 32.
 // x[k] ~ scale[k / 32] * q[k], |q| <= 127.
 struct Activation {
-    const float* x;           // [tokens, cols]
-    const int8_t* q;          // [tokens, cols]
-    const float* scale;       // [tokens, cols / 32]
-    const int16_t* sum;       // [tokens, cols / 16] of q, over 16 columns
+    const float* x;       // [tokens, cols]
+    const int8_t* q;      // [tokens, cols]
+    const int16_t* wide;  // [tokens, cols] q again
+    const float* scale;   // [tokens, cols / 32]
+    // [tokens, cols / 16, 2] 8 times the sum of q over the columns 4i and 4i + 1, and over 4i + 2
+    // and 4i + 3, of 16
+    const int16_t* sums8;
     const float* scaled_sum;  // [tokens, cols / 32] scale times the sum of q
+};
+
+// Where an Activation is made.
+struct ActivationArrays {
+    int8_t* q;
+    int16_t* wide;
+    float* scale;
+    int16_t* sums8;
+    float* scaled_sum;
 };
 
 // y[t * y_stride + r] = sum over k of w[r, k] * x[t, k], for r in [row_begin, row_end), t in [0,
@@ -41,7 +53,7 @@ struct MatmulArgs {
     int64_t y_stride;
     void* scratch;  // matmul_scratch_bytes(cols), 64-byte aligned, for the length of the call
 };
-enum : int { kMatmulScratch = 40, kPanelScratch = 22528 };  // bytes per column, and besides
+enum : int { kMatmulScratch = 40, kPanelScratch = 24576 };  // bytes per column, and besides
 static inline int64_t matmul_scratch_bytes(int64_t cols) {
     return kMatmulScratch * cols + kPanelScratch;
 }
@@ -92,8 +104,7 @@ struct Kernels {
     // Null: the engine dequantises rows and multiplies as F32.
     Matmul matmul[kTypeSlots];
     // n is a multiple of 32. scale = max|x| / 127; q = x * (127 / max|x|), nearest, halves to even.
-    void (*quantize_activation)(const float* x, int64_t n, int8_t* q, float* scale, int16_t* sum,
-                                float* scaled_sum);
+    void (*quantize_activation)(const float* x, int64_t n, const ActivationArrays& to);
 
     // Vectors below have a multiple of 8 elements, except those of the four functions in place.
     // y = (x - mean) / sqrt(var + eps) * weight + bias; y may be x
@@ -120,6 +131,11 @@ struct Kernels {
     void (*wkv4)(const Wkv4Args& args);
     void (*wkv6)(const Wkv6Args& args);
     void (*wkv7)(const Wkv7Args& args);
+
+    // The arithmetic that products are made of, on data at hand: returns the operations done, a
+    // product and a sum each being one.
+    int64_t (*float_peak)(int64_t rounds);  // of floats
+    int64_t (*int8_peak)(int64_t rounds);   // of codes with activations, to 32-bit sums
 };
 
 }  // namespace rwkv_edge

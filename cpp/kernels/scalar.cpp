@@ -117,9 +117,8 @@ void matmul_blocks(const MatmulArgs& a) {
     }
 }
 
-void quantize_activation(const float* x, int64_t n, int8_t* q, float* scale, int16_t* sum,
-                         float* scaled_sum) {
-    for (int64_t b = 0; b < n / kBlock; ++b, x += kBlock, q += kBlock) {
+void quantize_activation(const float* x, int64_t n, const ActivationArrays& to) {
+    for (int64_t b = 0; b < n / kBlock; ++b, x += kBlock) {
         // As integers the bits of magnitudes compare like the numbers, with NaN above all: a block
         // that holds one gets a NaN for its scale, and the result shows it.
         uint32_t peak_bits = 0;
@@ -131,15 +130,16 @@ void quantize_activation(const float* x, int64_t n, int8_t* q, float* scale, int
         // A peak so small that its inverse overflows is as good as zero.
         const bool usable = peak > 1e-30f && peak <= FLT_MAX;
         const float inverse = usable ? 127.0f / peak : 0.0f;
-        int total[2] = {};
+        int total[4] = {};  // by half a block and pair of columns
         for (int i = 0; i < kBlock; ++i) {
-            q[i] = usable ? (int8_t)nearbyintf(x[i] * inverse) : 0;
-            total[i / 16] += q[i];
+            const int64_t k = b * kBlock + i;
+            to.q[k] = usable ? (int8_t)nearbyintf(x[i] * inverse) : 0;
+            to.wide[k] = to.q[k];
+            total[i / 16 * 2 + i / 2 % 2] += to.q[k];
         }
-        scale[b] = peak / 127.0f;
-        sum[2 * b] = (int16_t)total[0];
-        sum[2 * b + 1] = (int16_t)total[1];
-        scaled_sum[b] = scale[b] * (float)(total[0] + total[1]);
+        to.scale[b] = peak / 127.0f;
+        for (int i = 0; i < 4; ++i) to.sums8[4 * b + i] = (int16_t)(8 * total[i]);
+        to.scaled_sum[b] = to.scale[b] * (float)(total[0] + total[1] + total[2] + total[3]);
     }
 }
 
@@ -265,6 +265,37 @@ void wkv7(const Wkv7Args& p) {
     }
 }
 
+// --- peaks: what a compiler can make of plain loops, not what those above reach ---
+
+// Products and sums apart, as this file is compiled, in the vectors of four that every CPU has.
+int64_t float_peak(int64_t rounds) {
+    typedef float Four __attribute__((vector_size(16)));
+    enum { kSums = 12 };  // in flight, so that none waits for itself
+    const Four half = {0.5f, 0.5f, 0.5f, 0.5f};
+    Four sums[kSums];
+    for (int s = 0; s < kSums; ++s) sums[s] = half * (float)s;
+    for (int64_t i = 0; i < rounds; ++i)
+        for (Four& sum : sums) sum = sum * half + half;
+    asm volatile("" : : "r"(sums) : "memory");  // something may read them
+    return rounds * kSums * 4 * 2;
+}
+
+// Integer dots of codes that were widened to 16 bits, in the first cache.
+int64_t int8_peak(int64_t rounds) {
+    enum { kRows = 4, kCols = 64 };
+    int16_t w[kRows][kCols] = {}, x[kCols] = {};
+    int32_t sums[kRows] = {};
+    for (int64_t i = 0; i < rounds; ++i) {
+        asm volatile("" : : "r"(w), "r"(x) : "memory");  // something may have changed them
+        int32_t dots[kRows] = {};
+        for (int k = 0; k < kCols; ++k)
+            for (int r = 0; r < kRows; ++r) dots[r] += w[r][k] * x[k];
+        for (int r = 0; r < kRows; ++r) sums[r] += dots[r];
+    }
+    asm volatile("" : : "r"(sums) : "memory");
+    return rounds * kRows * kCols * 2;
+}
+
 }  // namespace
 
 void scalar_kernels(Kernels& table) {
@@ -295,6 +326,8 @@ void scalar_kernels(Kernels& table) {
     table.wkv4 = wkv4;
     table.wkv6 = wkv6;
     table.wkv7 = wkv7;
+    table.float_peak = float_peak;
+    table.int8_peak = int8_peak;
 }
 
 }  // namespace rwkv_edge

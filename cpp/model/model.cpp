@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "model/model.h"
 
+#if defined(__linux__)
+#include <sched.h>
+#endif
+
 #include <algorithm>
 #include <cmath>
 
@@ -61,11 +65,20 @@ Config read_config(const ModelFile& file, const char* arch) {
     return c;
 }
 
+// Of a container or of taskset, not of the machine.
+int usable_cpus() {
+#if defined(__linux__)
+    cpu_set_t cpus;
+    if (sched_getaffinity(0, sizeof(cpus), &cpus) == 0) return CPU_COUNT(&cpus);
+#endif
+    return static_cast<int>(std::thread::hardware_concurrency());
+}
+
 int count_threads(int wanted) {
     if (wanted < 0 || wanted > 1024)
         throw std::invalid_argument(cat("threads is ", wanted, ", expected 0 (automatic) to 1024"));
     if (wanted > 0) return wanted;
-    return std::clamp(static_cast<int>(std::thread::hardware_concurrency()), 1, 8);
+    return std::clamp(usable_cpus(), 1, 8);
 }
 
 }  // namespace

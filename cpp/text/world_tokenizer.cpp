@@ -22,15 +22,15 @@ int hex_digit(char c) {
     return -1;
 }
 
-// Undoes repr(bytes)[2:-1]; nothing where a backslash begins none of its escapes.
-std::optional<std::string> unescape(std::string_view text) {
-    std::string out;
+// Undoes repr(bytes)[2:-1], and appends the bytes to `out`. Returns false where a backslash begins
+// none of its escapes.
+bool unescape(std::string_view text, std::string& out) {
     for (size_t i = 0; i < text.size(); ++i) {
         if (text[i] != '\\') {
             out += text[i];
             continue;
         }
-        if (++i == text.size()) return std::nullopt;
+        if (++i == text.size()) return false;
         switch (text[i]) {
             case 't': out += '\t'; break;
             case 'n': out += '\n'; break;
@@ -39,17 +39,22 @@ std::optional<std::string> unescape(std::string_view text) {
             case '\'':
             case '"': out += text[i]; break;
             case 'x': {
-                if (i + 2 >= text.size()) return std::nullopt;
+                if (i + 2 >= text.size()) return false;
                 const int high = hex_digit(text[i + 1]), low = hex_digit(text[i + 2]);
-                if (high < 0 || low < 0) return std::nullopt;
+                if (high < 0 || low < 0) return false;
                 out += static_cast<char>(high * 16 + low);
                 i += 2;
                 break;
             }
-            default: return std::nullopt;
+            default: return false;
         }
     }
-    return out;
+    return true;
+}
+
+// Whether a text is the filler that stands for an id that no token has.
+bool is_padding(std::string_view text, size_t id) {
+    return text.starts_with("[PAD") && text == cat("[PAD", id, "]");
 }
 
 unsigned byte_at(std::string_view text, size_t i) { return static_cast<unsigned char>(text[i]); }
@@ -66,10 +71,10 @@ WorldTokenizer::WorldTokenizer(const std::vector<std::optional<std::string>>& to
         if (id > 0 && tokens[id]) bytes_ += *tokens[id];
     }
     starts_.push_back(bytes_.size());
-    build_trie();
+    sort();
 }
 
-WorldTokenizer WorldTokenizer::from_gguf(const std::vector<std::string>& tokens,
+WorldTokenizer WorldTokenizer::from_gguf(std::span<const std::string_view> tokens,
                                          std::span<const int32_t> types, const std::string& path) {
     const auto fail = [&](const auto&... what) {
         throw FormatError(cat(path, ": tokenizer.ggml.", what...));
@@ -79,81 +84,76 @@ WorldTokenizer WorldTokenizer::from_gguf(const std::vector<std::string>& tokens,
         fail("token_type: found ", types.size(), " entries, expected ", tokens.size(),
              " as in tokenizer.ggml.tokens");
     }
-    std::vector<std::optional<std::string>> plain(tokens.size());
-    for (size_t id = 1; id < tokens.size(); ++id) {
+    WorldTokenizer made;
+    made.starts_.reserve(tokens.size() + 1);
+    for (size_t id = 0; id < tokens.size(); ++id) {
+        made.starts_.push_back(made.bytes_.size());
         const bool text = types.empty() || (types[id] != kControl && types[id] != kUnused);
-        if (!text || tokens[id] == cat("[PAD", id, "]")) continue;
-        plain[id] = unescape(tokens[id]);
-        if (!plain[id]) {
+        if (id == 0 || !text || is_padding(tokens[id], id)) continue;
+        if (!unescape(tokens[id], made.bytes_)) {
             fail("tokens[", id, "]: found '", tokens[id],
                  "', expected bytes as Python writes them");
         }
     }
-    return WorldTokenizer(plain);
+    made.starts_.push_back(made.bytes_.size());
+    made.sort();
+    return made;
 }
 
-// Breadth first over the sorted tokens: each node is a range of them that share their first bytes.
-void WorldTokenizer::build_trie() {
-    std::vector<int32_t> sorted;
-    for (int32_t id = 0; id < n_vocab(); ++id) {
-        if (!token_bytes(id).empty()) sorted.push_back(id);
-    }
-    std::stable_sort(sorted.begin(), sorted.end(),
-                     [&](int32_t a, int32_t b) { return token_bytes(a) < token_bytes(b); });
-
-    struct Range {
-        size_t begin, end, depth;
+// Most comparisons end in the first eight bytes, which a number holds.
+void WorldTokenizer::sort() {
+    struct Entry {
+        uint64_t prefix;
+        int32_t id;
     };
-    std::vector<Range> ranges{{0, sorted.size(), 0}};
-    nodes_.emplace_back();
-    for (size_t i = 0; i < nodes_.size(); ++i) {
-        auto [begin, end, depth] = ranges[i];
-        const auto byte = [&](size_t at) { return byte_at(token_bytes(sorted[at]), depth); };
-        // Tokens that end here stand before those that go on.
-        for (; begin < end && token_bytes(sorted[begin]).size() == depth; ++begin) {
-            if (nodes_[i].token == kNone) nodes_[i].token = sorted[begin];
-        }
-        if (begin == end) continue;
-        const unsigned low = byte(begin), span = byte(end - 1) - low + 1;
-        const size_t first = children_.size();
-        nodes_[i].first = static_cast<uint32_t>(first);
-        nodes_[i].low = static_cast<uint16_t>(low);
-        nodes_[i].span = static_cast<uint16_t>(span);
-        children_.resize(first + span, 0);
-        while (begin < end) {
-            const size_t start = begin;
-            while (begin < end && byte(begin) == byte(start)) ++begin;
-            children_[first + byte(start) - low] = static_cast<uint32_t>(nodes_.size());
-            nodes_.emplace_back();
-            ranges.push_back({start, begin, depth + 1});
-        }
+    std::vector<Entry> entries;
+    entries.reserve(starts_.size());
+    for (int32_t id = 0; id < n_vocab(); ++id) {
+        const std::string_view bytes = token(id);
+        if (bytes.empty()) continue;
+        uint64_t prefix = 0;
+        for (size_t i = 0; i < sizeof(prefix); ++i)
+            prefix = prefix << 8 | (i < bytes.size() ? byte_at(bytes, i) : 0);
+        entries.push_back({prefix, id});
     }
+    std::sort(entries.begin(), entries.end(), [&](const Entry& a, const Entry& b) {
+        if (a.prefix != b.prefix) return a.prefix < b.prefix;
+        const int order = token(a.id).compare(token(b.id));
+        return order != 0 ? order < 0 : a.id < b.id;
+    });
+    for (const Entry& entry : entries) {
+        if (sorted_.empty() || token(sorted_.back()) != token(entry.id))
+            sorted_.push_back(entry.id);
+    }
+}
+
+// Narrows the range of the tokens that the text agrees with, byte by byte.
+int32_t WorldTokenizer::longest_match(std::string_view text) const {
+    int32_t found = kNone;
+    auto begin = sorted_.begin(), end = sorted_.end();
+    for (size_t depth = 0; depth < text.size(); ++depth) {
+        const auto before = [&](int32_t id, unsigned byte) {
+            return byte_at(token(id), depth) < byte;
+        };
+        begin = std::lower_bound(begin, end, byte_at(text, depth), before);
+        end = std::lower_bound(begin, end, byte_at(text, depth) + 1, before);
+        if (begin == end) break;
+        // A token that ends here stands before those that go on.
+        if (token(*begin).size() == depth + 1) found = *begin++;
+    }
+    return found;
 }
 
 std::vector<int32_t> WorldTokenizer::encode(std::string_view text) const {
     std::vector<int32_t> ids;
     ids.reserve(text.size() / 3);
-    for (size_t at = 0; at < text.size();) {
-        int32_t token = kNone;
-        size_t token_end = at;
-        uint32_t index = 0;
-        for (size_t i = at; i < text.size(); ++i) {
-            const Node& node = nodes_[index];
-            const unsigned child = byte_at(text, i) - node.low;
-            if (child >= node.span) break;
-            index = children_[node.first + child];
-            if (index == 0) break;
-            if (nodes_[index].token != kNone) {
-                token = nodes_[index].token;
-                token_end = i + 1;
-            }
-        }
-        if (token == kNone) {
+    for (size_t at = 0; at < text.size(); at += token(ids.back()).size()) {
+        const int32_t id = longest_match(text.substr(at));
+        if (id == kNone) {
             throw std::invalid_argument(cat("the vocabulary has no token for byte ",
                                             byte_at(text, at), " at offset ", at, " of the text"));
         }
-        ids.push_back(token);
-        at = token_end;
+        ids.push_back(id);
     }
     return ids;
 }
@@ -162,14 +162,20 @@ std::string_view WorldTokenizer::token_bytes(int64_t id) const {
     if (id < 0 || id >= n_vocab()) {
         throw std::invalid_argument(cat("token ", id, " is outside the vocabulary of ", n_vocab()));
     }
-    const size_t i = static_cast<size_t>(id);
-    return std::string_view(bytes_).substr(starts_[i], starts_[i + 1] - starts_[i]);
+    return token(static_cast<int32_t>(id));
 }
 
 std::string WorldTokenizer::decode(std::span<const int32_t> ids) const {
     std::string out;
     for (const int32_t id : ids) out += token_bytes(id);
     return out;
+}
+
+std::vector<int32_t> WorldTokenizer::without_text() const {
+    std::vector<int32_t> ids;
+    for (int32_t id = 1; id < n_vocab(); ++id)
+        if (token(id).empty()) ids.push_back(id);
+    return ids;
 }
 
 }  // namespace rwkv_edge

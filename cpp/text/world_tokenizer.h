@@ -20,7 +20,7 @@ public:
 
     // From the arrays of a GGUF file, whose tokens are written as Python writes bytes. `types` are
     // ggml's token types, or empty where the file has none. Errors begin with `path`.
-    static WorldTokenizer from_gguf(const std::vector<std::string>& tokens,
+    static WorldTokenizer from_gguf(std::span<const std::string_view> tokens,
                                     std::span<const int32_t> types, const std::string& path);
 
     // Throws std::invalid_argument where the vocabulary lacks a byte that the text needs.
@@ -29,25 +29,26 @@ public:
     // Nothing for id 0 and for unused ids; throws std::invalid_argument for an id out of range.
     std::string_view token_bytes(int64_t id) const;
     std::string decode(std::span<const int32_t> ids) const;
+    // The ids that no text encodes to, but for 0.
+    std::vector<int32_t> without_text() const;
 
     int32_t n_vocab() const { return static_cast<int32_t>(starts_.size() - 1); }
 
 private:
-    // The children of a node are a run of children_, one entry per byte from `low` on.
-    struct Node {
-        uint32_t first = 0;
-        uint16_t low = 0;
-        uint16_t span = 0;
-        int32_t token = kNone;
-    };
     static constexpr int32_t kNone = -1;
 
-    void build_trie();
+    WorldTokenizer() = default;
+    std::string_view token(int32_t id) const {
+        const auto at = starts_.begin() + id;
+        return {bytes_.data() + at[0], at[1] - at[0]};
+    }
+    void sort();
+    // The longest token that `text` begins with, or kNone.
+    int32_t longest_match(std::string_view text) const;
 
-    std::string bytes_;               // of all tokens, one after the other
-    std::vector<uint64_t> starts_;    // [n_vocab + 1], into bytes_
-    std::vector<Node> nodes_;         // the root first
-    std::vector<uint32_t> children_;  // indices into nodes_; 0 where there is no child
+    std::string bytes_;             // of all tokens, one after the other
+    std::vector<uint64_t> starts_;  // [n_vocab + 1], into bytes_
+    std::vector<int32_t> sorted_;   // the tokens with text, by their bytes
 };
 
 }  // namespace rwkv_edge

@@ -8,15 +8,13 @@ for piece in session.generate("User: hello\\n\\nAssistant:", stop="\\n\\n"):
     ...
 """
 
-from importlib.metadata import version
-
 from ._core import FormatError, UnsupportedError
 from .chat import Conversation
 from .model import Model, Session
 from .state import State
 from .tokenizer import StreamDecoder, Tokenizer
 
-__version__ = version("rwkv-edge")
+__version__ = "0.1.0"
 __all__ = [
     "Conversation",
     "FormatError",

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Speed of a model on this machine: tokens per second, and how much of the memory bandwidth."""
+"""Speed of a model on this machine: tokens per second, and their share of the machine's limits."""
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -12,8 +13,73 @@ from pathlib import Path
 import numpy as np
 
 from . import _core
-from .convert.assemble import open_model_file
 from .model import Model, Session
+from .model_file import open_model_file
+
+# A token needs one row of these at most.
+TABLES = ("token_embd.weight", "channel_mix_s_emb.weight", "time_mix_state.weight")
+HEAD = "output.weight"
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a model's weights ask for.
+
+    Operations are two per weight of a matrix, counted apart for float types and for block types,
+    which are multiplied in 8 bits: (float, int8).
+    """
+
+    bytes_per_token: int
+    """Of all weights but the tables of which a token needs one row."""
+    layers: tuple[int, int]
+    """Operations of each token."""
+    head: tuple[int, int]
+    """Operations that a prompt needs once, after its last token."""
+
+    @classmethod
+    def of(cls, file: _core.ModelFile) -> Work:
+        used = [tensor for tensor in file.tensors if not tensor.name.endswith(TABLES)]
+        layers, head = [0, 0], [0, 0]
+        for tensor in used:
+            if len(tensor.shape) > 1 and tensor.shape[-2] > 1:
+                in_blocks = _core.type_block(tensor.type)[0] > 1
+                place = head if tensor.name == HEAD else layers
+                place[in_blocks] += 2 * math.prod(tensor.shape)
+        nbytes = sum(tensor.nbytes for tensor in used)
+        return cls(nbytes, (layers[0], layers[1]), (head[0], head[1]))
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What this machine gives at most with some number of threads, in 10^9 per second."""
+
+    bandwidth_gb: float
+    """Bytes read from memory."""
+    float_gops: float
+    """Operations on float32, two per product, at the kernel level in use."""
+    int8_gops: float
+    """The same of 8-bit products."""
+
+    @classmethod
+    def measure(cls, threads: int) -> Limits:
+        """Takes about a second. Raises ValueError for threads outside 1 to 1024."""
+        return cls(
+            _core.read_bandwidth(threads), _core.float_peak(threads), _core.int8_peak(threads)
+        )
+
+    def rate(self, work: Work, test: str) -> float:
+        """Tokens per second of a test where nothing but the limit takes time.
+
+        That is memory for "tg128", which reads every weight for every token, and arithmetic for
+        "pp512": the time of its products, each kind at its own peak.
+        """
+        if test.startswith("tg"):
+            return self.bandwidth_gb * 1e9 / work.bytes_per_token
+        tokens = int(test.removeprefix("pp"))
+        floats, int8 = (
+            tokens * each + once for each, once in zip(work.layers, work.head, strict=True)
+        )
+        return tokens * 1e9 / (floats / self.float_gops + int8 / self.int8_gops)
 
 
 @dataclass(frozen=True)
@@ -25,24 +91,10 @@ class Result:
     tokens_per_second: float
     """The median of the runs."""
     runs: list[float]
-    read_gb_per_second: float | None
-    """Weights read per second, in 10^9 bytes; for tg, which reads all of them for every token."""
-    bandwidth_gb_per_second: float
-    """What the machine reads at most with these threads, measured just before."""
-
-    @property
-    def bandwidth_share(self) -> float | None:
-        if self.read_gb_per_second is None:
-            return None
-        return self.read_gb_per_second / self.bandwidth_gb_per_second
-
-
-def weight_bytes_per_token(file: _core.ModelFile) -> int:
-    """Bytes of weights that one token needs: all but the tables of which it needs one row."""
-    tables = ["channel_mix_s_emb.weight"]
-    if any(tensor.name == "output.weight" for tensor in file.tensors):
-        tables.append("token_embd.weight")
-    return sum(tensor.nbytes for tensor in file.tensors if not tensor.name.endswith((*tables,)))
+    share: float
+    """Of the tokens per second that the limits allow."""
+    limits: Limits
+    """Measured just before, with these threads."""
 
 
 def measure(
@@ -55,10 +107,10 @@ def measure(
     progress: Callable[[int, int], None],
 ) -> Iterator[Result]:
     """Yield the results for each number of threads; 0 tokens leave a test out."""
-    per_token = weight_bytes_per_token(open_model_file(path))
+    work = Work.of(open_model_file(path))
     done, total = 0, len(threads) * (repeats + 1) * ((prompt > 0) + (generated > 0))
     for count in threads:
-        bandwidth = _core.read_bandwidth(count)
+        limits = Limits.measure(count)
         session = Model(path, threads=count).session()
         tokens = np.random.default_rng(0).integers(1, session.model.n_vocab, max(prompt, 1))
         for kind, n in (("pp", prompt), ("tg", generated)):
@@ -70,9 +122,8 @@ def measure(
                 if run > 0:  # the first one brings the weights into memory
                     rates.append(rate)
             if n:
-                rate = statistics.median(rates)
-                reading = rate * per_token / 1e9 if kind == "tg" else None
-                yield Result(f"{kind}{n}", count, rate, rates, reading, bandwidth)
+                test, rate = f"{kind}{n}", statistics.median(rates)
+                yield Result(test, count, rate, rates, rate / limits.rate(work, test), limits)
 
 
 def read(session: Session, tokens: np.ndarray[tuple[int], np.dtype[np.int64]]) -> float:

@@ -139,7 +139,7 @@ class Conversation:
     def _ask(
         self, prompt: list[int], progress: FeedProgress | None, sampling: Sampling
     ) -> Generator[str, None, None]:
-        self.session.feed(prompt, progress=progress)
+        self.session.read(prompt, progress=progress)
         shown, tail = False, ""
         try:
             with closing(self.session.generate(stop=self.stop, **sampling)) as pieces:

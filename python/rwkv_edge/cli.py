@@ -15,14 +15,10 @@ from typing import Any, cast
 import click
 
 from . import __version__, _core
-from . import bench as benchmark
 from .chat import TEMPLATES, Conversation
-from .convert import convert as convert_model
-from .convert import quantize as quantize_model
-from .convert.quantize import ALIASES, FILE_TYPES
-from .describe import describe
 from .generation import Sampling
 from .model import Model, Session, bundled_model
+from .model_file import ALIASES, FILE_TYPES
 from .state import State
 from .terminal import Progress, error_text, prepare_streams, talk, write
 
@@ -183,7 +179,7 @@ def generate(
     tokens = loaded.tokenizer.encode(text)
     if tokens:
         with Progress("reading") as bar:
-            session.feed(tokens, progress=bar)
+            session.read(tokens, progress=bar)
     with closing(session.generate(stop=stop, **cast(Sampling, sampling))) as pieces:
         for piece in pieces:
             write(piece)
@@ -219,6 +215,8 @@ def type_options(command: Command) -> Command:
 def convert(*, source: Path, target: Path, kind: str | None, **options: Any) -> None:
     """Turn a checkpoint into a GGUF file: .pth, .safetensors, .st, rwkv.cpp's .bin, or a folder
     of the Hugging Face hub."""
+    from .convert import convert as convert_model
+
     with Progress("converting") as bar:
         convert_model(source, target, type=kind, progress=bar, **options)
 
@@ -232,6 +230,8 @@ def quantize(
     *, source: Path, target: Path, kind: str, head_type: str | None, embd_type: str | None
 ) -> None:
     """Store the weights of a GGUF file in a smaller type."""
+    from .convert import quantize as quantize_model
+
     with Progress("quantizing") as bar:
         quantize_model(
             source, target, type=kind, head_type=head_type, embd_type=embd_type, progress=bar
@@ -242,6 +242,8 @@ def quantize(
 @model_argument
 def info(model: Path | None) -> None:
     """Say what a file is: a model in any form, a state, an adapter or a vocabulary."""
+    from .describe import describe
+
     sentence, lines = describe(model or bundled_model())
     click.echo(sentence)
     for name, text in lines:
@@ -295,9 +297,12 @@ def bench(
 ) -> None:
     """Measure reading (pp) and writing (tg) in tokens per second.
 
-    For writing, which reads every weight for every token, also what share that is of the rate at
-    which this machine reads memory. Each figure is the median of the repeats.
+    Each with its share of what this machine gives at most: reading, of the arithmetic peak of the
+    weights' types; writing, which needs every weight for every token, of the rate at which memory
+    is read. Each figure is the median of the repeats.
     """
+    from . import bench as benchmark
+
     path = model or bundled_model()
     counts = threads or [Model(path).threads]
     with Progress("measuring") as bar:
@@ -307,15 +312,16 @@ def bench(
             )
         )
     if as_json:
-        rows = [dataclasses.asdict(r) | {"bandwidth_share": r.bandwidth_share} for r in results]
+        rows = [dataclasses.asdict(r) for r in results]
         click.echo(json.dumps({"model": str(path), "isa": _core.isa(), "results": rows}, indent=2))
         return
     click.echo(f"{path}, {_core.isa()} kernels, median of {repeats}")
     for r in results:
-        line = f"{r.threads:3} threads  {r.test:<8} {r.tokens_per_second:9.2f} tokens/s"
-        if r.bandwidth_share is not None:
-            line += (
-                f"  {r.read_gb_per_second:6.2f} GB/s, {r.bandwidth_share:.0%} of "
-                f"{r.bandwidth_gb_per_second:.2f} GB/s"
-            )
-        click.echo(line)
+        if r.test.startswith("tg"):
+            bandwidth = r.limits.bandwidth_gb
+            share = f"{r.share * bandwidth:6.2f} GB/s, {r.share:.0%} of {bandwidth:.2f} GB/s"
+        else:
+            peaks = f"f32 {r.limits.float_gops:.1f}, int8 {r.limits.int8_gops:.1f} GOPS"
+            share = f"{r.share:.0%} of the peak ({peaks})"
+        rate = f"{r.tokens_per_second:9.2f} tokens/s"
+        click.echo(f"{r.threads:3} threads  {r.test:<8} {rate}  {share}")

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from . import _core
 from .convert.adapter import CONFIG, PART, Adapter, read_adapter, read_tensors
-from .convert.assemble import open_model_file
 from .convert.ggmf import MAGIC
 from .convert.pth import LEGACY_MAGIC
 from .convert.tuned_state import NAME
 from .convert.vocab import UNUSED, byte_vocabulary, read_vocabulary
+from .model_file import open_model_file
 from .state import ARCH_KEY, State
 
 Lines = list[tuple[str, str]]  # each with its name

@@ -9,13 +9,12 @@ from collections.abc import Generator, Sequence
 from functools import partial
 from typing import TypedDict
 
-import numpy as np
-from numpy.typing import NDArray
-
 from . import _core
 from .tokenizer import END_OF_TEXT, StreamDecoder, Tokenizer
 
-Logits = NDArray[np.float32]
+Floats = bytearray
+"""Of 32 bits, as the engine takes and gives them. Text is generated without numpy, which takes
+longer to import than a model to open."""
 # Which logits a feed returns, as the engine numbers them.
 LOGITS = {"none": 0, "last": 1, "all": 2}
 
@@ -39,7 +38,7 @@ class Sampling(TypedDict, total=False):
 class Trail:
     """The sampled tokens, how far they have been fed, and the way back to where the text stops."""
 
-    def __init__(self, session: _core.Session, tokenizer: Tokenizer, logits: Logits) -> None:
+    def __init__(self, session: _core.Session, tokenizer: Tokenizer, logits: Floats) -> None:
         self.emitted = 0
         """How many bytes of the tokens' text the caller has got."""
         self._session = session
@@ -48,10 +47,10 @@ class Trail:
         self._tokens: list[int] = []
         self._ends: list[int] = []  # where the text of each token ends; may be one ahead of _tokens
         self._last = deque([(0, logits)], maxlen=1)  # tokens fed, and the logits after them
-        self._checkpoint: tuple[int, NDArray[np.float32], Logits] | None = None
+        self._checkpoint: tuple[int, Floats, Floats] | None = None
 
     @property
-    def logits(self) -> Logits:
+    def logits(self) -> Floats:
         return self._last[0][1]
 
     @property
@@ -72,13 +71,13 @@ class Trail:
         all_out = self.emitted == self.size
         if not all_out and self._checkpoint is None:
             self._checkpoint = fed, self._session.get_state(), logits
-        ids = np.array(self._tokens[fed:], dtype=np.int32)
+        ids = self._tokens[fed:]
         # All in C, so that Ctrl-C cannot fall between feeding the token and counting it.
         self._last.extend(zip([fed + 1], map(self._feed, [ids]), strict=True))
         if all_out:
             self._checkpoint = None
 
-    def settle(self) -> Logits:
+    def settle(self) -> Floats:
         """Leave the session where the emitted text ends; returns its logits there.
 
         Where that is inside a token, the beginning of it is encoded anew.
@@ -94,8 +93,8 @@ class Trail:
             assert self._checkpoint is not None
             fed, state, logits = self._checkpoint
             self._session.set_state(state)
-        rest = np.array(tokens[fed:], dtype=np.int32)
-        return self._feed(rest) if rest.size else logits
+        rest = tokens[fed:]
+        return self._feed(rest) if rest else logits
 
 
 def stop_bytes(stop: str | Sequence[str]) -> list[bytes]:
@@ -129,15 +128,12 @@ def generate(
     *,
     max_tokens: int,
     stops: Sequence[bytes],
-    banned: NDArray[np.intp],
 ) -> Generator[str, None, None]:
     """Sample up to max_tokens tokens and yield their text, up to a stop string or END_OF_TEXT."""
     decoder = StreamDecoder()
     held = b""
     for _ in range(max_tokens):
-        logits = trail.logits.copy()
-        logits[banned] = -np.inf
-        token = sampler.sample(logits)
+        token = sampler.sample(trail.logits)
         if token == END_OF_TEXT:
             break
         data = trail.add(token)

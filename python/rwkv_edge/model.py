@@ -3,21 +3,23 @@
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Callable, Generator, Sequence
+import os
+from collections.abc import Callable, Generator, Iterable, Sequence
 from functools import cached_property
+from operator import index
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, overload
-
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, overload
 
 from . import _core
-from .convert.assemble import hint, open_model_file
-from .generation import LOGITS, Trail, generate, stop_bytes
+from .generation import LOGITS, Floats, Trail, generate, stop_bytes
+from .model_file import hint, open_model_file
 from .state import ARCH_KEY, State, StateShape
 from .tokenizer import END_OF_TEXT, Tokenizer, tokenizer_from_file
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 # Tokens between two calls of a progress function.
 PROGRESS_CHUNK = 64
@@ -118,11 +120,10 @@ class Model:
         return tokenizer
 
     @cached_property
-    def _without_text(self) -> NDArray[np.intp]:
+    def _without_text(self) -> list[int]:
         """The ids that no text can produce, but for END_OF_TEXT."""
         tokenizer = self.tokenizer
-        ids = [i for i in range(1, tokenizer.n_vocab) if not tokenizer.token_bytes(i)]
-        return np.array([*ids, *range(tokenizer.n_vocab, self.n_vocab)], dtype=np.intp)
+        return [*tokenizer.without_text(), *range(tokenizer.n_vocab, self.n_vocab)]
 
     @property
     def _shape(self) -> StateShape:
@@ -147,13 +148,13 @@ class Session:
         self.model = model
         self._core = core
         self._fresh = True
-        self._logits: NDArray[np.float32] | None = None  # after the last token, where known
+        self._logits: Floats | None = None  # after the last token, where known
         self._running: Generator[str, None, None] | None = None
 
     @overload
     def feed(
         self,
-        tokens: ArrayLike,
+        tokens: Iterable[SupportsIndex],
         *,
         logits: Literal["last", "all"] = "last",
         progress: FeedProgress | None = None,
@@ -161,14 +162,14 @@ class Session:
     @overload
     def feed(
         self,
-        tokens: ArrayLike,
+        tokens: Iterable[SupportsIndex],
         *,
         logits: Literal["none"],
         progress: FeedProgress | None = None,
     ) -> None: ...
     def feed(
         self,
-        tokens: ArrayLike,
+        tokens: Iterable[SupportsIndex],
         *,
         logits: Literal["last", "all", "none"] = "last",
         progress: FeedProgress | None = None,
@@ -182,22 +183,36 @@ class Session:
         if logits not in LOGITS:
             raise ValueError(f"logits: found '{logits}', expected 'last', 'all' or 'none'")
         self._finish()
-        return self._feed(self._checked(tokens), LOGITS[logits], progress)
+        found = self._feed(self._checked(tokens), LOGITS[logits], progress)
+        if logits == "none":
+            return None
+        import numpy as np
 
-    def _checked(self, tokens: ArrayLike) -> NDArray[np.int32]:
-        ids = np.asarray(tokens)
-        if ids.ndim != 1 or not ids.size:
-            raise ValueError(f"tokens: found shape {list(ids.shape)}, expected [T] with T > 0")
-        if ids.dtype.kind not in "iu":
-            raise ValueError(f"tokens: found {ids.dtype}, expected whole numbers")
-        wrong = ids[(ids < 0) | (ids >= self.model.n_vocab)]
-        if wrong.size:
-            raise ValueError(f"token {wrong[0]} is outside the vocabulary of {self.model.n_vocab}")
-        return np.ascontiguousarray(ids, dtype=np.int32)
+        shape = (-1, self.model.n_vocab) if logits == "all" else (-1,)
+        return np.frombuffer(found, np.float32).reshape(shape)
 
-    def _feed(
-        self, ids: NDArray[np.int32], logits: int, progress: FeedProgress | None = None
-    ) -> NDArray[np.float32] | None:
+    def read(
+        self, tokens: Iterable[SupportsIndex], *, progress: FeedProgress | None = None
+    ) -> None:
+        """Read tokens as `feed` does, for `generate` to go on from there."""
+        self._finish()
+        self._feed(self._checked(tokens), LOGITS["last"], progress)
+
+    def _checked(self, tokens: Iterable[SupportsIndex]) -> list[int]:
+        try:
+            ids = [index(token) for token in tokens]
+        except TypeError:
+            ids = []
+        if not ids or isinstance(tokens, bytes):
+            raise ValueError(
+                f"tokens: found {tokens!r:.60}, expected a list or an array of whole numbers"
+            )
+        outside = next((i for i in ids if not 0 <= i < self.model.n_vocab), None)
+        if outside is not None:
+            raise ValueError(f"token {outside} is outside the vocabulary of {self.model.n_vocab}")
+        return ids
+
+    def _feed(self, ids: list[int], logits: int, progress: FeedProgress | None = None) -> Floats:
         size = PROGRESS_CHUNK if progress else len(ids)
         chunks = [ids[at : at + size] for at in range(0, len(ids), size)]
         # A single token is quick, and a copy of the state would cost a good part of its time.
@@ -214,18 +229,17 @@ class Session:
                 self._core.set_state(before)
             raise
         self._fresh = False
-        if logits == LOGITS["none"]:
-            self._logits = None
-            return None
-        result = np.concatenate(found) if logits == LOGITS["all"] else found[-1]
-        self._logits = result[-1] if logits == LOGITS["all"] else result
-        return result
+        rows = bytearray().join(found)
+        self._logits = rows[-4 * self.model.n_vocab :] or None  # of the last token, 4 bytes each
+        return rows
 
     @property
     def state(self) -> State:
         """A copy of what the session remembers."""
         self._finish()
-        return State(self._core.get_state(), self.model._shape)
+        import numpy as np
+
+        return State(np.frombuffer(self._core.get_state(), np.float32), self.model._shape)
 
     def reset(self, state: State | None = None) -> None:
         """Go to the beginning, to where `state` was copied, or to a tuned state.
@@ -237,7 +251,7 @@ class Session:
             self._core.reset()
         else:
             fitted = state.fitted(self.model._shape, str(self.model.path))
-            self._core.set_state(fitted.data)
+            self._core.set_state(bytearray(fitted.data))
         self._fresh = state is None or state.tuned
         self._logits = None
 
@@ -288,7 +302,8 @@ class Session:
             presence_penalty=presence_penalty,
             frequency_penalty=frequency_penalty,
             penalty_decay=penalty_decay,
-            seed=secrets.randbits(63) if seed is None else seed,
+            seed=int.from_bytes(os.urandom(8), "little") if seed is None else seed,
+            banned=self.model._without_text,
         )
         encode = self.model.tokenizer.encode
         tokens = encode(prompt) if isinstance(prompt, str) else list(prompt)
@@ -302,7 +317,7 @@ class Session:
 
     def _generate(
         self,
-        prompt: NDArray[np.int32] | None,
+        prompt: list[int] | None,
         sampler: _core.Sampler,
         max_tokens: int,
         stops: Sequence[bytes],
@@ -310,9 +325,8 @@ class Session:
         logits = self._logits if prompt is None else self._feed(prompt, LOGITS["last"])
         assert logits is not None
         trail = Trail(self._core, self.model.tokenizer, logits)
-        banned = self.model._without_text
         try:
-            yield from generate(trail, sampler, max_tokens=max_tokens, stops=stops, banned=banned)
+            yield from generate(trail, sampler, max_tokens=max_tokens, stops=stops)
         finally:
             self._logits = trail.settle()
 

@@ -7,13 +7,13 @@ import math
 from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from . import _core
-from .convert.gguf_writer import GGUFWriter, TensorPlan, string
-from .convert.tuned_state import read_tuned_state
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 ARCH_KEY = "rwkv_edge.state.arch"
 # A tuned state: made by training, for whatever model has its heads. It has one part, of that name.
@@ -58,7 +58,7 @@ class State:
 
     def __post_init__(self) -> None:
         expected = (self.shape.n_layer * self.shape.layer_size,)
-        if self.data.dtype != np.float32 or self.data.shape != expected:
+        if self.data.dtype != "float32" or self.data.shape != expected:
             raise ValueError(
                 f"a state of {self.shape} is float32 {list(expected)}, "
                 f"found {self.data.dtype} {list(self.data.shape)}"
@@ -93,6 +93,8 @@ class State:
 
         Raises OSError where that cannot be done.
         """
+        from .convert.gguf_writer import GGUFWriter, TensorPlan, string
+
         parts = self.numpy()
         plans = [TensorPlan(name, part.shape, "f32") for name, part in parts.items()]
         metadata = {ARCH_KEY: string(self.shape.arch)}
@@ -110,6 +112,8 @@ class State:
         with Path(path).open("rb") as file:
             if file.read(4) == b"GGUF":
                 return cls._saved(_core.ModelFile(fspath(path)))
+        from .convert.tuned_state import read_tuned_state
+
         values = read_tuned_state(Path(path))
         shape = StateShape(TUNED, len(values), ((TUNED, values.shape[1:]),))
         return cls(values.reshape(-1), shape, str(path))
@@ -128,6 +132,8 @@ class State:
                 )
         if not layers:
             raise _core.FormatError(f"{file.path}: a saved state without values")
+        import numpy as np
+
         parts = [tensor.data.view("<f4").reshape(layers, -1) for tensor in file.tensors]
         data = np.concatenate(parts, axis=1, dtype=np.float32).reshape(-1)
         shapes = tuple((tensor.name, tensor.shape[1:]) for tensor in file.tensors)
@@ -138,6 +144,8 @@ class State:
 
         A tuned state is laid into an empty one. Raises FormatError unless it fits.
         """
+        import numpy as np
+
         wkv = dict(shape.parts).get("wkv")
         if self.tuned and (self.shape.n_layer, self.shape.parts[0][1]) == (shape.n_layer, wkv):
             data = np.zeros(shape.n_layer * shape.layer_size, np.float32)

@@ -187,7 +187,7 @@ def run_command(conversation: Conversation, line: str) -> str:
 def line_editing() -> Iterator[None]:
     """Editing and a history that outlives the program, where this Python has readline."""
     try:
-        import readline  # noqa: PLC0415 (absent on some platforms)
+        import readline  # absent on some platforms
     except ImportError:
         yield
         return

@@ -10,8 +10,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from sentencepiece import SentencePieceProcessor
-
 from . import _core
 
 END_OF_TEXT = 0
@@ -72,6 +70,10 @@ class Tokenizer(ABC):
         Raises ValueError for an id outside the vocabulary.
         """
 
+    def without_text(self) -> list[int]:
+        """The control tokens and unused ids, but for END_OF_TEXT."""
+        return [i for i in range(1, self.n_vocab) if not self.token_bytes(i)]
+
     @abstractmethod
     def _encode(self, data: bytes) -> list[int]: ...
 
@@ -87,6 +89,9 @@ class WorldTokenizer(Tokenizer):
 
     def token_bytes(self, token: int) -> bytes:
         return self._core.token_bytes(token)
+
+    def without_text(self) -> list[int]:
+        return self._core.without_text()
 
     def _encode(self, data: bytes) -> list[int]:
         return self._core.encode(data)
@@ -112,6 +117,8 @@ class SentencePieceTokenizer(Tokenizer):
 
     def __init__(self, model: bytes, source: str) -> None:
         """`model` is a sentencepiece model file; errors (FormatError) begin with `source`."""
+        from sentencepiece import SentencePieceProcessor
+
         self._processor = SentencePieceProcessor()
         try:
             self._processor.LoadFromSerializedProto(model + IDENTITY_NORMALIZER)
@@ -185,7 +192,7 @@ class Piece(NamedTuple):
 def _byte_alphabet() -> dict[str, int]:
     """GPT-2's characters for bytes: printable ones stand for themselves, others from U+0100 on."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in plain]
+    others = sorted(set(range(256)).difference(plain))
     return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(others)}
 
 
@@ -259,7 +266,7 @@ class HuggingFaceTokenizer(Tokenizer):
         """`text` is a tokenizer.json; errors begin with `source`."""
         spec, pieces = read_pieces(text, source)
         try:
-            import tokenizers  # noqa: PLC0415 - optional, and slow to import
+            import tokenizers  # optional
         except ImportError:
             raise _core.UnsupportedError(
                 f"{source}: its tokenizer needs a package: pip install 'rwkv-edge[pile]'"

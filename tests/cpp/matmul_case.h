@@ -56,7 +56,7 @@ struct MatmulCase {
     int64_t shift;
     std::vector<float> x, scale, scaled_sum;
     std::vector<int8_t> q;
-    std::vector<int16_t> sum;
+    std::vector<int16_t> wide, sums8;
     AlignedVector<uint8_t> scratch;
 
     MatmulCase(Type kind, int64_t n_rows, int64_t n_cols, int64_t n_tokens)
@@ -71,7 +71,8 @@ struct MatmulCase {
         x.resize(values);
         q.resize(values);
         scale.resize(values / kBlock);
-        sum.resize(values / 16);
+        wide.resize(values);
+        sums8.resize(values / 8);
         scaled_sum.resize(values / kBlock);
     }
 
@@ -123,18 +124,23 @@ struct MatmulCase {
         }
         for (float& v : x) v = normal(rng);
         if (!is_plain(type))
-            kernels.quantize_activation(x.data(), tokens * cols, q.data(), scale.data(), sum.data(),
-                                        scaled_sum.data());
+            kernels.quantize_activation(
+                x.data(), tokens * cols,
+                {q.data(), wide.data(), scale.data(), sums8.data(), scaled_sum.data()});
     }
 
     void add_up() {
-        for (size_t b = 0; b < sum.size(); ++b) {
-            int total = 0;
-            for (size_t i = 0; i < 16; ++i) total += q[b * 16 + i];
-            sum[b] = static_cast<int16_t>(total);
+        for (size_t b = 0; b < scaled_sum.size(); ++b) {
+            int total[4] = {};
+            for (size_t i = 0; i < kBlock; ++i) {
+                const int8_t code = q[b * kBlock + i];
+                wide[b * kBlock + i] = code;
+                total[i / 16 * 2 + i / 2 % 2] += code;
+            }
+            for (size_t i = 0; i < 4; ++i) sums8[4 * b + i] = static_cast<int16_t>(8 * total[i]);
+            scaled_sum[b] =
+                scale[b] * static_cast<float>(total[0] + total[1] + total[2] + total[3]);
         }
-        for (size_t b = 0; b < scaled_sum.size(); ++b)
-            scaled_sum[b] = scale[b] * static_cast<float>(sum[2 * b] + sum[2 * b + 1]);
     }
 
     struct Answer {
@@ -161,7 +167,7 @@ struct MatmulCase {
                 cols,
                 0,
                 rows,
-                {x.data(), q.data(), scale.data(), sum.data(), scaled_sum.data()},
+                {x.data(), q.data(), wide.data(), scale.data(), sums8.data(), scaled_sum.data()},
                 tokens,
                 y,
                 y_stride,

@@ -37,7 +37,7 @@ TEST(levels_begin_with_scalar_and_lack_no_entry) {
     for (const Kernels& k : available_kernels()) {
         CHECK_CASE(k.quantize_activation && k.layer_norm && k.lerp && k.add && k.mul, k.isa);
         CHECK_CASE(k.sigmoid && k.tanh && k.relu2 && k.decay7 && k.l2_normalize, k.isa);
-        CHECK_CASE(k.bonus && k.wkv7, k.isa);
+        CHECK_CASE(k.bonus && k.wkv7 && k.float_peak && k.int8_peak, k.isa);
         CHECK_CASE(k.matmul[static_cast<int>(Type::F32)], k.isa);
     }
 }

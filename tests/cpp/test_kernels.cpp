@@ -216,26 +216,30 @@ TEST(quantized_activations_are_the_nearest) {
         std::vector<int8_t> q(size + 2, 99);
         Floats scale(size / 32 + 2, 99.0f);
         Floats scaled_sum(size / 32 + 2, 99.0f);
-        std::vector<int16_t> sum(size / 16 + 2, 99);
-        kernels().quantize_activation(x.data(), n, &q[1], &scale[1], &sum[1], &scaled_sum[1]);
+        std::vector<int16_t> sums8(size / 8 + 2, 99);
+        std::vector<int16_t> wide(size + 2, 99);
+        kernels().quantize_activation(x.data(), n,
+                                      {&q[1], &wide[1], &scale[1], &sums8[1], &scaled_sum[1]});
+        CHECK(wide[0] == 99 && wide[size + 1] == 99);
         CHECK(q[0] == 99 && q[size + 1] == 99);
         CHECK(scale[0] == 99.0f && scale[size / 32 + 1] == 99.0f);
-        CHECK(sum[0] == 99 && sum[size / 16 + 1] == 99);
+        CHECK(sums8[0] == 99 && sums8[size / 8 + 1] == 99);
         CHECK(scaled_sum[0] == 99.0f && scaled_sum[size / 32 + 1] == 99.0f);
         for (size_t b = 0; b < size / 32; ++b) {
             float peak = 0;
             for (size_t i = 0; i < 32; ++i) peak = std::max(peak, std::fabs(x[b * 32 + i]));
             CHECK(scale[b + 1] == peak / 127.0f);
             const float inverse = peak > 0 ? 127.0f / peak : 0.0f;
-            int total[2] = {};
+            int total[4] = {};
             for (size_t i = 0; i < 32; ++i) {
                 const int code = q[1 + b * 32 + i];
                 CHECK(code == static_cast<int>(std::nearbyint(x[b * 32 + i] * inverse)));
-                CHECK(code >= -127);
-                total[i / 16] += code;
+                CHECK(code >= -127 && wide[1 + b * 32 + i] == code);
+                total[i / 16 * 2 + i / 2 % 2] += code;
             }
-            CHECK(sum[2 * b + 1] == total[0] && sum[2 * b + 2] == total[1]);
-            CHECK(scaled_sum[b + 1] == scale[b + 1] * static_cast<float>(total[0] + total[1]));
+            for (size_t i = 0; i < 4; ++i) CHECK(sums8[1 + 4 * b + i] == 8 * total[i]);
+            const int sum = total[0] + total[1] + total[2] + total[3];
+            CHECK(scaled_sum[b + 1] == scale[b + 1] * static_cast<float>(sum));
         }
     }
 }
@@ -247,11 +251,13 @@ TEST(no_number_in_an_activation_reaches_the_scale) {
             x[at] = bad;
             std::vector<int8_t> q(64);
             Floats scale(2), scaled_sum(2);
-            std::vector<int16_t> sum(4);
-            kernels().quantize_activation(x.data(), 64, q.data(), scale.data(), sum.data(),
-                                          scaled_sum.data());
+            std::vector<int16_t> sums8(8);
+            std::vector<int16_t> wide(64);
+            kernels().quantize_activation(
+                x.data(), 64,
+                {q.data(), wide.data(), scale.data(), sums8.data(), scaled_sum.data()});
             CHECK(!std::isfinite(scale[0]) && !std::isfinite(scaled_sum[0]));
-            CHECK(scale[1] == 1.0f / 127.0f && q[63] == 127 && sum[3] == 16 * 127);
+            CHECK(scale[1] == 1.0f / 127.0f && q[63] == 127 && sums8[7] == 8 * 8 * 127);
             for (size_t i = 0; i < 32; ++i) CHECK(q[i] >= -127);
         }
     }
@@ -263,7 +269,7 @@ TEST(halves_of_an_activation_step_go_to_even) {
     for (int i = 1; i < 32; ++i) x[static_cast<size_t>(i)] = static_cast<float>(i - 16) + 0.5f;
     std::vector<int8_t> q(32);
     float scale, scaled_sum;
-    int16_t sum[2];
-    kernels().quantize_activation(x.data(), 32, q.data(), &scale, sum, &scaled_sum);
+    int16_t sums8[4], wide[32];
+    kernels().quantize_activation(x.data(), 32, {q.data(), wide, &scale, sums8, &scaled_sum});
     for (size_t i = 0; i < 32; ++i) CHECK(q[i] == static_cast<int>(std::nearbyint(x[i])));
 }

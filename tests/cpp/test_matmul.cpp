@@ -88,8 +88,9 @@ TEST(cuts_in_rows_and_tokens_change_no_bit) {
         for (int64_t t = 0; t < c.tokens; t += args.tokens) {
             args.tokens = std::min<int64_t>(t % 3 + 1, c.tokens - t);
             const size_t at = static_cast<size_t>(t * c.cols);
-            args.x = {&c.x[at], &c.q[at], &c.scale[at / kBlock], &c.sum[at / 16],
-                      &c.scaled_sum[at / kBlock]};
+            args.x = {&c.x[at],         &c.q[at],
+                      &c.wide[at],      &c.scale[at / kBlock],
+                      &c.sums8[at / 8], &c.scaled_sum[at / kBlock]};
             args.y = parts.data() + t * c.rows;
             for (args.row_begin = 0; args.row_begin < c.rows; args.row_begin = args.row_end) {
                 args.row_end = std::min<int64_t>(args.row_begin * 2 + 1, c.rows);

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
 #include <cmath>
 #include <map>
+#include <numeric>
+#include <random>
 #include <set>
 #include <stdexcept>
 
@@ -62,6 +65,26 @@ TEST(top_p_keeps_the_smallest_set_that_reaches_it) {
     CHECK((support({.top_p = 0.3}, Logits{0, 0, 0, -9}) == std::set<int32_t>{0, 1, 2}));
 }
 
+TEST(top_p_in_a_large_vocabulary) {
+    std::mt19937 rng(1);
+    std::normal_distribution<float> normal(0.0f, 3.0f);
+    Logits logits(4099);
+    for (float& l : logits) l = normal(rng);
+    std::vector<int32_t> best(logits.size());
+    std::iota(best.begin(), best.end(), 0);
+    const auto logit = [&](int32_t token) { return logits[static_cast<std::size_t>(token)]; };
+    std::sort(best.begin(), best.end(), [&](auto a, auto b) { return logit(a) > logit(b); });
+    double total = 0.0, mass = 0.0;
+    for (const float l : logits) total += std::exp(static_cast<double>(l));
+    std::set<int32_t> right;
+    for (std::size_t i = 0; mass < 0.5 * total; ++i) {
+        right.insert(best[i]);
+        mass += std::exp(static_cast<double>(logit(best[i])));
+    }
+    CHECK(right.size() > 10);
+    CHECK(support({.top_p = 0.5}, logits) == right);
+}
+
 TEST(top_k_keeps_the_k_best) {
     CHECK((support({.top_k = 2, .top_p = 1.0}, kFour) == std::set<int32_t>{1, 3}));
     CHECK((support({.top_k = 1, .top_p = 1.0}, kFour) == std::set<int32_t>{1}));
@@ -97,6 +120,14 @@ TEST(penalties_count_and_decay) {
     CHECK(sampler.sample(Logits{10.0f, 9.99f}) == 0);
     sampler.accept(0, 0.0);  // weight 0: only its presence counts
     CHECK(sampler.sample(Logits{10.0f, 9.01f}) == 1 && sampler.sample(Logits{10.0f, 8.99f}) == 0);
+}
+
+TEST(banned_tokens_are_never_chosen) {
+    CHECK(Sampler({.temperature = 0, .banned = {1, 99}}).sample(kFour) == 3);
+    CHECK((support({.top_p = 1.0, .banned = {1, 3}}, kFour) == std::set<int32_t>{0, 2}));
+    // What is left of .3 .2 .1
+    CHECK((support({.top_p = 0.45, .banned = {1}}, kFour) == std::set<int32_t>{3}));
+    CHECK_THROWS(std::invalid_argument, "finite", Sampler({.banned = {0, 1}}).sample(Logits{1, 2}));
 }
 
 TEST(the_seed_decides) {

@@ -73,7 +73,7 @@ TEST(chunks_and_threads_change_no_bit) {
                     found.insert(found.end(), logits.begin(), logits.end());
                 }
                 CHECK_CASE(found == expected, version);
-                CHECK_CASE(parts.state() == whole.state(), version);
+                CHECK_CASE(state_of(parts) == state_of(whole), version);
             }
         }
     }
@@ -88,25 +88,25 @@ TEST(last_logits_are_the_last_of_all) {
         CHECK_CASE(feed_last(last, ids) == Floats(expected.end() - kVocab, expected.end()),
                    version);
         none.feed(ids, Session::Logits::None, nullptr);
-        CHECK_CASE(none.state() == all.state(), version);
+        CHECK_CASE(state_of(none) == state_of(all), version);
     }
 }
 
 TEST(state_reset_and_fork) {
     for (const std::string& version : kTinyVersions) {
         Session session(model(version, 1));
-        const Floats fresh = session.state();
+        const Floats fresh = state_of(session);
         feed_last(session, prompt(5));
-        CHECK_CASE(session.state() != fresh, version);
+        CHECK_CASE(state_of(session) != fresh, version);
         const auto fork = session.fork();
         const Floats here = feed_last(session, prompt(9, 2));
         CHECK_CASE(feed_last(*fork, prompt(9, 2)) == here, version);
-        const Floats saved = session.state();
+        const Floats saved = state_of(session);
         session.reset();
-        CHECK_CASE(session.state() == fresh, version);
+        CHECK_CASE(state_of(session) == fresh, version);
         CHECK_CASE(feed_last(session, prompt(5)) != here, version);
         session.set_state(saved);
-        CHECK_CASE(session.state() == saved, version);
+        CHECK_CASE(state_of(session) == saved, version);
         CHECK_THROWS(std::invalid_argument, std::to_string(saved.size()),
                      session.set_state(Floats(3)));
     }
@@ -116,11 +116,11 @@ TEST(a_wrong_token_changes_nothing) {
     for (const std::string& version : kTinyVersions) {
         Session session(model(version, 1));
         feed_last(session, prompt(3));
-        const Floats before = session.state();
+        const Floats before = state_of(session);
         for (int32_t wrong : {-1, 40, 1 << 30}) {
             CHECK_THROWS(std::invalid_argument, "token 2 is " + std::to_string(wrong),
                          feed_last(session, Ids{1, 2, wrong}));
-            CHECK_CASE(session.state() == before, version);
+            CHECK_CASE(state_of(session) == before, version);
         }
     }
 }
@@ -153,11 +153,11 @@ TEST(one_session_in_two_threads_waits) {
     const auto work = [&] {
         for (int i = 0; i < 20; ++i) {
             feed_last(session, ids);
-            (void)session.state();
+            (void)state_of(session);
         }
     };
     std::thread other(work);
     work();
     other.join();
-    for (float v : session.state()) CHECK(std::isfinite(v));
+    for (float v : state_of(session)) CHECK(std::isfinite(v));
 }

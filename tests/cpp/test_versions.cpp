@@ -235,7 +235,7 @@ TEST(parts_of_a_state_and_what_they_begin_with) {
         CHECK((names == (is_4 ? std::vector<std::string>{"att_shift", "aa", "bb", "pp", "ffn_shift"}
                               : std::vector<std::string>{"att_shift", "wkv", "ffn_shift"})));
         CHECK(size == (is_4 ? 5 * 64 : 2 * 64 + 64 * 32));
-        Floats fresh = Session(opened.model).state();
+        Floats fresh = state_of(Session(opened.model));
         CHECK(fresh.size() == 2 * size);
         for (std::size_t layer = 0; is_4 && layer < 2; ++layer) {
             const std::size_t pp = layer * size + 3 * 64;
@@ -252,7 +252,7 @@ TEST(sessions_begin_with_the_state_of_the_file) {
         GgufBytes file = tiny_model(version, 1, {.state = true});
         const Opened learnt(file);
         Session session(learnt.model);
-        Floats state = session.state();
+        Floats state = state_of(session);
         const std::size_t matrices = 64 * 32, size = matrices + 2 * 64;
         for (std::size_t layer = 0; layer < 2; ++layer) {
             const std::string name = "blk." + std::to_string(layer) + ".time_mix_state.weight";
@@ -269,7 +269,7 @@ TEST(sessions_begin_with_the_state_of_the_file) {
         const int32_t ids[] = {1, 39, 7};
         Floats expected(40), given(40), without(40);
         Session resumed(plain.model), fresh(plain.model);
-        resumed.set_state(session.state());
+        resumed.set_state(state_of(session));
         session.feed(ids, Session::Logits::Last, expected.data());
         resumed.feed(ids, Session::Logits::Last, given.data());
         fresh.feed(ids, Session::Logits::Last, without.data());

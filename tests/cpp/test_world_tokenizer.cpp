@@ -24,7 +24,7 @@ Vocabulary bytes_and(std::initializer_list<const char*> words) {
 
 int32_t byte_id(char c) { return 1 + static_cast<unsigned char>(c); }
 
-WorldTokenizer from_gguf(const std::vector<std::string>& tokens, const Ids& types = {}) {
+WorldTokenizer from_gguf(const std::vector<std::string_view>& tokens, const Ids& types = {}) {
     return WorldTokenizer::from_gguf(tokens, types, "a.gguf");
 }
 
@@ -46,6 +46,15 @@ TEST(id_0_unused_ids_and_empty_tokens_never_encode) {
     CHECK((tokenizer.encode("ab") == Ids{1, 5}));
     CHECK(tokenizer.token_bytes(0).empty());
     CHECK(tokenizer.decode(Ids{0, 1, 2, 3, 4, 5}) == "aab");
+    CHECK((tokenizer.without_text() == Ids{2, 3}));
+}
+
+TEST(tokens_that_begin_alike) {
+    // Longer than what is compared at once, with zeros, and one the beginning of another.
+    using namespace std::string_literals;
+    const Vocabulary words{std::nullopt, "a\0"s, "a"s, "aaaaaaaab"s, "aaaaaaaac"s, "aaaaaaaa"s};
+    const WorldTokenizer tokenizer(words);
+    CHECK((tokenizer.encode("aaaaaaaacaaaaaaaabaaaaaaaaa\0a"s) == Ids{4, 3, 5, 1, 2}));
 }
 
 TEST(any_bytes_survive) {

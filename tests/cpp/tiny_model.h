@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "io/model_file.h"
+#include "session.h"
 
 namespace rwkv_edge {
 
@@ -246,6 +247,12 @@ private:
 inline GgufBytes tiny_model(const std::string& version, unsigned seed,
                             const TinyShape& shape = {}) {
     return TinyModel(version, seed, shape).file;
+}
+
+inline std::vector<float> state_of(const Session& session) {
+    std::vector<float> state(static_cast<std::size_t>(session.model().state_size()));
+    session.copy_state(state);
+    return state;
 }
 
 }  // namespace rwkv_edge

@@ -23,7 +23,7 @@ namespace {
 void tokenize(const MetaValue& list) {
     const auto strings = list.strings();
     try {
-        const auto vocabulary = WorldTokenizer::from_gguf({strings.begin(), strings.end()}, {}, "");
+        const auto vocabulary = WorldTokenizer::from_gguf(strings, {}, "");
         for (const std::string_view text : strings) (void)vocabulary.encode(text);
     } catch (const FormatError&) {
     } catch (const std::invalid_argument&) {  // a byte that no token covers

@@ -21,7 +21,7 @@ from reference import Weights
 from rwkv_edge import FormatError, Model, UnsupportedError
 from rwkv_edge._core import ModelFile
 from rwkv_edge.convert import convert
-from rwkv_edge.convert.assemble import open_model_file
+from rwkv_edge.model_file import open_model_file
 
 TOKENS = [1, 299, 5, 5, 0, 77, 12, 250]
 MODELS = [(version, tuned) for version in tiny.VERSIONS for tuned in (False, version != "4")]

@@ -135,7 +135,7 @@ def test_ctrl_c_ends_the_other_commands(monkeypatch: pytest.MonkeyPatch) -> None
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "convert_model", interrupted)
+    monkeypatch.setattr("rwkv_edge.convert.convert", interrupted)
     result = CliRunner().invoke(cli.main, ["convert", "a", "b"])
     assert (result.exit_code, result.output) == (cli.INTERRUPTED, "")
 
@@ -214,7 +214,7 @@ def test_where_generate_begins(model: Path, tmp_path: Path) -> None:
 
 def test_convert_merges_what_was_trained(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, object] = {}
-    monkeypatch.setattr(cli, "convert_model", lambda *_, **options: asked.update(options))
+    monkeypatch.setattr("rwkv_edge.convert.convert", lambda *_, **options: asked.update(options))
     arguments = ["convert", str(checkpoint), "out"]
     CliRunner().invoke(cli.main, arguments)
     assert {name for name, value in asked.items() if value is not None} == {"progress"}
@@ -253,10 +253,17 @@ def test_quantize_info_bench(model: Path, tmp_path: Path) -> None:
     for result in found["results"]:
         assert len(result["runs"]) == 2
         assert result["tokens_per_second"] > 0
-        assert (result["bandwidth_share"] is None) == result["test"].startswith("pp")
-    text = run("bench", path, "-t", "1", "-p", "0", "-n", "4").stdout.decode()
-    assert re.search(r"^  1 threads  tg4 +[\d.]+ tokens/s +[\d.]+ GB/s, \d+%", text, re.MULTILINE)
-    assert "pp" not in text
+        assert result["share"] > 0
+        assert all(limit > 0 for limit in result["limits"].values())
+    read, write = (
+        run("bench", path, "-t", "1", *test).stdout.decode().splitlines()[1:]
+        for test in (("-p", "8", "-n", "0"), ("-p", "0", "-n", "4"))
+    )
+    for (line,), test, share in (
+        (read, "pp8", r"\d+% of the peak \(f32 [\d.]+, int8 [\d.]+ GOPS\)"),
+        (write, "tg4", r" *[\d.]+ GB/s, \d+% of [\d.]+ GB/s"),
+    ):
+        assert re.fullmatch(rf"  1 threads  {test} +[\d.]+ tokens/s  {share}", line), line
 
 
 @pytest.fixture

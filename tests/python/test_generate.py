@@ -260,7 +260,7 @@ def test_ids_without_text_are_never_sampled(model: Model) -> None:
         session.generate("x", max_tokens=300, temperature=1000, top_p=1, seed=3, stop="no such")
     )
     assert text
-    silent = set(model._without_text.tolist())
+    silent = set(model._without_text)
     assert silent == set(range(262, 300))
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._core import UnsupportedError
+from ..model_file import is_gguf
 from . import rwkv4, rwkv5, rwkv6, rwkv7
 from .adapter import apply_adapter
 from .gguf_writer import GGUFWriter, Progress, TensorPlan, Value, string, uint32
@@ -22,7 +23,6 @@ from .quantize import (
     Types,
     encode,
     is_float32,
-    is_gguf,
     is_quantizable,
 )
 from .source import Checkpoint

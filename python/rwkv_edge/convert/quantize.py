@@ -14,23 +14,12 @@ from numpy.typing import NDArray
 
 from .. import _core
 from .._core import FormatError, ModelFile, TensorInfo, UnsupportedError
+from ..model_file import ALIASES, FILE_TYPES, is_gguf
 from .gguf_writer import GGUFWriter, Progress, TensorPlan, Value, uint32
 from .source import F32, MappedFile, MappedTensor
 
-# llama.cpp's numbers for general.file_type.
-FILE_TYPES = {
-    "f32": 0,
-    "f16": 1,
-    "q4_0": 2,
-    "q4_1": 3,
-    "q8_0": 7,
-    "q5_0": 8,
-    "q5_1": 9,
-    "bf16": 32,
-}
-# What a file may be made of already, beside these; K-types are read and never written.
+# What a file may be made of already; K-types are read and never written.
 KEPT_FILE_TYPES = FILE_TYPES | {"q2_k": 10, "q3_k": 12, "q4_k": 15, "q5_k": 17, "q6_k": 18}
-ALIASES = {"fp32": "f32", "fp16": "f16", "int8": "q8_0", "int4": "q4_0"}
 FLOAT_TYPES = ("f32", "f16", "bf16")
 
 # Two-dimensional, yet too small and too sensitive to quantize; llama.cpp's list, and what RWKV-7a
@@ -120,14 +109,6 @@ def encode(values: F32, kind: str, where: str) -> NDArray[np.uint8]:
     if kind == "f16" and largest > LARGEST_F16:
         raise FormatError(f"{where} holds {largest:g}, too large for f16; use bf16 or f32")
     return _core.quantize(np.ascontiguousarray(values), kind)
-
-
-def is_gguf(path: Path) -> bool:
-    """Whether a path leads to a GGUF file; one of the other byte order is one too."""
-    if path.is_dir():
-        return False
-    with path.open("rb") as file:
-        return file.read(4) in (b"GGUF", b"FUGG")
 
 
 def quantize(

@@ -213,7 +213,7 @@ def _huggingface(path: Path) -> Vocabulary:
 
 
 def _sentencepiece(path: Path) -> Vocabulary:
-    from sentencepiece import SentencePieceProcessor  # noqa: PLC0415 - slow to import
+    from sentencepiece import SentencePieceProcessor
 
     model = path.read_bytes()
     try:

@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "backend/limits.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <stdexcept>
+
+#include "base/error.h"
+#include "base/thread_pool.h"
+
+namespace rwkv_edge {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr std::size_t kBytes = std::size_t{256} << 20;
+constexpr std::size_t kHugePage = std::size_t{2} << 20;
+constexpr int kReadPasses = 8;
+// Shorter than what a busy machine gives to others at a time, and many.
+constexpr std::chrono::milliseconds kArithmeticPass{2};
+constexpr int kArithmeticPasses = 32;
+constexpr int64_t kRounds = 8192;  // between two looks at the clock: about 20 us with AVX2
+
+int checked(int threads) {
+    if (threads < 1 || threads > 1024)
+        throw std::invalid_argument(cat("threads is ", threads, ", expected 1 to 1024"));
+    return threads;
+}
+
+// The best of some passes, in 1e9 a second; each returns how much it did.
+template <class Pass>
+double best_rate(int passes, Pass&& pass) {
+    double best = 0.0;
+    for (int i = 0; i < passes; ++i) {
+        const auto start = Clock::now();
+        const auto done = static_cast<double>(pass(start));
+        const std::chrono::duration<double> seconds = Clock::now() - start;
+        best = std::max(best, done / seconds.count() / 1e9);
+    }
+    return best;
+}
+
+// Reads `words` words, many and a multiple of 4096, but for a few at their end. As eight streams
+// side by side: a single stream leaves part of the bandwidth unused. The streams begin at different
+// places in a page, so that they do not share a set of the first cache, and sixteen lines are on
+// their way in each. Independent sums keep the loads, not the additions, the limit.
+uint64_t sum(const uint64_t* p, int64_t words) {
+    constexpr int64_t kLine = 8;
+    const int64_t run = words / 8 - 9 * kLine;
+    uint64_t sums[8] = {};
+    for (int64_t i = 0; i < run; i += kLine)
+        for (int stream = 0; stream < 8; ++stream) {
+            const uint64_t* line = p + stream * run + i;
+            __builtin_prefetch(line + 16 * kLine);
+            for (int j = 0; j < kLine; ++j) sums[j] += line[j];
+        }
+    return sums[0] + sums[1] + sums[2] + sums[3] + sums[4] + sums[5] + sums[6] + sums[7];
+}
+
+double read_rate(ThreadPool& pool, const uint64_t* words) {
+    constexpr auto kWords = static_cast<int64_t>(kBytes / sizeof(uint64_t));
+    std::atomic<uint64_t> kept{0};  // so that no sum can be left out
+    return best_rate(kReadPasses, [&](Clock::time_point) {
+        pool.run([&](int worker) {
+            const Range r = part(kWords, 4096, worker, pool.size());
+            kept += sum(words + r.begin, r.end - r.begin);
+        });
+        return kBytes;
+    });
+}
+
+double arithmetic_rate(int64_t (*operations)(int64_t rounds), int threads) {
+    ThreadPool pool(checked(threads));
+    return best_rate(kArithmeticPasses, [&](Clock::time_point start) {
+        std::atomic<int64_t> done{0};
+        pool.run([&](int) {
+            int64_t own = 0;
+            while (Clock::now() - start < kArithmeticPass) own += operations(kRounds);
+            done += own;
+        });
+        return done.load();
+    });
+}
+
+}  // namespace
+
+double read_bandwidth(int threads) {
+    ThreadPool pool(checked(threads));
+    double best = 0.0;
+    // Small and huge pages differ by up to a quarter, in either direction; the wall is the better
+    // one.
+    for ([[maybe_unused]] const bool huge : {false, true}) {
+        const std::unique_ptr<void, void (*)(void*)> memory(std::aligned_alloc(kHugePage, kBytes),
+                                                            std::free);
+        if (memory == nullptr) throw std::bad_alloc();
+#ifdef MADV_HUGEPAGE
+        madvise(memory.get(), kBytes, huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
+#endif
+        auto* words = static_cast<uint64_t*>(memory.get());
+        std::fill_n(words, kBytes / sizeof(uint64_t), uint64_t{1});
+        best = std::max(best, read_rate(pool, words));
+    }
+    return best;
+}
+
+double float_peak(const Kernels& kernels, int threads) {
+    return arithmetic_rate(kernels.float_peak, threads);
+}
+
+double int8_peak(const Kernels& kernels, int threads) {
+    return arithmetic_rate(kernels.int8_peak, threads);
+}
+
+}  // namespace rwkv_edge

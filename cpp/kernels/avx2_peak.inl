@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+// The peaks of this level, for avx2.cpp: what products are made of, on registers alone. Written in
+// assembly, because a compiler sees that nothing comes of it.
+
+// Sums in flight, so that none waits for itself; with the operands they fill the registers.
+enum { kPeakSums = 12 };
+#define UNROLL_PEAK _Pragma("GCC unroll 12")
+
+ALWAYS_INLINE F32 add_products(F32 sum, F32 w, F32 x) {
+    asm volatile("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(w), "x"(x));
+    return sum;
+}
+
+ALWAYS_INLINE __m256i add_products(__m256i sum, __m256i codes, __m256i x, __m256i ones) {
+    __m256i products;
+    asm volatile(
+        "vpmaddubsw %3, %2, %1\n\t"
+        "vpmaddwd %4, %1, %1\n\t"
+        "vpaddd %1, %0, %0"
+        : "+x"(sum), "=&x"(products)
+        : "x"(codes), "x"(x), "x"(ones));
+    return sum;
+}
+
+int64_t float_peak(int64_t rounds) {
+    const F32 w = set(0.5f), x = set(0.25f);
+    F32 sums[kPeakSums] = {};
+    for (int64_t i = 0; i < rounds; ++i) {
+        UNROLL_PEAK
+        for (int s = 0; s < kPeakSums; ++s) sums[s] = add_products(sums[s], w, x);
+    }
+    return rounds * kPeakSums * 8 * 2;
+}
+
+int64_t int8_peak(int64_t rounds) {
+    const __m256i codes = _mm256_set1_epi8(15), x = _mm256_set1_epi8(-127);
+    const __m256i ones = _mm256_set1_epi16(1);
+    __m256i sums[kPeakSums] = {};
+    for (int64_t i = 0; i < rounds; ++i) {
+        UNROLL_PEAK
+        for (int s = 0; s < kPeakSums; ++s) sums[s] = add_products(sums[s], codes, x, ones);
+    }
+    return rounds * kPeakSums * 32 * 2;
+}

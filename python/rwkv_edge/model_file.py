@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Opening a model: a GGUF file as it is, any other checkpoint through `convert`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from os import PathLike
+from pathlib import Path
+
+from ._core import ModelFile, type_block
+
+# What files are written in, with llama.cpp's numbers for general.file_type.
+FILE_TYPES = {
+    "f32": 0,
+    "f16": 1,
+    "q4_0": 2,
+    "q4_1": 3,
+    "q8_0": 7,
+    "q5_0": 8,
+    "q5_1": 9,
+    "bf16": 32,
+}
+ALIASES = {"fp32": "f32", "fp16": "f16", "int8": "q8_0", "int4": "q4_0"}
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether a path leads to a GGUF file; one of the other byte order is one too."""
+    if path.is_dir():
+        return False
+    with path.open("rb") as file:
+        return file.read(4) in (b"GGUF", b"FUGG")
+
+
+def open_model_file(
+    path: str | PathLike[str], *, vocab: str | PathLike[str] | None = None
+) -> ModelFile:
+    """Open a GGUF file, or any checkpoint that `convert` takes as if it had been converted.
+
+    The matrices of a checkpoint are used in place, in the file's own precision; vectors, and what
+    lies turned or in pieces, are put together in memory. `vocab` is the vocabulary of a checkpoint;
+    without it one is looked for beside the model, and where none fits, the file has none.
+
+    Raises what `convert` raises, and ValueError for a vocabulary beside a GGUF file, which has one.
+    """
+    path = Path(path)
+    if not is_gguf(path):
+        from .convert.assemble import assemble
+
+        return assemble(path, vocab)
+    if vocab is not None:
+        raise ValueError(f"{path}: a GGUF file has its vocabulary inside, so {vocab} is unused")
+    return ModelFile(str(path))
+
+
+def hint(file: ModelFile) -> str | None:
+    """What would make a file that was opened in place faster; None where nothing would."""
+    if any(tensor.offset >= 0 for tensor in file.tensors):
+        return None
+    sizes: Counter[str] = Counter()
+    for tensor in file.tensors:
+        sizes[tensor.type] += tensor.nbytes
+    kind = sizes.most_common(1)[0][0]
+    if type_block(kind)[0] > 1:
+        return None
+    return (
+        f"the weights of {Path(file.path).name} are used as they lie there, in {kind}; "
+        f"`rwkv-edge convert {file.path} OUT.gguf --type q4_0` makes it smaller and faster"
+    )
