@@ -10,8 +10,29 @@
 
 // --- dots ---
 
-// Pairs of products added.
+// Pairs of products added, in i16.
 ALWAYS_INLINE __m256i products(__m256i codes, __m256i x) { return _mm256_maddubs_epi16(codes, x); }
+
+// The dots of four bytes, and of two i16, in i32 and added to a total.
+#ifdef __AVX512VNNI__
+enum { kAddsDots = 1 };
+ALWAYS_INLINE __m256i add_dots(__m256i total, __m256i codes, __m256i x) {
+    return _mm256_dpbusd_epi32(total, codes, x);
+}
+ALWAYS_INLINE __m256i add_wide_dots(__m256i total, __m256i codes, __m256i x) {
+    return _mm256_dpwssd_epi32(total, codes, x);
+}
+#else
+enum { kAddsDots = 0 };
+ALWAYS_INLINE __m256i add_dots(__m256i total, __m256i codes, __m256i x) {
+    const __m256i ones = _mm256_set1_epi16(1);
+    return _mm256_add_epi32(total, _mm256_madd_epi16(products(codes, x), ones));
+}
+ALWAYS_INLINE __m256i add_wide_dots(__m256i total, __m256i codes, __m256i x) {
+    return _mm256_add_epi32(total, _mm256_madd_epi16(codes, x));
+}
+#endif
+
 // What 32 columns need besides their codes: what the dots of each 16 are multiplied with, and what
 // is added to the total.
 template <class Block>
@@ -63,9 +84,9 @@ struct Dot {
     }
 
     // Vector j, of block i of x, as `xj` broadcast.
-    template <class Codes>
-    ALWAYS_INLINE void add(int j, Codes codes, __m256i xj, const Extra<Block>& extra,
+    ALWAYS_INLINE void add(int j, __m256i codes, __m256i xj, const Extra<Block>& extra,
                            const Activation& x, int64_t i) {
+        if (kAddsDots && !Layout<Block>::kHalfScales) return add_at_once(j, codes, xj, x, i);
         __m256i product = products(codes, xj);
         if (Layout<Block>::kZero != 0 && j % 4 == 0)
             product = _mm256_sub_epi16(product, zero_products<Block>(x, 2 * i + j / 4));
@@ -75,6 +96,16 @@ struct Dot {
         if (j % kAdds != kAdds - 1) return;
         const __m256i wide = _mm256_madd_epi16(sum, extra.half(j / 4));
         total = j < kAdds ? wide : _mm256_add_epi32(total, wide);
+    }
+
+private:
+    ALWAYS_INLINE void add_at_once(int j, __m256i codes, __m256i xj, const Activation& x,
+                                   int64_t i) {
+        total = add_dots(j == 0 ? _mm256_setzero_si256() : total, codes, xj);
+        if (Layout<Block>::kZero != 0 && j % 4 == 0) {
+            const __m256i zero = zero_products<Block>(x, 2 * i + j / 4);
+            total = _mm256_sub_epi32(total, _mm256_madd_epi16(zero, _mm256_set1_epi16(1)));
+        }
     }
 };
 
@@ -89,8 +120,7 @@ struct Dot<BlockQ8_0> {
 
     ALWAYS_INLINE void add(int j, __m256i codes, __m256i xj, const Extra<BlockQ8_0>&,
                            const Activation&, int64_t) {
-        const __m256i product = _mm256_madd_epi16(codes, xj);
-        total = j == 0 ? product : _mm256_add_epi32(total, product);
+        total = j == 0 ? _mm256_madd_epi16(codes, xj) : add_wide_dots(total, codes, xj);
         PIN(total);
     }
 };
@@ -215,7 +245,6 @@ ALWAYS_INLINE __m256i add_lanes(const __m256i v[8]) {
 // Bytes are read along the rows: that is cheaper than turning them.
 template <>
 ALWAYS_INLINE F32 one_token<BlockQ8_0>(Rows rows, const __m256i*, const MatmulArgs& a) {
-    const __m256i ones = _mm256_set1_epi16(1);
     F32 acc = set(0.0f);
     for (int64_t i = 0; i < a.cols / kBlock; ++i) {
         const __m256i x = _mm256_loadu_si256((const __m256i*)(a.x.q + i * kBlock));
@@ -224,8 +253,7 @@ ALWAYS_INLINE F32 one_token<BlockQ8_0>(Rows rows, const __m256i*, const MatmulAr
         for (int r = 0; r < 8; ++r) {
             const __m256i w =
                 _mm256_loadu_si256((const __m256i*)(rows(r) + offsetof(BlockQ8_0, q)));
-            const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
-            dots[r] = _mm256_madd_epi16(pairs, ones);
+            dots[r] = add_dots(_mm256_setzero_si256(), _mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
         }
         const F32 d = mul(halves(rows, 0), set(a.x.scale[i]));
         acc = fma(_mm256_cvtepi32_ps(add_lanes(dots)), d, acc);

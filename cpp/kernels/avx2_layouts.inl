@@ -109,6 +109,7 @@ ALWAYS_INLINE __m256i byte_pair(__m256i v, int a, int b) {
 //             x 4)
 //   kZero     the code that means zero, or 0
 //   kOffset   whether m is added to every value
+//   kHalfScales   whether each 16 columns have a scale of their own
 //   kFetch    whether a decode step must ask for blocks ahead
 //   Header    what is read once per block
 //   kVectors  how many vectors of codes 32 columns are
@@ -121,7 +122,7 @@ struct Layout;
 
 template <class Block>
 struct NibbleLayout {
-    enum { kBlocks = 1, kGroup = 1, kVectors = 8, kFetch = 0 };
+    enum { kBlocks = 1, kGroup = 1, kVectors = 8, kFetch = 0, kHalfScales = 0 };
     template <class Header, class Use>
     ALWAYS_INLINE static void codes(Rows at, const Header&, int, Use use) {
         __m256i bytes[4];
@@ -216,7 +217,16 @@ ALWAYS_INLINE F32 offset_k(const ScalesK& h, int i) {
 
 template <>
 struct Layout<BlockQ4_K> {
-    enum { kBlocks = 8, kVectors = 8, kGroup = 2, kAdds = 8, kZero = 0, kOffset = 1, kFetch = 0 };
+    enum {
+        kBlocks = 8,
+        kVectors = 8,
+        kGroup = 2,
+        kAdds = 8,
+        kZero = 0,
+        kOffset = 1,
+        kFetch = 0,
+        kHalfScales = 0
+    };
     using Header = ScalesK;
     ALWAYS_INLINE static Header header(Rows at) { return scales_k(at); }
     template <class Use>
@@ -238,7 +248,16 @@ struct Layout<BlockQ4_K> {
 
 template <>
 struct Layout<BlockQ5_K> {
-    enum { kBlocks = 8, kVectors = 8, kGroup = 2, kAdds = 4, kZero = 0, kOffset = 1, kFetch = 0 };
+    enum {
+        kBlocks = 8,
+        kVectors = 8,
+        kGroup = 2,
+        kAdds = 4,
+        kZero = 0,
+        kOffset = 1,
+        kFetch = 0,
+        kHalfScales = 0
+    };
     struct Header {
         ScalesK k;
         __m256i qh[8];
@@ -272,7 +291,16 @@ struct Layout<BlockQ5_K> {
 
 template <>
 struct Layout<BlockQ6_K> {
-    enum { kBlocks = 8, kVectors = 8, kGroup = 4, kAdds = 4, kZero = 32, kOffset = 0, kFetch = 1 };
+    enum {
+        kBlocks = 8,
+        kVectors = 8,
+        kGroup = 4,
+        kAdds = 4,
+        kZero = 32,
+        kOffset = 0,
+        kFetch = 1,
+        kHalfScales = 1
+    };
     struct Header {
         F32 d;
         __m256i scales[4];  // four bytes each per row, two per 32 columns
@@ -315,7 +343,16 @@ struct Layout<BlockQ6_K> {
 // Signed codes are widened to i16: vector j holds columns 2j and 2j + 1.
 template <>
 struct Layout<BlockQ8_0> : ScaleOnly {
-    enum { kBlocks = 1, kGroup = 1, kVectors = 16, kAdds = 1, kZero = 0, kOffset = 0, kFetch = 0 };
+    enum {
+        kBlocks = 1,
+        kGroup = 1,
+        kVectors = 16,
+        kAdds = 1,
+        kZero = 0,
+        kOffset = 0,
+        kFetch = 0,
+        kHalfScales = 0
+    };
     template <class Use>
     ALWAYS_INLINE static void codes(Rows at, const Header&, int, Use use) {
         UNROLL

@@ -15,19 +15,26 @@ namespace {
 // Low to high. Each overlay overwrites only the entries it has.
 struct Level {
     const char* name;
+    bool proven;  // tests and measurements on such a CPU have been seen; else it must be asked for
     bool (*supported)();
     void (*overlay)(Kernels& table);
 };
 
 constexpr Level kLevels[] = {
-    {"scalar", [] { return true; }, scalar_kernels},
+    {"scalar", true, [] { return true; }, scalar_kernels},
 #if defined(__x86_64__)
-    {"avx2",
+    {"avx2", true,
      [] {
          return __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0 &&
                 __builtin_cpu_supports("f16c") != 0;
      },
      avx2_kernels},
+    {"avx512vnni", false,
+     [] {
+         return __builtin_cpu_supports("avx512vnni") != 0 &&
+                __builtin_cpu_supports("avx512vl") != 0 && __builtin_cpu_supports("avx512bw") != 0;
+     },
+     avx512vnni_kernels},
 #endif
 };
 
@@ -43,10 +50,17 @@ std::vector<Kernels> build_tables() {
     return tables;
 }
 
+const char* best_proven() {
+    const char* best = nullptr;
+    for (const Level& level : kLevels)
+        if (level.proven && level.supported()) best = level.name;
+    return best;
+}
+
 const Kernels& choose() {
     const std::span<const Kernels> tables = available_kernels();
     const char* wanted = std::getenv("RWKV_EDGE_ISA");
-    if (wanted == nullptr || *wanted == '\0') return tables.back();
+    if (wanted == nullptr || *wanted == '\0') wanted = best_proven();
     std::string names;
     for (const Kernels& table : tables) {
         if (std::string(table.isa) == wanted) return table;

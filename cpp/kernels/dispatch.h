@@ -8,7 +8,7 @@
 
 namespace rwkv_edge {
 
-// The best level this CPU runs, or the one named by RWKV_EDGE_ISA. Throws UnsupportedError when
+// The best proven level this CPU runs, or the one named by RWKV_EDGE_ISA. Throws UnsupportedError when
 // that variable names no level of this build or one that this CPU lacks.
 const Kernels& kernels();
 

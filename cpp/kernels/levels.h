@@ -8,5 +8,6 @@ namespace rwkv_edge {
 
 void scalar_kernels(Kernels& table);
 void avx2_kernels(Kernels& table);
+void avx512vnni_kernels(Kernels& table);
 
 }  // namespace rwkv_edge

@@ -28,7 +28,9 @@ TEST(a_wrong_name_fails_and_says_what_there_is) {
 }
 
 TEST(the_wanted_level_is_active) {
-    const std::string best = available_kernels().back().isa;
+    std::string best;  // of the proven ones
+    for (const Kernels& level : available_kernels())
+        if (level.isa != std::string("avx512vnni")) best = level.isa;
     CHECK(kernels().isa == (wanted().empty() ? best : wanted()));
 }
 
