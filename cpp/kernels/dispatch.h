@@ -8,8 +8,8 @@
 
 namespace rwkv_edge {
 
-// The best proven level this CPU runs, or the one named by RWKV_EDGE_ISA. Throws UnsupportedError when
-// that variable names no level of this build or one that this CPU lacks.
+// The best proven level this CPU runs, or the one named by RWKV_EDGE_ISA. Throws UnsupportedError
+// when that variable names no level of this build or one that this CPU lacks.
 const Kernels& kernels();
 
 // Every level that this CPU runs, scalar first: tests and benches walk this.
