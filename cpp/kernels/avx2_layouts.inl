@@ -62,6 +62,21 @@ ALWAYS_INLINE __m256i dword(Rows rows, size_t at) {
     return _mm256_setr_epi32(v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7]);
 }
 
+// The two dwords from byte `at` on of every row.
+struct DwordPair {
+    __m256i first, second;
+};
+ALWAYS_INLINE DwordPair dword_pair(Rows rows, size_t at) {
+    const auto two = [&](int r) {
+        const __m128 low = _mm_castsi128_ps(_mm_loadl_epi64((const __m128i*)(rows(r) + at)));
+        return _mm_loadh_pi(low, (const __m64*)(rows(r + 1) + at));
+    };
+    const F32 a = _mm256_insertf128_ps(_mm256_castps128_ps256(two(0)), two(4), 1);
+    const F32 b = _mm256_insertf128_ps(_mm256_castps128_ps256(two(2)), two(6), 1);
+    return {_mm256_castps_si256(_mm256_shuffle_ps(a, b, 0x88)),
+            _mm256_castps_si256(_mm256_shuffle_ps(a, b, 0xdd))};
+}
+
 // What the values of 32 columns are: d * code + m, or d * code - m.
 struct ScaleOffset {
     F32 d, m;
@@ -151,24 +166,30 @@ struct ScaleAndOffset : ScaleOnly {
     ALWAYS_INLINE static Header header(Rows at) { return two_halves(dword(at, 0)); }
 };
 
-// The fifth bit of value 4j + i, bit 4j + i of a row's qh, goes to bit 4 of byte i of vector j.
+// Before the nibbles, d or d and m, and then the fifth bits: that of value 4j + i, bit 4j + i of a
+// row's qh, goes to bit 4 of byte i of vector j.
 template <class Block>
 struct FifthBitLayout : NibbleLayout<Block> {
+    struct Header {
+        ScaleOffset scale;
+        __m256i qh;
+    };
     template <class Use>
-    ALWAYS_INLINE static void codes_of(const __m256i bytes[4], Rows at, Use use) {
-        const __m256i qh = dword(at, offsetof(Block, qh));
+    ALWAYS_INLINE static void codes(Rows at, const Header& h, int group, Use use) {
         const __m256i up =
-            _mm256_slli_epi32(qh, 4);  // now each nibble of qh is one on top of a byte
+            _mm256_slli_epi32(h.qh, 4);  // now each nibble of qh is one on top of a byte
         const __m256i byte0 = _mm256_setr_epi8(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12,
                                                0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12);
         const __m256i own_bit = _mm256_set1_epi32((int32_t)0x80402010u);
-        NibbleLayout<Block>::codes_of(bytes, at, [&](int, int j, __m256i codes) INLINE_LAMBDA {
+        NibbleLayout<Block>::codes(at, h, group, [&](int, int j, __m256i codes) INLINE_LAMBDA {
             const __m256i byte = _mm256_shuffle_epi8(
-                j % 2 == 0 ? up : qh, _mm256_add_epi8(byte0, _mm256_set1_epi8((char)(j / 2))));
+                j % 2 == 0 ? up : h.qh, _mm256_add_epi8(byte0, _mm256_set1_epi8((char)(j / 2))));
             const __m256i bit = _mm256_and_si256(byte, own_bit);
             use(0, j, _mm256_or_si256(codes, _mm256_min_epu8(bit, _mm256_set1_epi8(16))));
         });
     }
+    ALWAYS_INLINE static F32 scale(const Header& h, int) { return h.scale.d; }
+    ALWAYS_INLINE static F32 offset(const Header& h, int) { return h.scale.m; }
 };
 
 template <>
@@ -180,12 +201,22 @@ struct Layout<BlockQ4_1> : NibbleLayout<BlockQ4_1>, ScaleAndOffset {
     enum { kAdds = 8, kZero = 0, kOffset = 1 };
 };
 template <>
-struct Layout<BlockQ5_0> : FifthBitLayout<BlockQ5_0>, ScaleOnly {
+struct Layout<BlockQ5_0> : FifthBitLayout<BlockQ5_0> {
     enum { kAdds = 8, kZero = 16, kOffset = 0 };
+    ALWAYS_INLINE static Header header(Rows at) {
+        const DwordPair v = dword_pair(at, 0);  // qh lies astride
+        const __m256i qh =
+            _mm256_or_si256(_mm256_srli_epi32(v.first, 16), _mm256_slli_epi32(v.second, 16));
+        return {{two_halves(v.first).d, set(0.0f)}, qh};
+    }
 };
 template <>
-struct Layout<BlockQ5_1> : FifthBitLayout<BlockQ5_1>, ScaleAndOffset {
+struct Layout<BlockQ5_1> : FifthBitLayout<BlockQ5_1> {
     enum { kAdds = 4, kZero = 0, kOffset = 1 };
+    ALWAYS_INLINE static Header header(Rows at) {
+        const DwordPair v = dword_pair(at, 0);
+        return {two_halves(v.first), v.second};
+    }
 };
 
 // d, dmin and the six-bit scales and minima of Q4_K and Q5_K: the first 16 bytes.
