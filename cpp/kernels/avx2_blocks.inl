@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Products with block types, for avx2.cpp.
+// Products with block types, for avx2.inl.
 //
 // Lanes are rows. The codes of 32 columns of eight rows are eight vectors, vector j holding in lane
 // r the codes 4j .. 4j+3 of row r; multiplied with the broadcast activations 4j .. 4j+3 they give
@@ -33,26 +33,21 @@ ALWAYS_INLINE __m256i add_wide_dots(__m256i total, __m256i codes, __m256i x) {
 }
 #endif
 
-// What 32 columns need besides their codes: what the dots of each 16 are multiplied with, and what
-// is added to the total.
+// What the dots of each 16 columns are multiplied with: ones, but for Q6_K.
 template <class Block>
-struct Extra {
-    ALWAYS_INLINE static Extra of(const typename Layout<Block>::Header&, int) { return {}; }
+struct Factors {
+    ALWAYS_INLINE static Factors of(const typename Layout<Block>::Header&, int) { return {}; }
     ALWAYS_INLINE __m256i half(int) const { return _mm256_set1_epi16(1); }
-    ALWAYS_INLINE __m256i correct(__m256i total) const { return total; }
 };
-
-// The integer scales of each 16 columns.
 template <>
-struct Extra<BlockQ6_K> {
+struct Factors<BlockQ6_K> {
     __m256i scales[2];
 
-    ALWAYS_INLINE static Extra of(const Layout<BlockQ6_K>::Header& h, int i) {
+    ALWAYS_INLINE static Factors of(const Layout<BlockQ6_K>::Header& h, int i) {
         using L = Layout<BlockQ6_K>;
         return {{L::scale_pair(h, 2 * i), L::scale_pair(h, 2 * i + 1)}};
     }
     ALWAYS_INLINE __m256i half(int i) const { return scales[i]; }
-    ALWAYS_INLINE __m256i correct(__m256i total) const { return total; }
 };
 
 ALWAYS_INLINE __m256i broadcast(const void* four_bytes) {
@@ -84,7 +79,7 @@ struct Dot {
     }
 
     // Vector j, of block i of x, as `xj` broadcast.
-    ALWAYS_INLINE void add(int j, __m256i codes, __m256i xj, const Extra<Block>& extra,
+    ALWAYS_INLINE void add(int j, __m256i codes, __m256i xj, const Factors<Block>& factors,
                            const Activation& x, int64_t i) {
         if (kAddsDots && !Layout<Block>::kHalfScales) return add_at_once(j, codes, xj, x, i);
         __m256i product = products(codes, xj);
@@ -94,7 +89,7 @@ struct Dot {
         sum = j % kAdds == 0 ? product : _mm256_add_epi16(sum, product);
         PIN(sum);
         if (j % kAdds != kAdds - 1) return;
-        const __m256i wide = _mm256_madd_epi16(sum, extra.half(j / 4));
+        const __m256i wide = _mm256_madd_epi16(sum, factors.half(j / 4));
         total = j < kAdds ? wide : _mm256_add_epi32(total, wide);
     }
 
@@ -118,7 +113,7 @@ struct Dot<BlockQ8_0> {
         return broadcast(x.wide + k);
     }
 
-    ALWAYS_INLINE void add(int j, __m256i codes, __m256i xj, const Extra<BlockQ8_0>&,
+    ALWAYS_INLINE void add(int j, __m256i codes, __m256i xj, const Factors<BlockQ8_0>&,
                            const Activation&, int64_t) {
         total = j == 0 ? _mm256_madd_epi16(codes, xj) : add_wide_dots(total, codes, xj);
         PIN(total);
@@ -127,9 +122,8 @@ struct Dot<BlockQ8_0> {
 
 // acc + d * scale * dot [+ m * scale * sum], with block i of x
 template <class Block>
-ALWAYS_INLINE F32 add_block(F32 acc, __m256i dot, const Extra<Block>& extra, F32 d, F32 m,
-                            const Activation& x, int64_t i) {
-    acc = fma(_mm256_cvtepi32_ps(extra.correct(dot)), mul(d, set(x.scale[i])), acc);
+ALWAYS_INLINE F32 add_block(F32 acc, __m256i dot, F32 d, F32 m, const Activation& x, int64_t i) {
+    acc = fma(_mm256_cvtepi32_ps(dot), mul(d, set(x.scale[i])), acc);
     if (Layout<Block>::kOffset) acc = fma(m, set(x.scaled_sum[i]), acc);
     return acc;
 }
@@ -159,18 +153,18 @@ ALWAYS_INLINE F32 add_blocks(F32 acc, Rows rows, int64_t i, const __m256i* x, co
         for (int group = 0; group < L::kBlocks / L::kGroup; ++group) {
             fetch_ahead<Block>(rows, group);
             Dot<Block> dots[L::kGroup];
-            Extra<Block> extra[L::kGroup];
+            Factors<Block> factors[L::kGroup];
             UNROLL
             for (int b = 0; b < L::kGroup; ++b)
-                extra[b] = Extra<Block>::of(header, group * L::kGroup + b);
+                factors[b] = Factors<Block>::of(header, group * L::kGroup + b);
             const int64_t first = i + group * L::kGroup;
             L::codes(rows, header, group, [&](int b, int j, __m256i codes) INLINE_LAMBDA {
-                dots[b].add(j, codes, x[(first + b) * 8 + j], extra[b], a.x, first + b);
+                dots[b].add(j, codes, x[(first + b) * 8 + j], factors[b], a.x, first + b);
             });
             UNROLL
             for (int b = 0; b < L::kGroup; ++b) {
                 const int at = group * L::kGroup + b;
-                acc = add_block<Block>(acc, dots[b].total, extra[b], L::scale(header, at),
+                acc = add_block<Block>(acc, dots[b].total, L::scale(header, at),
                                        L::offset(header, at), a.x, first + b);
             }
         }
@@ -191,7 +185,6 @@ template <class Block>
 ALWAYS_INLINE F32 one_token_of_nibbles(Rows rows, const __m256i* x, const MatmulArgs& a) {
     using L = Layout<Block>;
     const int64_t last = a.cols / kBlock - 2, size = sizeof(Block);
-    const Extra<Block> extra;
     F32 acc = set(0.0f);
     int64_t i = 0;
     if (last > 0) {
@@ -204,14 +197,14 @@ ALWAYS_INLINE F32 one_token_of_nibbles(Rows rows, const __m256i* x, const Matmul
             PIN(next.d);
             Dot<Block> dot;
             L::codes_of(bytes, rows, [&](int, int j, __m256i codes) INLINE_LAMBDA {
-                dot.add(j, codes, x[8 * i + j], extra, a.x, i);
+                dot.add(j, codes, x[8 * i + j], {}, a.x, i);
             });
             turn(loaded, bytes);
             for (int j = 0; j < 4; ++j) PIN(bytes[j]);
             rows.first += size;
             load_pairs(rows + size, offsetof(Block, q), loaded);
             for (int j = 0; j < 4; ++j) PIN(loaded[j]);
-            acc = add_block<Block>(acc, dot.total, extra, now.d, now.m, a.x, i);
+            acc = add_block<Block>(acc, dot.total, now.d, now.m, a.x, i);
             now = next;
         }
     }
@@ -286,7 +279,7 @@ template <class Block>
 struct TileBlock {
     __m256i codes[Layout<Block>::kVectors];
     F32 d, m;
-    Extra<Block> extra;
+    Factors<Block> factors;
 };
 template <class Block>
 inline void fill_tile(Rows rows, int64_t blocks, TileBlock<Block>* tile) {
@@ -303,7 +296,7 @@ inline void fill_tile(Rows rows, int64_t blocks, TileBlock<Block>* tile) {
                 const int at = group * L::kGroup + b;
                 to[b].d = L::scale(header, at);
                 if (L::kOffset) to[b].m = L::offset(header, at);
-                to[b].extra = Extra<Block>::of(header, at);
+                to[b].factors = Factors<Block>::of(header, at);
             }
         }
         rows.first += sizeof(Block);
@@ -332,7 +325,7 @@ inline void tile_tokens(const TileBlock<Block>* tile, const MatmulArgs& a, int64
                 UNROLL
                 for (int g = 0; g < kGroups; ++g) {
                     const TileBlock<Block>& b = tile[g * blocks + i];
-                    dots[g][t].add(j, b.codes[j], x, b.extra, a.x, (token + t) * blocks + i);
+                    dots[g][t].add(j, b.codes[j], x, b.factors, a.x, (token + t) * blocks + i);
                 }
             }
         }
@@ -341,7 +334,7 @@ inline void tile_tokens(const TileBlock<Block>* tile, const MatmulArgs& a, int64
             UNROLL
             for (int g = 0; g < kGroups; ++g) {
                 const TileBlock<Block>& b = tile[g * blocks + i];
-                sums[g][t] = add_block<Block>(sums[g][t], dots[g][t].total, b.extra, b.d, b.m, a.x,
+                sums[g][t] = add_block<Block>(sums[g][t], dots[g][t].total, b.d, b.m, a.x,
                                               (token + t) * blocks + i);
             }
         }

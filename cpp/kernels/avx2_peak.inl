@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The peaks of this level, for avx2.cpp: what products are made of, on registers alone. Written in
+// The peaks of this level, for avx2.inl: what products are made of, on registers alone. Written in
 // assembly, because a compiler sees that nothing comes of it.
 
 // Sums in flight, so that none waits for itself; with the operands they fill the registers.
