@@ -17,7 +17,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from statistics import mean, median
@@ -201,37 +201,43 @@ def processor() -> str:
 # ---- reporting ----------------------------------------------------------------------------------
 
 
-def group_runs(runs: list[Run]) -> dict[tuple[str, int], dict[str, list[Run]]]:
+Runs = dict[str, list[Run]]
+"""By engine, ours first."""
+
+
+def group_runs(runs: list[Run]) -> dict[tuple[str, int], Runs]:
     """By file and threads, then by engine."""
-    groups: dict[tuple[str, int], dict[str, list[Run]]] = {}
+    groups: dict[tuple[str, int], Runs] = {}
     for run in runs:
         group = groups.setdefault((run.file, run.threads), {})
         group.setdefault(run.engine, []).append(run)
     return groups
 
 
+def medians(group: Runs, value: Callable[[Run], float], form: str) -> str:
+    return " / ".join(format(median(map(value, own)), form) for own in group.values())
+
+
 def table(runs: list[Run]) -> Iterator[str]:
-    """Medians in Markdown, and the medians of the ratios of runs that followed each other."""
+    """Medians in Markdown, one row per file: ours / a peer's = the median of the ratios of runs
+    that followed each other; then the shares of the limits, the start and the memory of each."""
     tests = list(runs[0].rates)
-    heads = ["file", "T", "engine", *tests, "bandwidth", "peak", "load s", "first s", "MB"]
+    heads = ["file", "T", "engines", *tests, "bandwidth", "peak", "first s", "MB"]
     yield f"| {' | '.join(heads)} |"
-    yield f"|---|---:|---|{'---:|' * (len(heads) - 3)}"
+    yield f"|---|---:|---|{'---|' * (len(heads) - 3)}"
     for (file, threads), group in group_runs(runs).items():
-        for engine, own in group.items():
-            rates = [f"{median(run.rates[test] for run in own):.1f}" for test in tests]
-            rest = [
-                f"{median(run.share(run.tg) for run in own):.0%}",
-                f"{median(run.share(run.pp) for run in own):.0%}",
-                f"{median(run.load_s for run in own):.2f}",
-                f"{median(run.first_token_s for run in own):.2f}",
-                f"{median(run.peak_mb for run in own):.0f}",
-            ]
-            yield f"| {' | '.join([file, str(threads), engine, *rates, *rest])} |"
-        for peer in group.keys() - {OURS}:
-            pairs = list(zip(group[OURS], group[peer], strict=False))
-            ratios = [median(a.rates[test] / b.rates[test] for a, b in pairs) for test in tests]
-            cells = [f"**{ratio:.2f}**" for ratio in ratios]
-            yield f"| {' | '.join([file, str(threads), 'ratio', *cells, *[''] * 5])} |"
+        cells = [file, str(threads), " / ".join(group)]
+        for test in tests:
+            cells.append(medians(group, lambda run: run.rates[test], ".1f"))  # noqa: B023
+            for peer in group.keys() - {OURS}:
+                pairs = zip(group[OURS], group[peer], strict=False)
+                ratio = median(a.rates[test] / b.rates[test] for a, b in pairs)
+                cells[-1] += f" = **{ratio:.2f}**"
+        cells.append(medians(group, lambda run: run.share(run.tg), ".0%"))
+        cells.append(medians(group, lambda run: run.share(run.pp), ".0%"))
+        cells.append(medians(group, lambda run: run.first_token_s, ".2f"))
+        cells.append(medians(group, lambda run: run.peak_mb, ".0f"))
+        yield f"| {' | '.join(cells)} |"
 
 
 def plot(runs: list[Run]) -> str:
