@@ -193,6 +193,8 @@ WorldTokenizer world_from_file(const ModelFile& file) {
 // Floats pass as bytearrays: text is generated without numpy, which takes longer to import than a
 // model to open.
 std::span<float> floats(const py::bytearray& bytes) {
+    if (bytes.size() % sizeof(float) != 0)
+        throw std::invalid_argument(cat(bytes.size(), " bytes are no whole number of floats"));
     return {reinterpret_cast<float*>(PyByteArray_AS_STRING(bytes.ptr())),
             bytes.size() / sizeof(float)};
 }
@@ -226,7 +228,8 @@ py::bytearray get_state(const Session& session) {
 }
 
 void set_state(Session& session, const py::bytearray& state) {
-    const std::span<const float> values = floats(state);
+    const std::span<const float> now = floats(state);
+    const std::vector<float> values(now.begin(), now.end());  // others may resize the bytearray
     const py::gil_scoped_release unlocked;
     session.set_state(values);
 }
@@ -241,6 +244,8 @@ void translate(std::exception_ptr error) {
     } catch (const FileError& e) {
         errno = e.code;
         PyErr_SetFromErrnoWithFilename(PyExc_OSError, e.path.c_str());
+    } catch (const std::system_error& e) {
+        PyErr_SetString(PyExc_OSError, e.what());
     }
 }
 

@@ -136,7 +136,8 @@ void Sampler::choose_candidates(float top) {
     }
     candidates_.clear();
     for (std::size_t i = 0; i < logits_.size(); ++i)
-        if (logits_[i] >= least) candidates_.push_back({logits_[i], static_cast<int32_t>(i)});
+        if (logits_[i] >= least && logits_[i] > -std::numeric_limits<float>::infinity())
+            candidates_.push_back({logits_[i], static_cast<int32_t>(i)});
     const std::size_t n = candidates_.size();
     const std::size_t most =
         options_.top_k > 0 ? std::min(n, static_cast<std::size_t>(options_.top_k)) : n;

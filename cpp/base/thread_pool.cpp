@@ -3,6 +3,10 @@
 
 #include <unistd.h>
 
+#include <system_error>
+
+#include "base/error.h"
+
 namespace rwkv_edge {
 
 namespace {
@@ -31,7 +35,14 @@ void wait_change(const std::atomic<T>& value, T old) {
 }  // namespace
 
 ThreadPool::ThreadPool(int threads) : process_(getpid()) {
-    for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(i); });
+    workers_.reserve(static_cast<std::size_t>(threads) - 1);
+    try {
+        for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(i); });
+    } catch (const std::system_error& error) {  // no destructor runs for half a pool
+        const std::size_t started = workers_.size() + 1;
+        stop();
+        throw std::system_error(error.code(), cat("thread ", started + 1, " of ", threads));
+    }
 }
 
 bool ThreadPool::in_forked_child() const { return getpid() != process_; }
@@ -41,6 +52,10 @@ ThreadPool::~ThreadPool() {
         for (std::thread& worker : workers_) worker.detach();
         return;
     }
+    stop();
+}
+
+void ThreadPool::stop() {
     stop_.store(true, std::memory_order_relaxed);
     generation_.fetch_add(1, std::memory_order_release);
     generation_.notify_all();

@@ -14,7 +14,8 @@ namespace rwkv_edge {
 
 class ThreadPool {
 public:
-    // `threads` counts the caller too, so 1 starts no thread at all.
+    // `threads` >= 1 counts the caller too, so 1 starts no thread at all. Throws std::system_error
+    // where the system has no more threads to give.
     explicit ThreadPool(int threads);
     ~ThreadPool();
     ThreadPool(const ThreadPool&) = delete;
@@ -35,6 +36,7 @@ private:
     using Task = void (*)(void* context, int worker);
     void start(Task task, void* context);
     void work(int worker);
+    void stop();
 
     bool in_forked_child() const;
 

@@ -260,9 +260,7 @@ template <class Block>
 inline const __m256i* spread(const MatmulArgs& a) {
     __m256i* x = (__m256i*)a.scratch;
     for (int64_t i = 0; i < a.cols / 4; ++i) {
-        int32_t four;
-        memcpy(&four, a.x.q + 4 * i, 4);
-        x[i] = _mm256_set1_epi32(four);
+        x[i] = broadcast(a.x.q + 4 * i);
     }
     return x;
 }
@@ -304,7 +302,8 @@ inline void fill_tile(Rows rows, int64_t blocks, TileBlock<Block>* tile) {
 }
 
 // Rows r .. r + 8 kGroups - 1 and kTokens tokens: each broadcast of activations serves kGroups
-// vectors of codes. `lanes` says where the sums go.
+// vectors of codes. store_sums(g, token, sums) puts them where they
+// belong.
 template <class Block, int kGroups, int kTokens, class Store>
 inline void tile_tokens(const TileBlock<Block>* tile, const MatmulArgs& a, int64_t token,
                         Store store_sums) {

@@ -11,6 +11,12 @@ ALWAYS_INLINE F32 add_products(F32 sum, F32 w, F32 x) {
     return sum;
 }
 
+#ifdef __AVX512VNNI__
+ALWAYS_INLINE __m256i add_products(__m256i sum, __m256i codes, __m256i x, __m256i) {
+    asm volatile("vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(codes), "x"(x));
+    return sum;
+}
+#else
 ALWAYS_INLINE __m256i add_products(__m256i sum, __m256i codes, __m256i x, __m256i ones) {
     __m256i products;
     asm volatile(
@@ -21,6 +27,7 @@ ALWAYS_INLINE __m256i add_products(__m256i sum, __m256i codes, __m256i x, __m256
         : "x"(codes), "x"(x), "x"(ones));
     return sum;
 }
+#endif
 
 int64_t float_peak(int64_t rounds) {
     const F32 w = set(0.5f), x = set(0.25f);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The kernels on float vectors, written once over F32, a vector of eight floats. The ISA file that
 // includes this defines, before it, F32 and: load, store, set, add, sub, mul, div, fma (a * b + c),
-// min, max, negative_fma (c - a * b), round_, pow2 (2^n of a rounded n), sum8, select_positive.
+// min, max, negative_fma (c - a * b), round_, pow2 (2^n of a rounded n), sum8.
 // Inputs whose length is no multiple of eight end in a padded copy, so every element takes the same
 // path.
 

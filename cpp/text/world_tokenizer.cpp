@@ -15,6 +15,8 @@ namespace {
 constexpr int32_t kControl = 3;
 constexpr int32_t kUnused = 5;
 
+constexpr std::size_t kMostTokens = std::numeric_limits<int32_t>::max();
+
 int hex_digit(char c) {
     if (c >= '0' && c <= '9') return c - '0';
     if (c >= 'a' && c <= 'f') return c - 'a' + 10;
@@ -62,7 +64,7 @@ unsigned byte_at(std::string_view text, size_t i) { return static_cast<unsigned 
 }  // namespace
 
 WorldTokenizer::WorldTokenizer(const std::vector<std::optional<std::string>>& tokens) {
-    if (tokens.empty() || tokens.size() > std::numeric_limits<int32_t>::max()) {
+    if (tokens.empty() || tokens.size() > kMostTokens) {
         throw std::invalid_argument(cat("a vocabulary of ", tokens.size(), " tokens"));
     }
     starts_.reserve(tokens.size() + 1);
@@ -80,6 +82,8 @@ WorldTokenizer WorldTokenizer::from_gguf(std::span<const std::string_view> token
         throw FormatError(cat(path, ": tokenizer.ggml.", what...));
     };
     if (tokens.empty()) fail("tokens: found no tokens");
+    if (tokens.size() > kMostTokens)
+        fail("tokens: found ", tokens.size(), ", expected at most ", kMostTokens);
     if (!types.empty() && types.size() != tokens.size()) {
         fail("token_type: found ", types.size(), " entries, expected ", tokens.size(),
              " as in tokenizer.ggml.tokens");

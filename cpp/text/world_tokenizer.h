@@ -29,7 +29,7 @@ public:
     // Nothing for id 0 and for unused ids; throws std::invalid_argument for an id out of range.
     std::string_view token_bytes(int64_t id) const;
     std::string decode(std::span<const int32_t> ids) const;
-    // The ids that no text encodes to, but for 0.
+    // The ids without bytes, but for 0.
     std::vector<int32_t> without_text() const;
 
     int32_t n_vocab() const { return static_cast<int32_t>(starts_.size() - 1); }

@@ -48,7 +48,10 @@ class Program(click.Group):
 
 def model_and_threads(command: Command) -> Command:
     threads = click.option(
-        "-t", "--threads", type=click.IntRange(min=1), help="Threads; by default one per core."
+        "-t",
+        "--threads",
+        type=click.IntRange(min=1),
+        help="Threads; by default one for each core, at most 8.",
     )
     return model_argument(threads(command))
 
@@ -264,7 +267,7 @@ def thread_counts(_ctx: object, _param: object, text: str | None) -> list[int]:
     "--threads",
     callback=thread_counts,
     metavar="N,...",
-    help="Numbers of threads; by default one per core.",
+    help="Numbers of threads; by default one for each core, at most 8.",
 )
 @click.option(
     "-p",

@@ -50,14 +50,16 @@ class Model:
         vocab: str | PathLike[str] | None = None,
         threads: int | None = None,
     ) -> None:
-        """Open `path`, or the bundled demo model, to run on `threads` threads (None: one per core).
+        """Open `path`, or the bundled demo model, to run on `threads` threads (None: one for
+        each core that the process may use, at most 8).
 
         A checkpoint that is no GGUF file is opened as `convert` would take it, with its weights in
         their own precision; `vocab` is the file of its vocabulary, by default one beside it or the
         World vocabulary in the package pyrwkv-tokenizer.
 
         Raises FormatError for a file that is no model or a damaged one, UnsupportedError for a
-        model that this build cannot run, OSError for a file that cannot be read.
+        model that this build cannot run, OSError for a file that cannot be read or threads that the
+        system does not give.
         """
         if threads is not None and threads < 1:
             raise ValueError(f"threads: found {threads}, expected at least 1")
@@ -199,14 +201,19 @@ class Session:
         self._feed(self._checked(tokens), LOGITS["last"], progress)
 
     def _checked(self, tokens: Iterable[SupportsIndex]) -> list[int]:
+        ids = self._ids(tokens)
+        if not ids:
+            raise ValueError("tokens: found none, expected at least one")
+        return ids
+
+    def _ids(self, tokens: Iterable[SupportsIndex]) -> list[int]:
+        expected = "expected a list or an array of whole numbers"
+        if isinstance(tokens, (str, bytes, bytearray, memoryview)):
+            raise ValueError(f"tokens: found {type(tokens).__name__}, {expected}")
         try:
             ids = [index(token) for token in tokens]
-        except TypeError:
-            ids = []
-        if not ids or isinstance(tokens, bytes):
-            raise ValueError(
-                f"tokens: found {tokens!r:.60}, expected a list or an array of whole numbers"
-            )
+        except TypeError as error:
+            raise ValueError(f"tokens: {error}, {expected}") from error
         outside = next((i for i in ids if not 0 <= i < self.model.n_vocab), None)
         if outside is not None:
             raise ValueError(f"token {outside} is outside the vocabulary of {self.model.n_vocab}")
@@ -306,13 +313,12 @@ class Session:
             banned=self.model._without_text,
         )
         encode = self.model.tokenizer.encode
-        tokens = encode(prompt) if isinstance(prompt, str) else list(prompt)
-        if not tokens and self._fresh:
-            tokens = [END_OF_TEXT]
-        if not tokens and self._logits is None:
+        ids = self._ids(encode(prompt) if isinstance(prompt, str) else prompt)
+        if not ids and self._fresh:
+            ids = [END_OF_TEXT]
+        if not ids and self._logits is None:
             raise ValueError("the prompt is empty, and the last token's logits are not known")
-        ids = self._checked(tokens) if tokens else None
-        self._running = self._generate(ids, sampler, max_tokens, stop_bytes(stop))
+        self._running = self._generate(ids or None, sampler, max_tokens, stop_bytes(stop))
         return self._running
 
     def _generate(

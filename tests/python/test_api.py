@@ -62,6 +62,19 @@ def test_bad_numbers_of_threads(tiny_model: GetModel) -> None:
             Model(tiny_model("q4_0", "d192")[0], threads=threads)
 
 
+def test_more_threads_than_the_system_gives(tiny_model: GetModel) -> None:
+    script = (
+        "import resource, sys, rwkv_edge\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))\n"
+        "try: rwkv_edge.Model(sys.argv[1], threads=1024)\n"
+        "except OSError as error: print(error)"
+    )
+    path = tiny_model("q4_0", "d192")[0]
+    command = [sys.executable, "-c", script, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert re.match(r"thread \d+ of 1024: ", done.stdout)
+
+
 def test_errors_of_files(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as missing:
         Model(tmp_path / "none.gguf")
@@ -162,20 +175,21 @@ def test_feeding_is_all_or_nothing(loaded: Model) -> None:
     assert session.state.data.tobytes() == before
 
 
-NO_TOKENS = "tokens: found {}, expected a list or an array of whole numbers"
+NO_NUMBERS = ", expected a list or an array of whole numbers"
 BAD_TOKENS: dict[str, tuple[object, str]] = {
-    "none": ([], NO_TOKENS.format("[]")),
+    "none": ([], "tokens: found none, expected at least one"),
     "negative": ([1, -1], "token -1 is outside the vocabulary of 307"),
     "too large": ([307, 1], "token 307 is outside the vocabulary of 307"),
     "far too large": ([2**70], "token 1180591620717411303424 is outside the vocabulary of 307"),
-    "two dimensions": ([[1, 2]], NO_TOKENS.format("[[1, 2]]")),
-    "an array of two dimensions": (np.ones((1, 1), int), NO_TOKENS.format("array([[1]])")),
-    "one number": (3, NO_TOKENS.format("3")),
-    "an array of none": (np.array(3), NO_TOKENS.format("array(3)")),
-    "fractions": ([1.0], NO_TOKENS.format("[1.0]")),
-    "an array of fractions": (np.ones(1), NO_TOKENS.format("array([1.])")),
-    "text": ("a", NO_TOKENS.format("'a'")),
-    "bytes": (b"a", NO_TOKENS.format("b'a'")),
+    "two dimensions": ([[1, 2]], NO_NUMBERS),
+    "an array of two dimensions": (np.ones((1, 1), int), NO_NUMBERS),
+    "one number": (3, NO_NUMBERS),
+    "an array of none": (np.array(3), NO_NUMBERS),
+    "fractions": ([1.0], NO_NUMBERS),
+    "an array of fractions": (np.ones(1), NO_NUMBERS),
+    "text": ("a", NO_NUMBERS),
+    "bytes": (b"a", "tokens: found bytes" + NO_NUMBERS),
+    "bytes that can change": (bytearray(b"a"), "tokens: found bytearray" + NO_NUMBERS),
 }
 
 
@@ -186,6 +200,12 @@ def test_bad_tokens(loaded: Model, name: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         session.feed(tokens)  # type: ignore[arg-type, unused-ignore, call-overload]
     assert not session.state.data.any()
+
+
+@pytest.mark.parametrize("prompt", [b"User: hi", 5, None, [1.5]])
+def test_prompts_that_are_no_tokens(loaded: Model, prompt: object) -> None:
+    with pytest.raises(ValueError, match=re.escape(NO_NUMBERS)):
+        loaded.session().generate(prompt)  # type: ignore[arg-type]
 
 
 def test_a_wrong_kind_of_logits(loaded: Model) -> None:
