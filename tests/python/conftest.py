@@ -3,12 +3,17 @@
 
 from __future__ import annotations
 
+import signal
 import zlib
 from pathlib import Path
 from typing import Protocol
 
 import pytest
 import tiny
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, and the programs that
+# they start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class GetModel(Protocol):
