@@ -196,9 +196,8 @@ ALWAYS_INLINE F32 one_token_of_nibbles(Rows rows, const __m256i* x, const Matmul
             ScaleOffset next = L::header(rows + size);
             PIN(next.d);
             Dot<Block> dot;
-            L::codes_of(bytes, rows, [&](int, int j, __m256i codes) INLINE_LAMBDA {
-                dot.add(j, codes, x[8 * i + j], {}, a.x, i);
-            });
+            L::codes_of(bytes, [&](int, int j, __m256i codes)
+                                   INLINE_LAMBDA { dot.add(j, codes, x[8 * i + j], {}, a.x, i); });
             turn(loaded, bytes);
             for (int j = 0; j < 4; ++j) PIN(bytes[j]);
             rows.first += size;

@@ -131,22 +131,27 @@ ALWAYS_INLINE __m256i byte_pair(__m256i v, int a, int b) {
 //   codes     calls use(i, j, codes) for each vector j of each 32 columns i of a group
 //   scale, offset   d and m of 32 columns
 
+// What a type has unless it says otherwise.
+struct UsualLayout {
+    enum { kVectors = 8, kFetch = 0, kHalfScales = 0 };
+};
+
 // Types of one block of 32 whose codes are nibbles, and perhaps a fifth bit.
 template <class Block>
 struct Layout;
 
 template <class Block>
-struct NibbleLayout {
-    enum { kBlocks = 1, kGroup = 1, kVectors = 8, kFetch = 0, kHalfScales = 0 };
+struct NibbleLayout : UsualLayout {
+    enum { kBlocks = 1, kGroup = 1 };
     template <class Header, class Use>
     ALWAYS_INLINE static void codes(Rows at, const Header&, int, Use use) {
         __m256i bytes[4];
         dwords(at, offsetof(Block, q), bytes);
-        Layout<Block>::codes_of(bytes, at, use);
+        codes_of(bytes, use);
     }
     // From the block's bytes, turned.
     template <class Use>
-    ALWAYS_INLINE static void codes_of(const __m256i bytes[4], Rows, Use use) {
+    ALWAYS_INLINE static void codes_of(const __m256i bytes[4], Use use) {
         UNROLL
         for (int j = 0; j < 4; ++j) {
             use(0, j, low_nibbles(bytes[j]));
@@ -247,17 +252,8 @@ ALWAYS_INLINE F32 offset_k(const ScalesK& h, int i) {
 }
 
 template <>
-struct Layout<BlockQ4_K> {
-    enum {
-        kBlocks = 8,
-        kVectors = 8,
-        kGroup = 2,
-        kAdds = 8,
-        kZero = 0,
-        kOffset = 1,
-        kFetch = 0,
-        kHalfScales = 0
-    };
+struct Layout<BlockQ4_K> : UsualLayout {
+    enum { kBlocks = 8, kGroup = 2, kAdds = 8, kZero = 0, kOffset = 1 };
     using Header = ScalesK;
     ALWAYS_INLINE static Header header(Rows at) { return scales_k(at); }
     template <class Use>
@@ -278,17 +274,8 @@ struct Layout<BlockQ4_K> {
 };
 
 template <>
-struct Layout<BlockQ5_K> {
-    enum {
-        kBlocks = 8,
-        kVectors = 8,
-        kGroup = 2,
-        kAdds = 4,
-        kZero = 0,
-        kOffset = 1,
-        kFetch = 0,
-        kHalfScales = 0
-    };
+struct Layout<BlockQ5_K> : UsualLayout {
+    enum { kBlocks = 8, kGroup = 2, kAdds = 4, kZero = 0, kOffset = 1 };
     struct Header {
         ScalesK k;
         __m256i qh[8];
@@ -321,10 +308,9 @@ struct Layout<BlockQ5_K> {
 };
 
 template <>
-struct Layout<BlockQ6_K> {
+struct Layout<BlockQ6_K> : UsualLayout {
     enum {
         kBlocks = 8,
-        kVectors = 8,
         kGroup = 4,
         kAdds = 4,
         kZero = 32,
@@ -373,17 +359,8 @@ struct Layout<BlockQ6_K> {
 
 // Signed codes are widened to i16: vector j holds columns 2j and 2j + 1.
 template <>
-struct Layout<BlockQ8_0> : ScaleOnly {
-    enum {
-        kBlocks = 1,
-        kGroup = 1,
-        kVectors = 16,
-        kAdds = 1,
-        kZero = 0,
-        kOffset = 0,
-        kFetch = 0,
-        kHalfScales = 0
-    };
+struct Layout<BlockQ8_0> : UsualLayout, ScaleOnly {
+    enum { kBlocks = 1, kGroup = 1, kVectors = 16, kAdds = 1, kZero = 0, kOffset = 0 };
     template <class Use>
     ALWAYS_INLINE static void codes(Rows at, const Header&, int, Use use) {
         UNROLL
