@@ -2,15 +2,6 @@
 // How the block types lie in memory, for avx2_blocks.inl: their codes as vectors whose lanes are
 // rows, vector j holding in lane r the codes 4j .. 4j+3 of row r.
 
-// Eight rows, `stride` bytes apart.
-struct Rows {
-    const char* first;
-    int64_t stride;
-
-    const char* operator()(int lane) const { return first + lane * stride; }
-    Rows operator+(int64_t bytes) const { return {first + bytes, stride}; }
-};
-
 // 16 bytes at `at` of rows r and r + 4 in the halves of in[r].
 ALWAYS_INLINE void load_pairs(Rows rows, size_t at, __m256i in[4]) {
     UNROLL

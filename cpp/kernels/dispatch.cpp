@@ -8,6 +8,15 @@
 #include "base/error.h"
 #include "kernels/levels.h"
 
+#if defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
+#elif defined(_M_ARM64)
+#include <windows.h>
+#endif
+
 namespace rwkv_edge {
 
 namespace {
@@ -15,10 +24,27 @@ namespace {
 // Low to high. Each overlay overwrites only the entries it has.
 struct Level {
     const char* name;
-    bool proven;  // tests and measurements on such a CPU have been seen; else it must be asked for
+    bool proven;  // tests have passed on such a CPU or its emulation; else it must be asked for
     bool (*supported)();
     void (*overlay)(Kernels& table);
 };
+
+#if defined(__aarch64__) || defined(_M_ARM64)
+// As the system tells it; on macOS and Windows this has not run yet.
+bool has_dot_products() {
+#if defined(__linux__)
+    return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+#elif defined(__APPLE__)
+    int has = 0;
+    std::size_t size = sizeof has;
+    return sysctlbyname("hw.optional.arm.FEAT_DotProd", &has, &size, nullptr, 0) == 0 && has != 0;
+#elif defined(_WIN32)
+    return IsProcessorFeaturePresent(PF_ARM_V82_DP_INSTRUCTIONS_AVAILABLE) != 0;
+#else
+    return false;
+#endif
+}
+#endif
 
 constexpr Level kLevels[] = {
     {"scalar", true, [] { return true; }, scalar_kernels},
@@ -35,6 +61,9 @@ constexpr Level kLevels[] = {
                 __builtin_cpu_supports("avx512vl") != 0 && __builtin_cpu_supports("avx512bw") != 0;
      },
      avx512vnni_kernels},
+#elif defined(__aarch64__) || defined(_M_ARM64)
+    {"neon", true, [] { return true; }, neon_kernels},
+    {"neon_dotprod", true, has_dot_products, neon_dotprod_kernels},
 #endif
 };
 

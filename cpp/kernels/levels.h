@@ -9,5 +9,7 @@ namespace rwkv_edge {
 void scalar_kernels(Kernels& table);
 void avx2_kernels(Kernels& table);
 void avx512vnni_kernels(Kernels& table);
+void neon_kernels(Kernels& table);
+void neon_dotprod_kernels(Kernels& table);
 
 }  // namespace rwkv_edge

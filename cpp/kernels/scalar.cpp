@@ -17,12 +17,6 @@ float sum8(const float* s) {
 // --- matmul: float types ---
 
 float element(const float* row, int64_t k) { return row[k]; }
-struct Half {
-    uint16_t bits;
-};
-struct Bfloat16 {
-    uint16_t bits;
-};
 float element(const Half* row, int64_t k) { return half_to_float(row[k].bits); }
 float element(const Bfloat16* row, int64_t k) { return bfloat16_to_float(row[k].bits); }
 

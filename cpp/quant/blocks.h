@@ -29,6 +29,13 @@ enum : int { kTypeSlots = 31 };  // length of a table indexed by Type
 
 enum : int { kBlock = 32, kSuperBlock = 256 };
 
+struct Half {  // IEEE binary16
+    uint16_t bits;
+};
+struct Bfloat16 {  // the upper half of a float
+    uint16_t bits;
+};
+
 // Nibbles: value i of a block is the low half of byte i for i < 16, the high half of byte i - 16
 // above. The fifth bit of value i is bit i of qh.
 struct BlockQ4_0 {  // w = d * (q - 8)

@@ -1,0 +1,269 @@
+// SPDX-License-Identifier: Apache-2.0
+// Products with block types, for neon.inl.
+//
+// Codes are read along the rows: the products of 16 columns with the activations are added up
+// within a vector, and the vectors of four rows are folded into one whose lanes are these rows. A
+// decode step uses the codes as they come; with more tokens they go into a tile that all tokens
+// share. Both add the same terms in the same order.
+
+#include "kernels/neon_layouts.inl"
+
+// --- dots ---
+
+// Lane r = the sum of v[r].
+ALWAYS_INLINE int32x4_t fold(const int32x4_t v[4]) {
+    return vpaddq_s32(vpaddq_s32(v[0], v[1]), vpaddq_s32(v[2], v[3]));
+}
+
+#ifdef __ARM_FEATURE_DOTPROD
+// Products of the codes of four rows: four to a lane of 32 bits.
+template <int, int>
+struct RowSums {
+    int32x4_t sums[4];
+
+    ALWAYS_INLINE void add(int half, int row, int8x16_t codes, int8x16_t x) {
+        sums[row] = vdotq_s32(half == 0 ? vdupq_n_s32(0) : sums[row], codes, x);
+    }
+    ALWAYS_INLINE int32x4_t total() const { return fold(sums); }
+};
+
+// Products of 4 columns of four rows, whose lanes they are.
+struct LaneSums {
+    int32x4_t sum;
+
+    ALWAYS_INLINE void add(int half, int four, int8x16_t codes, int8x16_t x) {
+        if (half == 0 && four == 0) sum = vdupq_n_s32(0);
+        switch (four) {  // a constant once this is unrolled
+            case 0: sum = vdotq_laneq_s32(sum, codes, x, 0); break;
+            case 1: sum = vdotq_laneq_s32(sum, codes, x, 1); break;
+            case 2: sum = vdotq_laneq_s32(sum, codes, x, 2); break;
+            case 3: sum = vdotq_laneq_s32(sum, codes, x, 3); break;
+        }
+    }
+    ALWAYS_INLINE int32x4_t total() const { return sum; }
+};
+#else
+// The same in lanes of 16 bits, two products of each 16 columns; in 32 where codes up to kLargest
+// times 127 leave no room for the next sum.
+template <int kLargest, int kHalves>
+struct RowSums {
+    enum { kMost = 2 * kHalves * kLargest * 127, kFits = 2 * kMost <= 32767 };
+    int16x8_t sums[4];
+    int32x4_t wide[4];
+
+    ALWAYS_INLINE void add(int half, int row, int8x16_t codes, int8x16_t x) {
+        int16x8_t& sum = sums[row];
+        const int8x8_t low = vget_low_s8(codes), x_low = vget_low_s8(x);
+        sum = half == 0 || !kFits ? vmull_s8(low, x_low) : vmlal_s8(sum, low, x_low);
+        sum = vmlal_high_s8(sum, codes, x);
+        if (!kFits) wide[row] = half == 0 ? vpaddlq_s16(sum) : vpadalq_s16(wide[row], sum);
+    }
+    ALWAYS_INLINE int32x4_t total() const {
+        if (!kFits) return fold(wide);
+        const int16x8_t a = vpaddq_s16(sums[0], sums[1]), b = vpaddq_s16(sums[2], sums[3]);
+        if (4 * kMost <= 32767) return vpaddlq_s16(vpaddq_s16(a, b));
+        return vpaddq_s32(vpaddlq_s16(a), vpaddlq_s16(b));
+    }
+};
+#endif
+
+// What the dots of each 16 columns are multiplied with: nothing, but for Q6_K.
+template <class Block>
+struct Factors {
+    ALWAYS_INLINE static Factors of(const typename Layout<Block>::Header&, int) { return {}; }
+};
+template <>
+struct Factors<BlockQ6_K> {
+    int32x4_t scales[2];
+
+    ALWAYS_INLINE static Factors of(const Layout<BlockQ6_K>::Header& h, int i) {
+        using L = Layout<BlockQ6_K>;
+        return {{L::half_scale(h, 2 * i), L::half_scale(h, 2 * i + 1)}};
+    }
+};
+
+// The halves of 32 columns that a sum takes in, before a factor comes.
+template <class Block>
+constexpr int kSpan = Layout<Block>::kHalfScales ? 1 : 2;
+
+// The integer dots of four rows over 32 columns. What stands for zero times the activations is
+// `zeros`, for each span.
+template <class Block, class Sums, bool kHasZero>
+struct Dot {
+    Sums sums;
+    int32x4_t total;
+
+    // Step j of 4 of half a block.
+    ALWAYS_INLINE void add(int half, int j, int8x16_t codes, int8x16_t x) {
+        sums.add(half % kSpan<Block>, j, codes, x);
+    }
+    ALWAYS_INLINE void end(int half, const int32_t* zeros, const Factors<Block>& factors) {
+        if (half % kSpan<Block> != kSpan<Block> - 1) return;
+        int32x4_t dots = sums.total();
+        if constexpr (kHasZero) dots = vsubq_s32(dots, vld1q_dup_s32(zeros + half / kSpan<Block>));
+        if constexpr (Layout<Block>::kHalfScales)
+            total = half == 0 ? vmulq_s32(dots, factors.scales[0])
+                              : vmlaq_s32(total, dots, factors.scales[1]);
+        else
+            total = dots;
+    }
+};
+
+// acc + d * scale * dot [+ m * scale * sum], with block i of x
+template <class Block>
+ALWAYS_INLINE float32x4_t add_block(float32x4_t acc, int32x4_t dot, float32x4_t d, float32x4_t m,
+                                    const Activation& x, int64_t i) {
+    acc = vfmaq_f32(acc, vcvtq_f32_s32(dot), vmulq_n_f32(d, x.scale[i]));
+    if (Layout<Block>::kOffset) acc = vfmaq_n_f32(acc, m, x.scaled_sum[i]);
+    return acc;
+}
+
+ALWAYS_INLINE int8x16_t activations(const Activation& x, int64_t block, int half) {
+    return vld1q_s8(x.q + block * kBlock + 16 * half);
+}
+
+// --- one token ---
+
+// The code of zero times the sums of activations, for each span.
+template <class Block>
+inline const int32_t* spread(const MatmulArgs& a) {
+    using L = Layout<Block>;
+    int32_t* zeros = (int32_t*)a.scratch;
+    if (L::kZero == 0) return zeros;
+    for (int64_t half = 0; half < a.cols / 16; ++half) {
+        const int16_t* sums8 = a.x.sums8 + 2 * half;
+        const int32_t zero = L::kZero / 8 * (sums8[0] + sums8[1]);
+        int32_t& to = zeros[half / kSpan<Block>];
+        to = half % kSpan<Block> == 0 ? zero : to + zero;
+    }
+    return zeros;
+}
+
+// Four rows and one token.
+template <class Block>
+ALWAYS_INLINE float32x4_t one_token(Rows rows, const int32_t* zeros, const MatmulArgs& a) {
+    using L = Layout<Block>;
+    float32x4_t acc = vdupq_n_f32(0.0f);
+    for (int64_t i = 0; i < a.cols / kBlock; i += L::kBlocks) {
+        const typename L::Header header = L::header(rows);
+        UNROLL
+        for (int group = 0; group < L::kBlocks / L::kGroup; ++group) {
+            const int64_t first = i + group * L::kGroup;
+            Dot<Block, RowSums<L::kLargest, kSpan<Block>>, L::kZero != 0> dots[L::kGroup];
+            L::codes(rows, header, group,
+                     [&](int b, int half, const int8x16_t(&codes)[4]) INLINE_LAMBDA {
+                         const int8x16_t x = activations(a.x, first + b, half);
+                         UNROLL
+                         for (int r = 0; r < 4; ++r) dots[b].add(half, r, codes[r], x);
+                         dots[b].end(half, zeros + (first + b) * 2 / kSpan<Block>,
+                                     Factors<Block>::of(header, group * L::kGroup + b));
+                     });
+            UNROLL
+            for (int b = 0; b < L::kGroup; ++b) {
+                const int at = group * L::kGroup + b;
+                acc = add_block<Block>(acc, dots[b].total, L::scale(header, at),
+                                       L::offset(header, at), a.x, first + b);
+            }
+        }
+        rows.first += sizeof(Block);
+    }
+    return acc;
+}
+
+// --- many tokens ---
+
+// 32 columns of four rows, unpacked, zero's code taken off. Step j of each half is row j, or with
+// dot products columns 4j .. 4j+3 of every row, which need no folding.
+template <class Block>
+struct TileBlock {
+    int8x16_t codes[2][4];
+    float32x4_t d, m;
+    Factors<Block> factors;
+};
+
+#ifdef __ARM_FEATURE_DOTPROD
+constexpr int kTileGroups = 2;
+template <class Block>
+using TileSums = LaneSums;
+ALWAYS_INLINE void arrange(const int8x16_t rows[4], int8x16_t steps[4]) {
+    turn((const uint8x16_t*)rows, (uint8x16_t*)steps);
+}
+#else
+constexpr int kTileGroups = 1;
+template <class Block>
+using TileSums =
+    RowSums<(Layout<Block>::kZero > 0 ? (int)Layout<Block>::kZero : (int)Layout<Block>::kLargest),
+            kSpan<Block>>;
+ALWAYS_INLINE void arrange(const int8x16_t rows[4], int8x16_t steps[4]) {
+    for (int r = 0; r < 4; ++r) steps[r] = rows[r];
+}
+#endif
+
+template <class Block>
+inline void fill_tile(Rows rows, int64_t blocks, TileBlock<Block>* tile) {
+    using L = Layout<Block>;
+    for (int64_t i = 0; i < blocks; i += L::kBlocks) {
+        const typename L::Header header = L::header(rows);
+        UNROLL
+        for (int group = 0; group < L::kBlocks / L::kGroup; ++group) {
+            TileBlock<Block>* to = tile + i + group * L::kGroup;
+            L::codes(rows, header, group,
+                     [&](int b, int half, const int8x16_t(&codes)[4]) INLINE_LAMBDA {
+                         int8x16_t less_zero[4];
+                         UNROLL
+                         for (int r = 0; r < 4; ++r)
+                             less_zero[r] = vsubq_s8(codes[r], vdupq_n_s8(L::kZero));
+                         arrange(less_zero, to[b].codes[half]);
+                     });
+            UNROLL
+            for (int b = 0; b < L::kGroup; ++b) {
+                const int at = group * L::kGroup + b;
+                to[b].d = L::scale(header, at);
+                if (L::kOffset) to[b].m = L::offset(header, at);
+                to[b].factors = Factors<Block>::of(header, at);
+            }
+        }
+        rows.first += sizeof(Block);
+    }
+}
+
+// Rows r .. r + 4 kGroups - 1 and kTokens tokens. store_sums(g, token, sums) puts them where they
+// belong.
+template <class Block, int kGroups, int kTokens, class Store>
+inline void tile_tokens(const TileBlock<Block>* tile, const MatmulArgs& a, int64_t token,
+                        Store store_sums) {
+    const int64_t blocks = a.cols / kBlock;
+    float32x4_t sums[kGroups][kTokens];
+    UNROLL
+    for (int g = 0; g < kGroups; ++g) UNROLL
+    for (int t = 0; t < kTokens; ++t) sums[g][t] = vdupq_n_f32(0.0f);
+    for (int64_t i = 0; i < blocks; ++i) {
+        Dot<Block, TileSums<Block>, false> dots[kGroups][kTokens];
+        UNROLL
+        for (int half = 0; half < 2; ++half) {
+            int8x16_t x[kTokens];
+            UNROLL
+            for (int t = 0; t < kTokens; ++t)
+                x[t] = activations(a.x, (token + t) * blocks + i, half);
+            UNROLL
+            for (int g = 0; g < kGroups; ++g) {
+                const TileBlock<Block>& b = tile[g * blocks + i];
+                UNROLL
+                for (int j = 0; j < 4; ++j) UNROLL
+                for (int t = 0; t < kTokens; ++t) dots[g][t].add(half, j, b.codes[half][j], x[t]);
+                UNROLL
+                for (int t = 0; t < kTokens; ++t) dots[g][t].end(half, nullptr, b.factors);
+            }
+        }
+        UNROLL
+        for (int t = 0; t < kTokens; ++t) UNROLL
+        for (int g = 0; g < kGroups; ++g) {
+            const TileBlock<Block>& b = tile[g * blocks + i];
+            sums[g][t] = add_block<Block>(sums[g][t], dots[g][t].total, b.d, b.m, a.x,
+                                          (token + t) * blocks + i);
+        }
+    }
+    UNROLL
+    for (int g = 0; g < kGroups; ++g) UNROLL
+    for (int t = 0; t < kTokens; ++t) store_sums(g, token + t, sums[g][t]);
+}
