@@ -66,7 +66,6 @@ constexpr int kLanes = 8, kTileGroups = 2;
 
 #include "kernels/float_kernels.inl"
 #include "kernels/float_matmul.inl"
-#include "kernels/rows.inl"
 
 // --- matmul: block types ---
 
@@ -74,7 +73,6 @@ constexpr int kLanes = 8, kTileGroups = 2;
 #define PIN(vector) asm volatile("" : "+x"(vector))
 
 #include "kernels/avx2_blocks.inl"
-#include "kernels/block_matmul.inl"
 
 // Lanes 0 and 1 of every four added, in the first two lanes, and lanes 2 and 3, in the others.
 inline __m128i sum_pairs(__m256i v) {

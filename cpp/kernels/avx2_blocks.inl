@@ -341,3 +341,5 @@ inline void tile_tokens(const TileBlock<Block>* tile, const MatmulArgs& a, int64
     for (int g = 0; g < kGroups; ++g) UNROLL
     for (int t = 0; t < kTokens; ++t) store_sums(g, token + t, sums[g][t]);
 }
+
+#include "kernels/block_matmul.inl"

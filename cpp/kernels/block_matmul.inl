@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Products with block types: which rows and tokens come next, for every ISA file with vectors. It
-// defines, before it includes this, for each block type:
+// Products with block types: which rows and tokens come next. The ISA file that ends in this
+// defines, for each block type:
 //   Lanes, kLanes        a vector of floats, one per row
 //   spread(args)         the activations of one token as a decode step wants them, in the scratch
 //   one_token(rows, x, args)   kLanes rows times one token, x being what spread gave

@@ -4,6 +4,8 @@
 // the line at an address) and fetch_later (not into the first cache). One eight-lane sum per (row,
 // token), several in flight.
 
+#include "kernels/rows.inl"
+
 // The last elements of a row, zero-padded to eight.
 template <class Weight>
 inline F32 load_tail(const Weight* p, int64_t n) {
@@ -79,27 +81,31 @@ inline void widen(const Weight* row, int64_t cols, float* out) {
 template <int kTokens>
 inline void panel_dots(const float (*w)[Panel::kColumns], const float* x, int64_t x_stride,
                        int64_t cols, bool first, F32 (*sums)[Panel::kRows]) {
-    F32 s[4][kTokens];
-    for (int r = 0; r < 4; ++r)
-        for (int t = 0; t < kTokens; ++t) s[r][t] = first ? set(0.0f) : sums[t][r];
-    const auto step = [&](int64_t k, const F32* xs) {
-        for (int r = 0; r < Panel::kRows; ++r) {
-            const F32 row = load(w[r] + k);
-            for (int t = 0; t < kTokens; ++t) s[r][t] = fma(row, xs[t], s[r][t]);
-        }
-    };
-    F32 xs[kTokens];
+    F32 s[Panel::kRows][kTokens];
+    UNROLL
+    for (int r = 0; r < Panel::kRows; ++r) UNROLL
+    for (int t = 0; t < kTokens; ++t) s[r][t] = first ? set(0.0f) : sums[t][r];
     int64_t k = 0;
     _Pragma("GCC unroll 2") for (; k + 8 <= cols; k += 8) {
+        F32 xs[kTokens];
+        UNROLL
         for (int t = 0; t < kTokens; ++t) xs[t] = load(x + t * x_stride + k);
-        step(k, xs);
+        UNROLL
+        for (int r = 0; r < Panel::kRows; ++r) {
+            const F32 row = load(w[r] + k);
+            UNROLL
+            for (int t = 0; t < kTokens; ++t) s[r][t] = fma(row, xs[t], s[r][t]);
+        }
     }
-    if (k < cols) {
-        for (int t = 0; t < kTokens; ++t) xs[t] = load_tail(x + t * x_stride + k, cols - k);
-        step(k, xs);
+    UNROLL
+    for (int t = 0; t < kTokens; ++t) {
+        UNROLL
+        for (int r = 0; r < Panel::kRows; ++r) sums[t][r] = s[r][t];
+        if (k == cols) continue;
+        const F32 xs = load_tail(x + t * x_stride + k, cols - k);
+        UNROLL
+        for (int r = 0; r < Panel::kRows; ++r) sums[t][r] = fma(load(w[r] + k), xs, sums[t][r]);
     }
-    for (int r = 0; r < 4; ++r)
-        for (int t = 0; t < kTokens; ++t) sums[t][r] = s[r][t];
 }
 
 // Asks for `n` bytes of each row of a panel that is not needed yet.

@@ -88,11 +88,9 @@ inline void store(float* p, Lanes v) { vst1q_f32(p, v); }
 
 #include "kernels/float_kernels.inl"
 #include "kernels/float_matmul.inl"
-#include "kernels/rows.inl"
 
 // --- matmul: block types ---
 
-#include "kernels/block_matmul.inl"
 #include "kernels/neon_blocks.inl"
 
 void quantize_activation(const float* x, int64_t n, const ActivationArrays& to) {

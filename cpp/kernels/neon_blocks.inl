@@ -143,8 +143,10 @@ inline const int32_t* spread(const MatmulArgs& a) {
 template <class Block>
 ALWAYS_INLINE float32x4_t one_token(Rows rows, const int32_t* zeros, const MatmulArgs& a) {
     using L = Layout<Block>;
+    const int64_t blocks = a.cols / kBlock;
+    const Activation x = a.x;
     float32x4_t acc = vdupq_n_f32(0.0f);
-    for (int64_t i = 0; i < a.cols / kBlock; i += L::kBlocks) {
+    for (int64_t i = 0; i < blocks; i += L::kBlocks) {
         const typename L::Header header = L::header(rows);
         UNROLL
         for (int group = 0; group < L::kBlocks / L::kGroup; ++group) {
@@ -152,9 +154,9 @@ ALWAYS_INLINE float32x4_t one_token(Rows rows, const int32_t* zeros, const Matmu
             Dot<Block, RowSums<L::kLargest, kSpan<Block>>, L::kZero != 0> dots[L::kGroup];
             L::codes(rows, header, group,
                      [&](int b, int half, const int8x16_t(&codes)[4]) INLINE_LAMBDA {
-                         const int8x16_t x = activations(a.x, first + b, half);
+                         const int8x16_t q = activations(x, first + b, half);
                          UNROLL
-                         for (int r = 0; r < 4; ++r) dots[b].add(half, r, codes[r], x);
+                         for (int r = 0; r < 4; ++r) dots[b].add(half, r, codes[r], q);
                          dots[b].end(half, zeros + (first + b) * 2 / kSpan<Block>,
                                      Factors<Block>::of(header, group * L::kGroup + b));
                      });
@@ -162,7 +164,7 @@ ALWAYS_INLINE float32x4_t one_token(Rows rows, const int32_t* zeros, const Matmu
             for (int b = 0; b < L::kGroup; ++b) {
                 const int at = group * L::kGroup + b;
                 acc = add_block<Block>(acc, dots[b].total, L::scale(header, at),
-                                       L::offset(header, at), a.x, first + b);
+                                       L::offset(header, at), x, first + b);
             }
         }
         rows.first += sizeof(Block);
@@ -233,6 +235,7 @@ template <class Block, int kGroups, int kTokens, class Store>
 inline void tile_tokens(const TileBlock<Block>* tile, const MatmulArgs& a, int64_t token,
                         Store store_sums) {
     const int64_t blocks = a.cols / kBlock;
+    const Activation x = a.x;
     float32x4_t sums[kGroups][kTokens];
     UNROLL
     for (int g = 0; g < kGroups; ++g) UNROLL
@@ -241,16 +244,15 @@ inline void tile_tokens(const TileBlock<Block>* tile, const MatmulArgs& a, int64
         Dot<Block, TileSums<Block>, false> dots[kGroups][kTokens];
         UNROLL
         for (int half = 0; half < 2; ++half) {
-            int8x16_t x[kTokens];
+            int8x16_t q[kTokens];
             UNROLL
-            for (int t = 0; t < kTokens; ++t)
-                x[t] = activations(a.x, (token + t) * blocks + i, half);
+            for (int t = 0; t < kTokens; ++t) q[t] = activations(x, (token + t) * blocks + i, half);
             UNROLL
             for (int g = 0; g < kGroups; ++g) {
                 const TileBlock<Block>& b = tile[g * blocks + i];
                 UNROLL
                 for (int j = 0; j < 4; ++j) UNROLL
-                for (int t = 0; t < kTokens; ++t) dots[g][t].add(half, j, b.codes[half][j], x[t]);
+                for (int t = 0; t < kTokens; ++t) dots[g][t].add(half, j, b.codes[half][j], q[t]);
                 UNROLL
                 for (int t = 0; t < kTokens; ++t) dots[g][t].end(half, nullptr, b.factors);
             }
@@ -259,7 +261,7 @@ inline void tile_tokens(const TileBlock<Block>* tile, const MatmulArgs& a, int64
         for (int t = 0; t < kTokens; ++t) UNROLL
         for (int g = 0; g < kGroups; ++g) {
             const TileBlock<Block>& b = tile[g * blocks + i];
-            sums[g][t] = add_block<Block>(sums[g][t], dots[g][t].total, b.d, b.m, a.x,
+            sums[g][t] = add_block<Block>(sums[g][t], dots[g][t].total, b.d, b.m, x,
                                           (token + t) * blocks + i);
         }
     }
@@ -267,3 +269,5 @@ inline void tile_tokens(const TileBlock<Block>* tile, const MatmulArgs& a, int64
     for (int g = 0; g < kGroups; ++g) UNROLL
     for (int t = 0; t < kTokens; ++t) store_sums(g, token + t, sums[g][t]);
 }
+
+#include "kernels/block_matmul.inl"

@@ -138,29 +138,56 @@ struct ScaleAndOffset : ScaleOnly {
     ALWAYS_INLINE static Header header(Rows at) { return two_halves(dword(at, 0)); }
 };
 
-// Before the nibbles lie the fifth bits: bit i of a row's qh is that of value i. Each byte of qh is
-// spread over eight, of which each looks at its own bit.
+// The first eight bytes of every row.
+struct FirstBytes {
+    uint8x16_t row[4];
+
+    ALWAYS_INLINE static FirstBytes of(Rows at) {
+        FirstBytes v;
+        UNROLL
+        for (int r = 0; r < 4; ++r)
+            v.row[r] = vcombine_u8(vld1_u8((const uint8_t*)at(r)), vdup_n_u8(0));
+        return v;
+    }
+    // Their first dwords.
+    ALWAYS_INLINE uint32x4_t dwords() const {
+        const auto pair = [&](int r) {
+            return vreinterpretq_u64_u32(
+                vzip1q_u32(vreinterpretq_u32_u8(row[r]), vreinterpretq_u32_u8(row[r + 1])));
+        };
+        return vreinterpretq_u32_u64(vzip1q_u64(pair(0), pair(2)));
+    }
+};
+
+// Before the nibbles, d or d and m, and then the fifth bits: bit i of a row's qh is that of value
+// i. Each byte of qh is spread over eight, of which each looks at its own bit.
 template <class Block>
 struct FifthBitLayout : NibbleLayout<Block> {
     enum { kLargest = 31 };
-    template <class Header, class Use>
+    struct Header {
+        ScaleOffset scale;
+        FirstBytes first;
+    };
+    template <class Use>
     ALWAYS_INLINE static void codes(Rows at, const Header& h, int group, Use use) {
         const uint8x16_t spread = vcombine_u8(vdup_n_u8(0), vdup_n_u8(1));
         const uint8x16_t own_bit = vreinterpretq_u8_u64(vdupq_n_u64(0x8040201008040201u));
-        uint8x16_t qh[4];
-        UNROLL
-        for (int r = 0; r < 4; ++r)
-            qh[r] =
-                vreinterpretq_u8_u32(vld1q_dup_u32((const uint32_t*)(at(r) + offsetof(Block, qh))));
         NibbleLayout<Block>::codes(
             at, h, group, [&](int i, int half, const int8x16_t(&nibbles)[4]) INLINE_LAMBDA {
-                const uint8x16_t byte = vaddq_u8(spread, vdupq_n_u8((uint8_t)(2 * half)));
+                const auto from = (uint8_t)(offsetof(Block, qh) + 2 * (size_t)half);
+                const uint8x16_t byte = vaddq_u8(spread, vdupq_n_u8(from));
                 use_rows(use, i, half, [&](int r) INLINE_LAMBDA {
-                    const uint8x16_t set = vtstq_u8(vqtbl1q_u8(qh[r], byte), own_bit);
+                    const uint8x16_t set = vtstq_u8(vqtbl1q_u8(h.first.row[r], byte), own_bit);
                     return with_bits(vreinterpretq_u8_s8(nibbles[r]), set, 0x10);
                 });
             });
     }
+    ALWAYS_INLINE static Header header(Rows at) {
+        const FirstBytes first = FirstBytes::of(at);
+        return {two_halves(first.dwords()), first};
+    }
+    ALWAYS_INLINE static float32x4_t scale(const Header& h, int) { return h.scale.d; }
+    ALWAYS_INLINE static float32x4_t offset(const Header& h, int) { return h.scale.m; }
 };
 
 template <>
@@ -172,11 +199,11 @@ struct Layout<BlockQ4_1> : NibbleLayout<BlockQ4_1>, ScaleAndOffset {
     enum { kZero = 0, kOffset = 1 };
 };
 template <>
-struct Layout<BlockQ5_0> : FifthBitLayout<BlockQ5_0>, ScaleOnly {
+struct Layout<BlockQ5_0> : FifthBitLayout<BlockQ5_0> {
     enum { kZero = 16, kOffset = 0 };
 };
 template <>
-struct Layout<BlockQ5_1> : FifthBitLayout<BlockQ5_1>, ScaleAndOffset {
+struct Layout<BlockQ5_1> : FifthBitLayout<BlockQ5_1> {
     enum { kZero = 0, kOffset = 1 };
 };
 

@@ -2,12 +2,6 @@
 // How the kernels walk over the rows of a matrix. The ISA file that includes this has defined
 // kLanes, the number of rows that a decode step takes side by side.
 
-// The inner loops are meant to be unrolled and inlined whole, and sums to be formed in the order
-// written: left alone, compilers hoist products until they spill.
-#define ALWAYS_INLINE __attribute__((always_inline)) inline
-#define INLINE_LAMBDA __attribute__((always_inline))
-#define UNROLL _Pragma("GCC unroll 16")
-
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // kLanes rows, `stride` bytes apart.
