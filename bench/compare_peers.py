@@ -195,6 +195,9 @@ def processor() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text("utf-8").splitlines() if info.exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    board = Path("/proc/device-tree/model")  # where cpuinfo of an Arm CPU names none
+    if not names and board.exists():
+        names = [board.read_text("utf-8").strip("\0")]
     return f"{names[0] if names else 'processor'}, {os.cpu_count()} cores, level {_core.isa()}"
 
 

@@ -89,7 +89,7 @@ inline void store(float* p, Lanes v) { vst1q_f32(p, v); }
 // What the shared loops are by hand, in instructions, a load of 16 bytes being one. Decoding
 // floats: 32 multiply, 32 widen halves, the rest loads and fetches ahead. Prompts: 4 rows by 3
 // tokens from the panel. wkv4: eight exponentials of 20 and 62 others; wkv6 and wkv7: 24 and 40 of
-// arithmetic.
+// arithmetic. Norms go over their elements in two or three passes.
 //                   units neon neon_dotprod
 //   f32  decode     128   94   94
 //   f16  decode     128   99   99
@@ -100,6 +100,19 @@ inline void store(float* p, Lanes v) { vst1q_f32(p, v); }
 //   wkv4 recurrence 8     222  222
 //   wkv6 recurrence 32    46   46
 //   wkv7 recurrence 32    84   84
+//   add          vector 8  11  11
+//   mul          vector 8  11  11
+//   lerp         vector 8  15  15
+//   relu2        vector 8  13  13
+//   layer_norm   vector 8  34  34
+//   l2_normalize vector 8  23  23
+//   bonus        vector 8  26  26
+//   sigmoid      vector 8  53  53
+//   silu         vector 8  55  55
+//   tanh         vector 8  63  63
+//   decay6       vector 8  91  91
+//   decay7       vector 8  95  95
+//   quantize_activation vector 32 99 99
 #include "kernels/float_kernels.inl"
 #include "kernels/float_matmul.inl"
 
@@ -121,21 +134,21 @@ void quantize_activation(const float* x, int64_t n, const ActivationArrays& to) 
         const float inverse = usable ? 127.0f / peak : 0.0f;
         // where the inverse is 0, so is the code, also of a NaN
         const int32x4_t mask = vdupq_n_s32(usable ? -1 : 0);
-        int16x4_t n16[8];
-        for (int i = 0; i < 8; ++i)
-            n16[i] = vmovn_s32(vandq_s32(vcvtnq_s32_f32(vmulq_n_f32(v[i], inverse)), mask));
-        int16_t* wide = to.wide + b * kBlock;
-        for (int i = 0; i < 8; ++i) vst1_s16(wide + 4 * i, n16[i]);
-        for (int i = 0; i < 4; ++i)
-            vst1_s8(to.q + b * kBlock + 8 * i, vmovn_s16(vcombine_s16(n16[2 * i], n16[2 * i + 1])));
-        // of each half of the block, by pair of columns
-        const auto sums = [&](int i) {
-            const int16x4_t four =
-                vadd_s16(vadd_s16(n16[i], n16[i + 1]), vadd_s16(n16[i + 2], n16[i + 3]));
-            return vpadd_s16(four, four);
+        const auto code = [&](int k) {
+            return vandq_s32(vcvtnq_s32_f32(vmulq_n_f32(v[k], inverse)), mask);
         };
-        const int16x4_t four = vreinterpret_s16_s32(
-            vzip1_s32(vreinterpret_s32_s16(sums(0)), vreinterpret_s32_s16(sums(4))));
+        int16x8_t n16[4];
+        for (int i = 0; i < 4; ++i) {
+            n16[i] = vmovn_high_s32(vmovn_s32(code(2 * i)), code(2 * i + 1));
+            vst1q_s16(to.wide + b * kBlock + 8 * i, n16[i]);
+            vst1_s8(to.q + b * kBlock + 8 * i, vmovn_s16(n16[i]));
+        }
+        // of each half of the block, by pair of columns
+        const int32x4_t pairs =
+            vreinterpretq_s32_s16(vpaddq_s16(vaddq_s16(n16[0], n16[1]), vaddq_s16(n16[2], n16[3])));
+        const int16x4_t four =
+            vadd_s16(vreinterpret_s16_s32(vget_low_s32(vuzp1q_s32(pairs, pairs))),
+                     vreinterpret_s16_s32(vget_low_s32(vuzp2q_s32(pairs, pairs))));
         vst1_s16(to.sums8 + 4 * b, vshl_n_s16(four, 3));
         to.scale[b] = peak / 127.0f;
         to.scaled_sum[b] = to.scale[b] * (float)vaddlv_s16(four);

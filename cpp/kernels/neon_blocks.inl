@@ -15,29 +15,35 @@ ALWAYS_INLINE int32x4_t fold(const int32x4_t v[4]) {
     return vpaddq_s32(vpaddq_s32(v[0], v[1]), vpaddq_s32(v[2], v[3]));
 }
 
+// Sums take in 16 columns of four rows in kSteps steps. What a step does to one row it does to all
+// before it goes on: a small core runs instructions in the order written.
 #ifdef __ARM_FEATURE_DOTPROD
-// Products of the codes of four rows: four to a lane of 32 bits.
+// Products of the codes of a row: four to a lane of 32 bits.
 template <int, int>
 struct RowSums {
+    enum { kSteps = 1 };
     int32x4_t sums[4];
 
-    ALWAYS_INLINE void add(int half, int row, int8x16_t codes, int8x16_t x) {
-        sums[row] = vdotq_s32(half == 0 ? vdupq_n_s32(0) : sums[row], codes, x);
+    ALWAYS_INLINE void add(int half, int, const int8x16_t codes[4], int8x16_t x) {
+        UNROLL
+        for (int r = 0; r < 4; ++r)
+            sums[r] = vdotq_s32(half == 0 ? vdupq_n_s32(0) : sums[r], codes[r], x);
     }
     ALWAYS_INLINE int32x4_t total() const { return fold(sums); }
 };
 
 // Products of 4 columns of four rows, whose lanes they are.
 struct LaneSums {
+    enum { kSteps = 4 };
     int32x4_t sum;
 
-    ALWAYS_INLINE void add(int half, int four, int8x16_t codes, int8x16_t x) {
+    ALWAYS_INLINE void add(int half, int four, const int8x16_t codes[4], int8x16_t x) {
         if (half == 0 && four == 0) sum = vdupq_n_s32(0);
         switch (four) {  // a constant once this is unrolled
-            case 0: sum = vdotq_laneq_s32(sum, codes, x, 0); break;
-            case 1: sum = vdotq_laneq_s32(sum, codes, x, 1); break;
-            case 2: sum = vdotq_laneq_s32(sum, codes, x, 2); break;
-            case 3: sum = vdotq_laneq_s32(sum, codes, x, 3); break;
+            case 0: sum = vdotq_laneq_s32(sum, codes[0], x, 0); break;
+            case 1: sum = vdotq_laneq_s32(sum, codes[1], x, 1); break;
+            case 2: sum = vdotq_laneq_s32(sum, codes[2], x, 2); break;
+            case 3: sum = vdotq_laneq_s32(sum, codes[3], x, 3); break;
         }
     }
     ALWAYS_INLINE int32x4_t total() const { return sum; }
@@ -47,16 +53,23 @@ struct LaneSums {
 // times 127 leave no room for the next sum.
 template <int kLargest, int kHalves>
 struct RowSums {
-    enum { kMost = 2 * kHalves * kLargest * 127, kFits = 2 * kMost <= 32767 };
+    enum { kMost = 2 * kHalves * kLargest * 127, kFits = 2 * kMost <= 32767, kSteps = 1 };
     int16x8_t sums[4];
     int32x4_t wide[4];
 
-    ALWAYS_INLINE void add(int half, int row, int8x16_t codes, int8x16_t x) {
-        int16x8_t& sum = sums[row];
-        const int8x8_t low = vget_low_s8(codes), x_low = vget_low_s8(x);
-        sum = half == 0 || !kFits ? vmull_s8(low, x_low) : vmlal_s8(sum, low, x_low);
-        sum = vmlal_high_s8(sum, codes, x);
-        if (!kFits) wide[row] = half == 0 ? vpaddlq_s16(sum) : vpadalq_s16(wide[row], sum);
+    ALWAYS_INLINE void add(int half, int, const int8x16_t codes[4], int8x16_t x) {
+        const bool first = half == 0 || !kFits;
+        const int8x8_t low = vget_low_s8(x);
+        UNROLL
+        for (int r = 0; r < 4; ++r)
+            sums[r] = first ? vmull_s8(vget_low_s8(codes[r]), low)
+                            : vmlal_s8(sums[r], vget_low_s8(codes[r]), low);
+        UNROLL
+        for (int r = 0; r < 4; ++r) sums[r] = vmlal_high_s8(sums[r], codes[r], x);
+        if (kFits) return;
+        UNROLL
+        for (int r = 0; r < 4; ++r)
+            wide[r] = half == 0 ? vpaddlq_s16(sums[r]) : vpadalq_s16(wide[r], sums[r]);
     }
     ALWAYS_INLINE int32x4_t total() const {
         if (!kFits) return fold(wide);
@@ -93,9 +106,8 @@ struct Dot {
     Sums sums;
     int32x4_t total;
 
-    // Step j of 4 of half a block.
-    ALWAYS_INLINE void add(int half, int j, int8x16_t codes, int8x16_t x) {
-        sums.add(half % kSpan<Block>, j, codes, x);
+    ALWAYS_INLINE void add(int half, int step, const int8x16_t codes[4], int8x16_t x) {
+        sums.add(half % kSpan<Block>, step, codes, x);
     }
     ALWAYS_INLINE void end(int half, const int32_t* zeros, const Factors<Block>& factors) {
         if (half % kSpan<Block> != kSpan<Block> - 1) return;
@@ -177,8 +189,7 @@ ALWAYS_INLINE float32x4_t one_token(Rows rows, const int32_t* zeros, const Matmu
             L::codes(rows, header, group,
                      [&](int b, int half, const int8x16_t(&codes)[4]) INLINE_LAMBDA {
                          const int8x16_t q = activations(x, first + b, half);
-                         UNROLL
-                         for (int r = 0; r < 4; ++r) dots[b].add(half, r, codes[r], q);
+                         dots[b].add(half, 0, codes, q);
                          dots[b].end(half, zeros + (first + b) * 2 / kSpan<Block>,
                                      Factors<Block>::of(header, group * L::kGroup + b));
                      });
@@ -196,7 +207,7 @@ ALWAYS_INLINE float32x4_t one_token(Rows rows, const int32_t* zeros, const Matmu
 
 // --- many tokens ---
 
-// 32 columns of four rows, unpacked, zero's code taken off. Step j of each half is row j, or with
+// 32 columns of four rows, unpacked, zero's code taken off. In each half vector j is row j, or with
 // dot products columns 4j .. 4j+3 of every row, which need no folding.
 template <class Block>
 struct TileBlock {
@@ -209,8 +220,8 @@ struct TileBlock {
 constexpr int kTileGroups = 2;
 template <class Block>
 using TileSums = LaneSums;
-ALWAYS_INLINE void arrange(const int8x16_t rows[4], int8x16_t steps[4]) {
-    turn((const uint8x16_t*)rows, (uint8x16_t*)steps);
+ALWAYS_INLINE void arrange(const int8x16_t rows[4], int8x16_t codes[4]) {
+    turn((const uint8x16_t*)rows, (uint8x16_t*)codes);
 }
 #else
 constexpr int kTileGroups = 1;
@@ -218,8 +229,8 @@ template <class Block>
 using TileSums =
     RowSums<(Layout<Block>::kZero > 0 ? (int)Layout<Block>::kZero : (int)Layout<Block>::kLargest),
             kSpan<Block>>;
-ALWAYS_INLINE void arrange(const int8x16_t rows[4], int8x16_t steps[4]) {
-    for (int r = 0; r < 4; ++r) steps[r] = rows[r];
+ALWAYS_INLINE void arrange(const int8x16_t rows[4], int8x16_t codes[4]) {
+    for (int r = 0; r < 4; ++r) codes[r] = rows[r];
 }
 #endif
 
@@ -273,8 +284,8 @@ inline void tile_tokens(const TileBlock<Block>* tile, const MatmulArgs& a, int64
             for (int g = 0; g < kGroups; ++g) {
                 const TileBlock<Block>& b = tile[g * blocks + i];
                 UNROLL
-                for (int j = 0; j < 4; ++j) UNROLL
-                for (int t = 0; t < kTokens; ++t) dots[g][t].add(half, j, b.codes[half][j], q[t]);
+                for (int step = 0; step < TileSums<Block>::kSteps; ++step) UNROLL
+                for (int t = 0; t < kTokens; ++t) dots[g][t].add(half, step, b.codes[half], q[t]);
                 UNROLL
                 for (int t = 0; t < kTokens; ++t) dots[g][t].end(half, nullptr, b.factors);
             }

@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: Apache-2.0
+// Runs one kernel of one level once, for arm_counts.py, which counts the instructions between the
+// two marks. Arguments: LEVEL KERNEL ROWS COLS TOKENS, where KERNEL is a weight type, for its
+// matmul, or an entry of kernels.h. Those on vectors take COLS elements, wkv6 and wkv7 a head of
+// COLS keys, wkv4 COLS channels.
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+
+#include "base/aligned.h"
+#include "kernels/dispatch.h"
+#include "quant/types.h"
+
+using namespace rwkv_edge;
+
+extern "C" {
+[[gnu::noinline]] void kernel_begins() { asm volatile("" : : : "memory"); }
+[[gnu::noinline]] void kernel_ends() { asm volatile("" : : : "memory"); }
+}
+
+namespace {
+
+template <class Body>
+void marked(const Body& body) {
+    kernel_begins();
+    body();
+    kernel_ends();
+}
+
+// Counts hardly depend on values; these are finite and small in every type, and never all zero.
+template <class T>
+AlignedVector<T> filled(int64_t n) {
+    AlignedVector<T> made(static_cast<size_t>(n));
+    std::memset(made.data(), 0x3b, made.size() * sizeof(T));
+    return made;
+}
+
+struct Arrays {
+    AlignedVector<float> x, scale, scaled_sum;
+    AlignedVector<int8_t> q;
+    AlignedVector<int16_t> wide, sums8;
+
+    explicit Arrays(int64_t n)
+        : x(filled<float>(n)),
+          scale(filled<float>(n / kBlock)),
+          scaled_sum(filled<float>(n / kBlock)),
+          q(filled<int8_t>(n)),
+          wide(filled<int16_t>(n)),
+          sums8(filled<int16_t>(n / 8)) {}
+
+    ActivationArrays made() {
+        return {q.data(), wide.data(), scale.data(), sums8.data(), scaled_sum.data()};
+    }
+};
+
+void matmul(const Kernels& kernels, Type type, int64_t rows, int64_t cols, int64_t tokens) {
+    const int64_t row_bytes = type_bytes(type, cols);
+    const auto w = filled<std::byte>(rows * row_bytes);
+    Arrays x(tokens * cols);
+    auto y = filled<float>(tokens * rows);
+    auto scratch = filled<std::byte>(matmul_scratch_bytes(cols));
+    const MatmulArgs args{w.data(),
+                          row_bytes,
+                          cols,
+                          0,
+                          rows,
+                          {x.x.data(), x.q.data(), x.wide.data(), x.scale.data(), x.sums8.data(),
+                           x.scaled_sum.data()},
+                          tokens,
+                          y.data(),
+                          rows,
+                          scratch.data()};
+    marked([&] { kernels.matmul[static_cast<int>(type)](args); });
+}
+
+// False for a name that is none of these.
+bool vectors(const Kernels& kernels, const std::string& name, int64_t n) {
+    auto ys = filled<float>(n);
+    const auto xs = filled<float>(n);
+    float* y = ys.data();
+    const float* x = xs.data();
+    Arrays rounded(n);
+    if (name == "quantize_activation")
+        marked([&] { kernels.quantize_activation(x, n, rounded.made()); });
+    else if (name == "layer_norm")
+        marked([&] { kernels.layer_norm(x, x, x, n, 1e-5f, y); });
+    else if (name == "lerp")
+        marked([&] { kernels.lerp(x, x, x, n, y); });
+    else if (name == "add")
+        marked([&] { kernels.add(x, n, y); });
+    else if (name == "mul")
+        marked([&] { kernels.mul(x, x, n, y); });
+    else if (name == "l2_normalize")
+        marked([&] { kernels.l2_normalize(x, x, n, y); });
+    else if (name == "bonus")
+        marked([&] { kernels.bonus(x, x, x, x, n, y); });
+    else if (name == "sigmoid")
+        marked([&] { kernels.sigmoid(y, n); });
+    else if (name == "silu")
+        marked([&] { kernels.silu(y, n); });
+    else if (name == "tanh")
+        marked([&] { kernels.tanh(y, n); });
+    else if (name == "relu2")
+        marked([&] { kernels.relu2(y, n); });
+    else if (name == "decay6")
+        marked([&] { kernels.decay6(y, n); });
+    else if (name == "decay7")
+        marked([&] { kernels.decay7(y, n); });
+    else
+        return false;
+    return true;
+}
+
+bool recurrence(const Kernels& kernels, const std::string& name, int64_t n, int64_t tokens) {
+    const auto xs = filled<float>(n * tokens);
+    auto state = filled<float>(n * n), ys = xs;
+    const float* x = xs.data();
+    float *s = state.data(), *y = ys.data();
+    if (name == "wkv4")
+        marked([&] { kernels.wkv4({s, s + n, s + 2 * n, x, x, x, x, y, n, n, tokens}); });
+    else if (name == "wkv6")
+        marked([&] { kernels.wkv6({s, x, x, x, x, y, n, n, n, tokens}); });
+    else if (name == "wkv7")
+        marked([&] { kernels.wkv7({s, x, x, x, x, x, x, y, n, n, tokens}); });
+    else
+        return false;
+    return true;
+}
+
+const Kernels* level(const std::string& name) {
+    for (const Kernels& kernels : available_kernels())
+        if (name == kernels.isa) return &kernels;
+    return nullptr;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    const Kernels* kernels = argc > 1 ? level(argv[1]) : nullptr;
+    if (kernels == nullptr || argc != 6) {
+        std::fprintf(stderr, "expected LEVEL KERNEL ROWS COLS TOKENS; levels of this machine:");
+        for (const Kernels& known : available_kernels()) std::fprintf(stderr, " %s", known.isa);
+        std::fprintf(stderr, "\n");
+        return 2;
+    }
+    const std::string name = argv[2];
+    const int64_t rows = std::atoll(argv[3]), cols = std::atoll(argv[4]),
+                  tokens = std::atoll(argv[5]);
+    for (const TypeInfo& type : all_types())
+        if (name == type.name && kernels->matmul[static_cast<int>(type.type)] != nullptr) {
+            matmul(*kernels, type.type, rows, cols, tokens);
+            return 0;
+        }
+    if (vectors(*kernels, name, cols) || recurrence(*kernels, name, cols, tokens)) return 0;
+    std::fprintf(stderr, "%s: no kernel of the level %s\n", argv[2], argv[1]);
+    return 2;
+}
