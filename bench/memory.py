@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run a command and print its peak resident memory and wall time.
+"""Run a command and print its peak resident memory, its time, and what it read from the disk.
 
 python bench/memory.py rwkv-edge convert model.pth model.gguf
 """
@@ -31,7 +31,11 @@ def main() -> None:
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is bytes there, KiB elsewhere
     cpu = usage.ru_utime + usage.ru_stime
     peak = usage.ru_maxrss * unit / 1e6
-    print(f"peak {peak:.0f} MB, wall {seconds:.1f} s, cpu {cpu:.1f} s", file=sys.stderr)
+    disk = usage.ru_inblock * 512 / 1e6  # Linux counts blocks of 512 bytes
+    print(
+        f"peak {peak:.0f} MB, wall {seconds:.1f} s, cpu {cpu:.1f} s, disk {disk:.0f} MB",
+        file=sys.stderr,
+    )
     sys.exit(done.returncode)
 
 

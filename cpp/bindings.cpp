@@ -242,10 +242,17 @@ void translate(std::exception_ptr error) {
     try {
         std::rethrow_exception(error);
     } catch (const FileError& e) {
-        errno = e.code;
-        PyErr_SetFromErrnoWithFilename(PyExc_OSError, e.path.c_str());
+        const py::object error =
+            py::handle(PyExc_OSError)(e.code, to_str(e.reason), to_str(e.path));
+        py::set_error(py::type::of(error), error);
     } catch (const std::system_error& e) {
         PyErr_SetString(PyExc_OSError, e.what());
+    } catch (const NoMemory& e) {
+        PyErr_SetString(PyExc_MemoryError, e.what());
+    } catch (const std::bad_alloc&) {
+        PyErr_SetString(PyExc_MemoryError,
+                        "no memory left for the engine (state, scratch memory, tables): a smaller "
+                        "model or fewer threads take less");
     }
 }
 
@@ -409,6 +416,7 @@ PYBIND11_MODULE(_core, m) {
         for (const Kernels& table : available_kernels()) levels.emplace_back(table.isa);
         return levels;
     });
+    m.def("available_memory", &available_memory);
     m.def("read_bandwidth", &read_bandwidth, py::arg("threads"),
           py::call_guard<py::gil_scoped_release>());
     m.def(

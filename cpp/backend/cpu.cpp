@@ -205,11 +205,11 @@ private:
             r.cols = job.w.cols;
             const auto values = static_cast<std::size_t>(tokens * r.cols);
             if (r.q.size() < values) {
-                r.q.resize(values);
                 r.wide.resize(values);
                 r.scale.resize(values / kBlock);
                 r.sums8.resize(4 * values / kBlock);
                 r.scaled_sum.resize(values / kBlock);
+                r.q.resize(values);  // last: its size says that there was memory for all
             }
             each_token(tokens, r.cols, [&](int64_t t) {
                 const int64_t at = t * r.cols, block = at / kBlock;

@@ -2,6 +2,7 @@
 #include "backend/limits.h"
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -9,9 +10,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
+#include <fstream>
+#include <limits>
 #include <memory>
-#include <new>
 #include <stdexcept>
+#include <string>
 
 #include "base/error.h"
 #include "base/thread_pool.h"
@@ -22,7 +25,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr std::size_t kBytes = std::size_t{256} << 20;
+constexpr std::size_t kLeastBytes = std::size_t{8} << 20, kMostBytes = std::size_t{256} << 20;
 constexpr std::size_t kHugePage = std::size_t{2} << 20;
 constexpr int kReadPasses = 8;
 // Shorter than what a busy machine gives to others at a time, and many.
@@ -66,15 +69,14 @@ uint64_t sum(const uint64_t* p, int64_t words) {
     return sums[0] + sums[1] + sums[2] + sums[3] + sums[4] + sums[5] + sums[6] + sums[7];
 }
 
-double read_rate(ThreadPool& pool, const uint64_t* words) {
-    constexpr auto kWords = static_cast<int64_t>(kBytes / sizeof(uint64_t));
+double read_rate(ThreadPool& pool, const uint64_t* words, int64_t count) {
     std::atomic<uint64_t> kept{0};  // so that no sum can be left out
     return best_rate(kReadPasses, [&](Clock::time_point) {
         pool.run([&](int worker) {
-            const Range r = part(kWords, 4096, worker, pool.size());
+            const Range r = part(count, 4096, worker, pool.size());
             kept += sum(words + r.begin, r.end - r.begin);
         });
-        return kBytes;
+        return count * static_cast<int64_t>(sizeof(uint64_t));
     });
 }
 
@@ -91,23 +93,60 @@ double arithmetic_rate(int64_t (*operations)(int64_t rounds), int threads) {
     });
 }
 
+// What a control group and those above it grant: the least of the numbers in their files `name`.
+uint64_t group_limit(const std::string& root, std::string group, const char* name) {
+    uint64_t least = std::numeric_limits<uint64_t>::max(), bytes = 0;
+    for (;;) {
+        if (std::ifstream(root + group + "/" + name) >> bytes) least = std::min(least, bytes);
+        if (group.empty()) return least;
+        group.resize(group.rfind('/'));
+    }
+}
+
 }  // namespace
+
+uint64_t available_memory() {
+    uint64_t bytes = static_cast<uint64_t>(sysconf(_SC_PHYS_PAGES)) *
+                     static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
+    std::ifstream meminfo("/proc/meminfo");
+    for (std::string word; meminfo >> word;)
+        if (uint64_t kib = 0; word == "MemAvailable:" && meminfo >> kib) bytes = kib << 10;
+    // "0::/a/b" is a group of version 2, "4:memory:/a/b" one of version 1.
+    std::ifstream groups("/proc/self/cgroup");
+    for (std::string line; std::getline(groups, line);) {
+        const std::size_t path = line.find('/');
+        if (path == std::string::npos) continue;
+        const std::string group = line.substr(path);
+        if (line.starts_with("0::"))
+            bytes = std::min(bytes, group_limit("/sys/fs/cgroup", group, "memory.max"));
+        else if (line.find(":memory:") != std::string::npos)
+            bytes = std::min(bytes,
+                             group_limit("/sys/fs/cgroup/memory", group, "memory.limit_in_bytes"));
+    }
+    return bytes;
+}
 
 double read_bandwidth(int threads) {
     ThreadPool pool(checked(threads));
+    // A small board has small caches, and no room for more beside a model.
+    const uint64_t room = std::clamp<uint64_t>(available_memory() / 4, kLeastBytes, kMostBytes);
+    const std::size_t bytes = static_cast<std::size_t>(room) / kHugePage * kHugePage;
     double best = 0.0;
     // Small and huge pages differ by up to a quarter, in either direction; the wall is the better
     // one.
     for ([[maybe_unused]] const bool huge : {false, true}) {
-        const std::unique_ptr<void, void (*)(void*)> memory(std::aligned_alloc(kHugePage, kBytes),
+        const std::unique_ptr<void, void (*)(void*)> memory(std::aligned_alloc(kHugePage, bytes),
                                                             std::free);
-        if (memory == nullptr) throw std::bad_alloc();
+        if (memory == nullptr)
+            throw NoMemory(
+                cat("no memory left for the ", bytes >> 20, " MiB that measuring its speed takes"));
 #ifdef MADV_HUGEPAGE
-        madvise(memory.get(), kBytes, huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
+        madvise(memory.get(), bytes, huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
 #endif
         auto* words = static_cast<uint64_t*>(memory.get());
-        std::fill_n(words, kBytes / sizeof(uint64_t), uint64_t{1});
-        best = std::max(best, read_rate(pool, words));
+        const std::size_t count = bytes / sizeof(uint64_t);
+        std::fill_n(words, count, uint64_t{1});
+        best = std::max(best, read_rate(pool, words, static_cast<int64_t>(count)));
     }
     return best;
 }

@@ -4,12 +4,19 @@
 // std::invalid_argument for a number of threads outside 1 to 1024.
 #pragma once
 
+#include <cstdint>
+
 #include "kernels/kernels.h"
 
 namespace rwkv_edge {
 
-// Gigabytes (1e9) per second read from a buffer larger than the caches. Takes about a second and
-// 256 MiB.
+// Bytes of memory that the system can give to this process, mapped files included: what is free or
+// can be freed, and no more than its control group may have.
+uint64_t available_memory();
+
+// Gigabytes (1e9) per second read from a buffer larger than the caches. Takes about a second, and
+// 256 MiB or a quarter of the available memory, whichever is less; throws NoMemory where the system
+// does not give it.
 double read_bandwidth(int threads);
 
 // 1e9 operations per second, two per product, of a level's arithmetic on f32 and on 8-bit codes

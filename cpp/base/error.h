@@ -3,6 +3,7 @@
 // arguments from a caller are std::invalid_argument (ValueError).
 #pragma once
 
+#include <new>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -24,16 +25,30 @@ public:
 // The system refused to open or map a file; `code` is errno.
 class FileError : public std::runtime_error {
 public:
-    FileError(int errno_code, std::string file, const std::string& what)
-        : std::runtime_error(what), code(errno_code), path(std::move(file)) {}
+    FileError(int errno_code, std::string file, std::string why)
+        : std::runtime_error(file + ": " + why),
+          code(errno_code),
+          path(std::move(file)),
+          reason(std::move(why)) {}
     int code;
-    std::string path;
+    std::string path, reason;
+};
+
+// The system gives no more memory, and the text says what it was for.
+class NoMemory : public std::bad_alloc {
+public:
+    explicit NoMemory(std::string text) : text_(std::move(text)) {}
+    const char* what() const noexcept override { return text_.c_str(); }
+
+private:
+    std::string text_;
 };
 
 // Joins anything printable into one string.
 template <class... Parts>
 std::string cat(const Parts&... parts) {
     std::ostringstream out;
+    out.exceptions(std::ios::badbit);  // where memory runs out, no half of a string
     (out << ... << parts);
     return out.str();
 }

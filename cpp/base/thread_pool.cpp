@@ -3,6 +3,7 @@
 
 #include <unistd.h>
 
+#include <new>
 #include <system_error>
 
 #include "base/error.h"
@@ -39,9 +40,12 @@ ThreadPool::ThreadPool(int threads) : process_(getpid()) {
     try {
         for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(i); });
     } catch (const std::system_error& error) {  // no destructor runs for half a pool
-        const std::size_t started = workers_.size() + 1;
         stop();
-        throw std::system_error(error.code(), cat("thread ", started + 1, " of ", threads));
+        throw std::system_error(error.code(), cat("thread ", workers_.size() + 2, " of ", threads,
+                                                  " does not start, so ask for fewer"));
+    } catch (const std::bad_alloc&) {  // of a thread's beginning
+        stop();
+        throw;
     }
 }
 

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <limits>
 #include <numeric>
+#include <utility>
 
 namespace rwkv_edge {
 
@@ -203,8 +204,11 @@ uint64_t GgufParser::read_tensor_header(TensorView& tensor) {
     if (offset % file_->alignment_ != 0)
         fail("lies at offset ", offset, ", expected a multiple of the alignment ",
              file_->alignment_);
-    tensor.data = {static_cast<const std::byte*>(nullptr),
-                   static_cast<std::size_t>(type_bytes(info->type, values))};
+    const int64_t bytes = type_bytes(info->type, values);
+    if (!std::in_range<std::size_t>(bytes))
+        fail("has ", bytes, " bytes, more than a ", 8 * sizeof(std::size_t),
+             "-bit program reaches");
+    tensor.data = {static_cast<const std::byte*>(nullptr), static_cast<std::size_t>(bytes)};
     return offset;
 }
 

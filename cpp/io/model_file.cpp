@@ -57,7 +57,7 @@ double MetaValue::number(uint64_t i) const {
 
 std::vector<std::string_view> MetaValue::strings() const {
     std::vector<std::string_view> all;
-    all.reserve(count);
+    all.reserve(static_cast<std::size_t>(count));
     ByteReader reader(data, "");
     for (uint64_t i = 0; i < count; ++i) all.push_back(reader.string("a string"));
     return all;

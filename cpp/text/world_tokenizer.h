@@ -2,6 +2,7 @@
 // The RWKV World tokenizer: greedy longest match over bytes; any bytes survive a round trip.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <span>
@@ -46,9 +47,9 @@ private:
     // The longest token that `text` begins with, or kNone.
     int32_t longest_match(std::string_view text) const;
 
-    std::string bytes_;             // of all tokens, one after the other
-    std::vector<uint64_t> starts_;  // [n_vocab + 1], into bytes_
-    std::vector<int32_t> sorted_;   // the tokens with text, by their bytes
+    std::string bytes_;                // of all tokens, one after the other
+    std::vector<std::size_t> starts_;  // [n_vocab + 1], into bytes_
+    std::vector<int32_t> sorted_;      // the tokens with text, by their bytes
 };
 
 }  // namespace rwkv_edge

@@ -36,10 +36,14 @@ def isa() -> str:
     """
 
 def isa_levels() -> list[str]: ...
+def available_memory() -> int:
+    """Bytes of memory that the system can give to this process, mapped files included."""
+
 def read_bandwidth(threads: int) -> float:
     """GB/s that `threads` threads read from memory together; takes about a second.
 
-    ValueError for threads outside 1 to 1024; so the two below.
+    ValueError for threads outside 1 to 1024; so the two below. MemoryError where there is too
+    little memory to read.
     """
 
 def float_peak(threads: int) -> float:

@@ -14,10 +14,8 @@ import numpy as np
 
 from . import _core
 from .model import Model, Session
-from .model_file import open_model_file
+from .model_file import TABLES, bytes_per_token, open_model_file
 
-# A token needs one row of these at most.
-TABLES = ("token_embd.weight", "channel_mix_s_emb.weight", "time_mix_state.weight")
 HEAD = "output.weight"
 
 
@@ -45,8 +43,7 @@ class Work:
                 in_blocks = _core.type_block(tensor.type)[0] > 1
                 place = head if tensor.name == HEAD else layers
                 place[in_blocks] += 2 * math.prod(tensor.shape)
-        nbytes = sum(tensor.nbytes for tensor in used)
-        return cls(nbytes, (layers[0], layers[1]), (head[0], head[1]))
+        return cls(bytes_per_token(file), (layers[0], layers[1]), (head[0], head[1]))
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from .convert.ggmf import MAGIC
 from .convert.pth import LEGACY_MAGIC
 from .convert.tuned_state import NAME
 from .convert.vocab import UNUSED, byte_vocabulary, read_vocabulary
-from .model_file import open_model_file
+from .model_file import amount, open_model_file
 from .state import ARCH_KEY, State
 
 Lines = list[tuple[str, str]]  # each with its name
@@ -182,10 +182,3 @@ def describe_vocabulary(path: Path) -> tuple[str, Lines]:
         ("size", amount(path.stat().st_size)),
         ("highest id", str(len(vocabulary.texts) - 1)),
     ]
-
-
-def amount(nbytes: float) -> str:
-    """A number of bytes as people read it."""
-    unit = next((unit for unit in (1, 1e3, 1e6) if nbytes < 1000 * unit), 1e9)
-    name = {1: "bytes", 1e3: "KB", 1e6: "MB", 1e9: "GB"}[unit]
-    return f"{nbytes / unit:.3g} {name}"

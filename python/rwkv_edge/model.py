@@ -102,7 +102,7 @@ class Model:
 
     @property
     def hint(self) -> str | None:
-        """What would make a model that was opened in place faster; None where nothing would."""
+        """What would make this model faster on this machine; None where nothing is known to."""
         return hint(self._file)
 
     @cached_property

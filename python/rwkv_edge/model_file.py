@@ -7,7 +7,7 @@ from collections import Counter
 from os import PathLike
 from pathlib import Path
 
-from ._core import ModelFile, type_block
+from ._core import ModelFile, available_memory, type_block
 
 # What files are written in, with llama.cpp's numbers for general.file_type.
 FILE_TYPES = {
@@ -21,6 +21,8 @@ FILE_TYPES = {
     "bf16": 32,
 }
 ALIASES = {"fp32": "f32", "fp16": "f16", "int8": "q8_0", "int4": "q4_0"}
+# A token needs one row of these at most.
+TABLES = ("token_embd.weight", "channel_mix_s_emb.weight", "time_mix_state.weight")
 
 
 def is_gguf(path: Path) -> bool:
@@ -52,8 +54,20 @@ def open_model_file(
     return ModelFile(str(path))
 
 
+def bytes_per_token(file: ModelFile) -> int:
+    """Of the weights that every token reads: all but the tables, of which it needs one row."""
+    return sum(tensor.nbytes for tensor in file.tensors if not tensor.name.endswith(TABLES))
+
+
 def hint(file: ModelFile) -> str | None:
-    """What would make a file that was opened in place faster; None where nothing would."""
+    """What would make a file faster on this machine; None where nothing is known to."""
+    name, needed, memory = Path(file.path).name, bytes_per_token(file), available_memory()
+    if needed > memory:
+        return (
+            f"{name}: each token reads {amount(needed)} of weights, and there is memory for "
+            f"{amount(memory)}, so they come from the disk each time; "
+            "a smaller model or type would be much faster"
+        )
     if any(tensor.offset >= 0 for tensor in file.tensors):
         return None
     sizes: Counter[str] = Counter()
@@ -63,6 +77,13 @@ def hint(file: ModelFile) -> str | None:
     if type_block(kind)[0] > 1:
         return None
     return (
-        f"the weights of {Path(file.path).name} are used as they lie there, in {kind}; "
+        f"the weights of {name} are used as they lie there, in {kind}; "
         f"`rwkv-edge convert {file.path} OUT.gguf --type q4_0` makes it smaller and faster"
     )
+
+
+def amount(nbytes: float) -> str:
+    """A number of bytes as people read it."""
+    unit = next((unit for unit in (1, 1e3, 1e6) if nbytes < 1000 * unit), 1e9)
+    name = {1: "bytes", 1e3: "KB", 1e6: "MB", 1e9: "GB"}[unit]
+    return f"{nbytes / unit:.3g} {name}"

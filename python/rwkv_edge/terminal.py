@@ -209,6 +209,6 @@ def error_text(error: BaseException) -> str:
     text = str(error)
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         text = f"{error.filename}: {error.strerror}"
-    if isinstance(error, MemoryError):
-        text = "not enough memory"
+    if isinstance(error, MemoryError) and not text:
+        text = "not enough memory: a smaller model or fewer threads take less"
     return text.translate(CONTROLS) or type(error).__name__  # it may quote a hostile file

@@ -1,7 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // The reader on whole, cut and altered files. The handcrafted malformed kinds, each with its
 // message, are in tests/python/test_gguf.py.
+#include <unistd.h>
+
 #include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <utility>
 
 #include "base/error.h"
 #include "check.h"
@@ -46,6 +51,29 @@ TEST(every_cut_is_noticed) {
                                          bytes.begin() + static_cast<std::ptrdiff_t>(n));
         CHECK_THROWS(FormatError, "name.gguf: ", parse(cut));
     }
+}
+
+// 2^32 + 32 bytes, of which a 32-bit size would keep 32.
+TEST(a_tensor_beyond_32_bits_is_not_cut_to_them) {
+    auto file = tiny_model("7", 6, kSmallest);
+    file.tensors.back().dims = {(uint64_t{1} << 30) + 8};
+    CHECK_THROWS(FormatError, " 4294967328 bytes", parse(file.bytes()));
+}
+
+TEST(a_file_beyond_32_bits_opens_or_says_why_not) {
+    const auto path = std::filesystem::temp_directory_path() / cat("rwkv-edge-", getpid());
+    const auto bytes = tiny_model("7", 7, kSmallest).bytes();
+    std::ofstream(path, std::ios::binary)
+        .write(reinterpret_cast<const char*>(bytes.data()),
+               static_cast<std::streamsize>(bytes.size()));
+    constexpr uint64_t kSize = uint64_t{5} << 30;  // all but the model is a hole
+    std::filesystem::resize_file(path, kSize);
+    if (std::in_range<std::size_t>(kSize))
+        CHECK(ModelFile::open(path)->size() == kSize);
+    else
+        CHECK_THROWS(FileError, path.string() + ": its 5368709120 bytes do not fit",
+                     ModelFile::open(path));
+    std::filesystem::remove(path);
 }
 
 // Any single byte of the header may be anything: a file or a FormatError, never more.

@@ -62,19 +62,6 @@ def test_bad_numbers_of_threads(tiny_model: GetModel) -> None:
             Model(tiny_model("q4_0", "d192")[0], threads=threads)
 
 
-def test_more_threads_than_the_system_gives(tiny_model: GetModel) -> None:
-    script = (
-        "import resource, sys, rwkv_edge\n"
-        "resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))\n"
-        "try: rwkv_edge.Model(sys.argv[1], threads=1024)\n"
-        "except OSError as error: print(error)"
-    )
-    path = tiny_model("q4_0", "d192")[0]
-    command = [sys.executable, "-c", script, str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert re.match(r"thread \d+ of 1024: ", done.stdout)
-
-
 def test_errors_of_files(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as missing:
         Model(tmp_path / "none.gguf")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import mmap
 from collections.abc import Callable, Iterable, Mapping
@@ -54,7 +55,15 @@ class MappedFile:
             self.size = file.seek(0, 2)
             if self.size == 0:
                 raise FormatError(f"{path}: the file is empty")
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            try:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            except (OSError, ValueError) as error:  # Python's own limit on 32 bits is a ValueError
+                raise OSError(
+                    errno.ENOMEM,
+                    f"its {self.size} bytes do not fit in the address space of this process "
+                    f"(`ulimit -v`, or a 32-bit system): {error}",
+                    str(path),
+                ) from error
 
     def read(self, offset: int, count: int) -> bytes:
         """`count` bytes from `offset`; the caller has checked that the file has them."""

@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+// Memory that runs out, at each allocation in turn: an error and nothing worse, and what was there
+// before goes on as if nothing had been.
+#include <atomic>
+#include <cstddef>
+#include <cstdlib>
+#include <map>
+#include <new>
+#include <utility>
+
+#include "check.h"
+#include "session.h"
+#include "tiny_model.h"
+
+using namespace rwkv_edge;
+
+namespace {
+
+std::atomic<int64_t> left{-1};  // allocations until one fails; below 0 none does
+
+void* allocate(std::size_t size, std::size_t alignment) {
+    if (left.load() >= 0 && left.fetch_sub(1) == 0) throw std::bad_alloc();
+    void* memory = std::aligned_alloc(alignment, (size + alignment) / alignment * alignment);
+    if (memory == nullptr) throw std::bad_alloc();
+    return memory;
+}
+
+// Calls body with the first, the second ... allocation failing, until none does; returns how many
+// failed. after() follows each failure.
+template <class Body, class After>
+int each_failure(Body&& body, After&& after) {
+    for (int failed = 0;; ++failed) {
+        left = failed;
+        try {
+            body();
+            left = -1;
+            return failed;
+        } catch (const std::bad_alloc&) {
+            left = -1;
+            after();
+        }
+    }
+}
+
+std::shared_ptr<const Model> model(const std::string& version, Type type, int threads) {
+    static std::map<std::pair<std::string, Type>, std::vector<std::byte>> files;  // outlive models
+    std::vector<std::byte>& bytes = files[{version, type}];
+    if (bytes.empty()) {
+        GgufBytes file = tiny_model(version, 1);
+        for (const char* name : {"blk.0.time_mix_key.weight", "blk.1.channel_mix_value.weight"})
+            file.at(name).type = type;
+        bytes = file.bytes();
+    }
+    return std::make_shared<Model>(ModelFile::parse(bytes, "tiny.gguf"), threads);
+}
+
+std::vector<float> feed(Session& session, const std::vector<int32_t>& ids) {
+    std::vector<float> logits(40);
+    session.feed(ids, Session::Logits::Last, logits.data());
+    return logits;
+}
+
+}  // namespace
+
+// Not inline: GCC would see malloc's memory given to delete, and warn.
+#define OUTSIDE [[gnu::noinline]]
+OUTSIDE void* operator new(std::size_t size) { return allocate(size, alignof(std::max_align_t)); }
+OUTSIDE void* operator new(std::size_t size, std::align_val_t alignment) {
+    return allocate(size, static_cast<std::size_t>(alignment));
+}
+OUTSIDE void operator delete(void* memory) noexcept { std::free(memory); }
+OUTSIDE void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
+OUTSIDE void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
+OUTSIDE void operator delete(void* memory, std::size_t, std::align_val_t) noexcept {
+    std::free(memory);
+}
+
+// The buffers grow twice, for one token and for fifty, and neither growth may be left half done.
+TEST(a_session_goes_on) {
+    const std::vector<int32_t> one{7}, many(50, 3);
+    for (const std::string& version : kTinyVersions)
+        for (const Type type : {Type::F32, Type::Q4_0, Type::Q4_1}) {
+            const auto shared = model(version, type, 2);
+            Session whole(shared);
+            const auto first = feed(whole, one), second = feed(whole, many);
+            Session session(shared);
+            const auto again = [&] { session.reset(); };
+            const int early = each_failure([&] { CHECK(feed(session, one) == first); }, again);
+            const auto state = state_of(session);
+            const int late = each_failure([&] { CHECK(feed(session, many) == second); },
+                                          [&] { session.set_state(state); });
+            CHECK_CASE(early > 5 && late > 5, version);
+        }
+}
+
+TEST(a_model_does_not_open_by_halves) {
+    const std::vector<std::byte> bytes = tiny_model("7", 1).bytes();
+    const int failed = each_failure(
+        [&] {
+            const auto shared = std::make_shared<Model>(ModelFile::parse(bytes, "tiny.gguf"), 3);
+            const auto fork = Session(shared).fork();
+        },
+        [] {});
+    CHECK_CASE(failed > 20, std::to_string(failed));
+}
