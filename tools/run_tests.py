@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Everything that must pass: style, types, the C++ tests on every ISA level, the Python tests.
 
-Run after `pip install '.[test]'`, from the root of the repository. A preset's name as argument
-(asan, tsan, ...) builds and runs the C++ tests that way instead of the whole list.
+Run after `pip install '.[test]'`, from the root of the repository. A workflow preset's name as
+argument (asan, tsan, aarch64, ...) builds and runs the C++ tests so, instead of the whole list.
 """
 
 from __future__ import annotations
@@ -24,9 +24,7 @@ def run(*command: str) -> None:
 
 
 def cpp_tests(preset: str) -> None:
-    run("cmake", "--preset", preset)
-    run("cmake", "--build", "--preset", preset)
-    run("ctest", "--preset", preset)
+    run("cmake", "--workflow", "--preset", preset)
 
 
 def main(presets: Sequence[str]) -> None:
