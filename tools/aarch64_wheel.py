@@ -36,7 +36,7 @@ SOURCE = (
     " http://deb.debian.org/debian {suite} main\n"
 )
 EMULATED = """#!/bin/sh
-exec qemu-aarch64-static -0 "$0" -L {root} {root}/usr/bin/{python} "$@"
+exec qemu-aarch64-static -0 "$0" -L "{root}" "{root}/usr/bin/{python}" "$@"
 """
 
 

@@ -130,6 +130,21 @@ ALWAYS_INLINE F32 add_block(F32 acc, __m256i dot, F32 d, F32 m, const Activation
 
 // --- one token ---
 
+// The activations of one token, four to a vector, broadcast: plain loads are the cheapest.
+template <class Block>
+inline const __m256i* spread(const MatmulArgs& a) {
+    __m256i* x = (__m256i*)a.scratch;
+    for (int64_t i = 0; i < a.cols / 4; ++i) {
+        x[i] = broadcast(a.x.q + 4 * i);
+    }
+    return x;
+}
+
+template <>
+inline const __m256i* spread<BlockQ8_0>(const MatmulArgs&) {
+    return nullptr;  // read along the rows
+}
+
 // A block of Q6_K is not read from front to back, which the hardware would need to fetch ahead. A
 // part with each group: many at once wait for each other.
 template <class Block>
@@ -254,21 +269,6 @@ ALWAYS_INLINE F32 one_token<BlockQ8_0>(Rows rows, const __m256i*, const MatmulAr
     return acc;
 }
 
-// The activations of one token, four to a vector, broadcast: plain loads are the cheapest.
-template <class Block>
-inline const __m256i* spread(const MatmulArgs& a) {
-    __m256i* x = (__m256i*)a.scratch;
-    for (int64_t i = 0; i < a.cols / 4; ++i) {
-        x[i] = broadcast(a.x.q + 4 * i);
-    }
-    return x;
-}
-
-template <>
-inline const __m256i* spread<BlockQ8_0>(const MatmulArgs&) {
-    return nullptr;  // read along the rows
-}
-
 // --- many tokens ---
 
 // 32 columns of eight rows, unpacked.
@@ -277,28 +277,9 @@ struct TileBlock {
     __m256i codes[Layout<Block>::kVectors];
     F32 d, m;
     Factors<Block> factors;
+
+    ALWAYS_INLINE void put(int j, __m256i vector) { codes[j] = vector; }
 };
-template <class Block>
-inline void fill_tile(Rows rows, int64_t blocks, TileBlock<Block>* tile) {
-    using L = Layout<Block>;
-    for (int64_t i = 0; i < blocks; i += L::kBlocks) {
-        const typename L::Header header = L::header(rows);
-        UNROLL
-        for (int group = 0; group < L::kBlocks / L::kGroup; ++group) {
-            TileBlock<Block>* to = tile + i + group * L::kGroup;
-            L::codes(rows, header, group,
-                     [&](int b, int j, auto codes) INLINE_LAMBDA { to[b].codes[j] = codes; });
-            UNROLL
-            for (int b = 0; b < L::kGroup; ++b) {
-                const int at = group * L::kGroup + b;
-                to[b].d = L::scale(header, at);
-                if (L::kOffset) to[b].m = L::offset(header, at);
-                to[b].factors = Factors<Block>::of(header, at);
-            }
-        }
-        rows.first += sizeof(Block);
-    }
-}
 
 // Rows r .. r + 8 kGroups - 1 and kTokens tokens: each broadcast of activations serves kGroups
 // vectors of codes. store_sums(g, token, sums) puts them where they

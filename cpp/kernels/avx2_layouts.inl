@@ -68,7 +68,7 @@ ALWAYS_INLINE DwordPair dword_pair(Rows rows, size_t at) {
             _mm256_castps_si256(_mm256_shuffle_ps(a, b, 0xdd))};
 }
 
-// What the values of 32 columns are: d * code + m, or d * code - m.
+// What the values of 32 columns are: d * code + m.
 struct ScaleOffset {
     F32 d, m;
 };

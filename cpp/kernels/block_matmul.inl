@@ -1,12 +1,37 @@
 // SPDX-License-Identifier: Apache-2.0
 // Products with block types: which rows and tokens come next. The ISA file that ends in this
 // defines, for each block type:
-//   Lanes, kLanes        a vector of floats, one per row
-//   spread(args)         the activations of one token as a decode step wants them, in the scratch
-//   one_token(rows, x, args)   kLanes rows times one token, x being what spread gave
-//   TileBlock, kTileGroups     32 columns of kLanes rows unpacked, and how many of these side by
-//   side fill_tile(rows, blocks, tile), tile_tokens<Block, groups, tokens>(tile, args, token,
-//   store)
+//   Lanes, kLanes     a vector of floats, one per row
+//   spread(args)      the activations of one token as a decode step wants them
+//   one_token(rows, x, args)   kLanes rows times one token; x is from spread
+//   TileBlock         32 columns of kLanes rows, unpacked; put(part, codes) takes what a Layout
+//   hands
+//                     out
+//   kTileGroups       how many of these stand side by side
+//   tile_tokens<Block, groups, tokens>(tile, args, token, store)
+
+template <class Block>
+inline void fill_tile(Rows rows, int64_t blocks, TileBlock<Block>* tile) {
+    using L = Layout<Block>;
+    for (int64_t i = 0; i < blocks; i += L::kBlocks) {
+        const typename L::Header header = L::header(rows);
+        UNROLL
+        for (int group = 0; group < L::kBlocks / L::kGroup; ++group) {
+            TileBlock<Block>* to = tile + i + group * L::kGroup;
+            L::codes(rows, header, group, [&](int b, int part, const auto& codes) INLINE_LAMBDA {
+                to[b].put(part, codes);
+            });
+            UNROLL
+            for (int b = 0; b < L::kGroup; ++b) {
+                const int at = group * L::kGroup + b;
+                to[b].d = L::scale(header, at);
+                if (L::kOffset) to[b].m = L::offset(header, at);
+                to[b].factors = Factors<Block>::of(header, at);
+            }
+        }
+        rows.first += sizeof(Block);
+    }
+}
 
 template <class Block, int kGroups, class Store>
 inline void all_tokens(const TileBlock<Block>* tile, const MatmulArgs& a, Store store_sums) {

@@ -13,7 +13,7 @@
 #include <sys/auxv.h>
 #elif defined(__aarch64__) && defined(__APPLE__)
 #include <sys/sysctl.h>
-#elif defined(_M_ARM64)
+#elif defined(_WIN32)
 #include <windows.h>
 #endif
 
@@ -30,7 +30,7 @@ struct Level {
 };
 
 #if defined(__aarch64__) || defined(_M_ARM64)
-// As the system tells it; on macOS and Windows this has not run yet.
+// As the system tells it. On macOS this has not run yet, and on Windows the rest does not build.
 bool has_dot_products() {
 #if defined(__linux__)
     return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;

@@ -137,7 +137,8 @@ inline void wkv4_step(const Wkv4Args& s, int64_t i, F32 k, F32 v, F32* y) {
     store(s.p + i, q);
 }
 
-void wkv4(const Wkv4Args& s) {
+void wkv4(const Wkv4Args& args) {
+    const Wkv4Args s = args;  // what is stored cannot change it
     for (int64_t t = 0; t < s.tokens; ++t) {
         const int64_t at = t * s.stride;
         for (int64_t i = 0; i < s.n; i += 8) {

@@ -5,11 +5,10 @@
 //
 // Results must not depend on how work is cut into tokens, rows and threads. So the order of the
 // sums is part of each entry's specification, per level:
-//   f32, f16, bf16   eight partial sums, element k goes to sum k % 8, in order of k; then fixed
-//   pairs
+//   f32, f16, bf16   eight partial sums, element k goes to sum k % 8, in order of k; then pairs:
 //                    ((0+4)+(2+6)) + ((1+5)+(3+7))
 //   block types      the integer dot of a block is exact; the block terms are added in order of k
-// A level may contract a * b + c or not, but everywhere the same.
+// The scalar level contracts no a * b + c; all others contract the same ones.
 #pragma once
 
 #include <stdint.h>
@@ -120,7 +119,7 @@ struct Kernels {
     void (*sigmoid)(float* x, int64_t n);
     void (*silu)(float* x, int64_t n);  // x * sigmoid(x)
     void (*tanh)(float* x, int64_t n);
-    void (*relu2)(float* x, int64_t n);   // max(x, 0)^2
+    void (*relu2)(float* x, int64_t n);   // max(x, 0)^2; of NaN, 0 or NaN
     void (*decay6)(float* x, int64_t n);  // exp(-exp(x)): RWKV-6's decay
     void (*decay7)(float* x, int64_t n);  // exp(-exp(-1/2) * sigmoid(x)): RWKV-7's decay
     // y = x * weight / max(|x * weight|, 1e-12)

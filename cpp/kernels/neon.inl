@@ -32,11 +32,8 @@ inline F32 fma(F32 a, F32 b, F32 c) {
 inline F32 negative_fma(F32 a, F32 b, F32 c) {
     return {vfmsq_f32(c.low, a.low, b.low), vfmsq_f32(c.high, a.high, b.high)};
 }
-// The second where one is NaN, as float_kernels.inl expects of both.
-inline float32x4_t min(float32x4_t a, float32x4_t b) { return vbslq_f32(vcltq_f32(a, b), a, b); }
-inline float32x4_t max(float32x4_t a, float32x4_t b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
-inline F32 min(F32 a, F32 b) { return {min(a.low, b.low), min(a.high, b.high)}; }
-inline F32 max(F32 a, F32 b) { return {max(a.low, b.low), max(a.high, b.high)}; }
+inline F32 min(F32 a, F32 b) { return {vminq_f32(a.low, b.low), vminq_f32(a.high, b.high)}; }
+inline F32 max(F32 a, F32 b) { return {vmaxq_f32(a.low, b.low), vmaxq_f32(a.high, b.high)}; }
 inline F32 round_(F32 a) { return {vrndnq_f32(a.low), vrndnq_f32(a.high)}; }
 
 inline float32x4_t pow2(float32x4_t n) {
@@ -51,6 +48,16 @@ inline float32x4_t fold(F32 v) { return vaddq_f32(v.low, v.high); }
 inline float sum8(F32 v) {
     const float32x4_t fours = fold(v);
     return vaddv_f32(vadd_f32(vget_low_f32(fours), vget_high_f32(fours)));
+}
+
+inline F32 load(const Half* p) {
+    const float16x8_t v = vreinterpretq_f16_u16(vld1q_u16(&p->bits));
+    return {vcvt_f32_f16(vget_low_f16(v)), vcvt_high_f32_f16(v)};
+}
+inline F32 load(const Bfloat16* p) {
+    const uint16x8_t v = vld1q_u16(&p->bits);
+    return {vreinterpretq_f32_u32(vshll_n_u16(vget_low_u16(v), 16)),
+            vreinterpretq_f32_u32(vshll_high_n_u16(v, 16))};
 }
 
 inline float32x4_t low_pairs(float32x4_t a, float32x4_t b) {
@@ -68,16 +75,6 @@ inline void sum8(const F32 v[4], float* sums) {
     vst1q_f32(sums, vpaddq_f32(ab, cd));
 }
 
-inline F32 load(const Half* p) {
-    const float16x8_t v = vreinterpretq_f16_u16(vld1q_u16(&p->bits));
-    return {vcvt_f32_f16(vget_low_f16(v)), vcvt_high_f32_f16(v)};
-}
-inline F32 load(const Bfloat16* p) {
-    const uint16x8_t v = vld1q_u16(&p->bits);
-    return {vreinterpretq_f32_u32(vshll_n_u16(vget_low_u16(v), 16)),
-            vreinterpretq_f32_u32(vshll_high_n_u16(v, 16))};
-}
-
 inline void fetch(const void* line) { __builtin_prefetch(line); }
 inline void fetch_later(const void* line) { __builtin_prefetch(line, 0, 2); }
 
@@ -88,7 +85,7 @@ inline void store(float* p, Lanes v) { vst1q_f32(p, v); }
 
 // What the shared loops are by hand, in instructions, a load of 16 bytes being one. Decoding
 // floats: 32 multiply, 32 widen halves, the rest loads and fetches ahead. Prompts: 4 rows by 3
-// tokens from the panel. wkv4: eight exponentials of 20 and 62 others; wkv6 and wkv7: 24 and 40 of
+// tokens from the panel. wkv4: eight exponentials of 18 and 58 others; wkv6 and wkv7: 24 and 42 of
 // arithmetic. Norms go over their elements in two or three passes.
 //                   units neon neon_dotprod
 //   f32  decode     128   94   94
@@ -97,21 +94,21 @@ inline void store(float* p, Lanes v) { vst1q_f32(p, v); }
 //   f32  prompt     128   54   54
 //   f16  prompt     128   54   54
 //   bf16 prompt     128   54   54
-//   wkv4 recurrence 8     222  222
+//   wkv4 recurrence 8     202  202
 //   wkv6 recurrence 32    46   46
 //   wkv7 recurrence 32    84   84
 //   add          vector 8  11  11
 //   mul          vector 8  11  11
 //   lerp         vector 8  15  15
-//   relu2        vector 8  13  13
+//   relu2        vector 8  11  11
 //   layer_norm   vector 8  34  34
 //   l2_normalize vector 8  23  23
 //   bonus        vector 8  26  26
-//   sigmoid      vector 8  53  53
-//   silu         vector 8  55  55
-//   tanh         vector 8  63  63
-//   decay6       vector 8  91  91
-//   decay7       vector 8  95  95
+//   sigmoid      vector 8  49  49
+//   silu         vector 8  51  51
+//   tanh         vector 8  55  55
+//   decay6       vector 8  83  83
+//   decay7       vector 8  87  87
 //   quantize_activation vector 32 99 99
 #include "kernels/float_kernels.inl"
 #include "kernels/float_matmul.inl"

@@ -207,60 +207,41 @@ ALWAYS_INLINE float32x4_t one_token(Rows rows, const int32_t* zeros, const Matmu
 
 // --- many tokens ---
 
-// 32 columns of four rows, unpacked, zero's code taken off. In each half vector j is row j, or with
-// dot products columns 4j .. 4j+3 of every row, which need no folding.
-template <class Block>
-struct TileBlock {
-    int8x16_t codes[2][4];
-    float32x4_t d, m;
-    Factors<Block> factors;
-};
-
+// Codes of 16 columns as a tile has them: vector j is row j, or with dot products columns
+// 4j .. 4j+3 of every row, which need no folding.
 #ifdef __ARM_FEATURE_DOTPROD
 constexpr int kTileGroups = 2;
 template <class Block>
 using TileSums = LaneSums;
-ALWAYS_INLINE void arrange(const int8x16_t rows[4], int8x16_t codes[4]) {
-    turn((const uint8x16_t*)rows, (uint8x16_t*)codes);
-}
+ALWAYS_INLINE void arrange(const uint8x16_t rows[4], uint8x16_t vectors[4]) { turn(rows, vectors); }
 #else
 constexpr int kTileGroups = 1;
 template <class Block>
 using TileSums =
     RowSums<(Layout<Block>::kZero > 0 ? (int)Layout<Block>::kZero : (int)Layout<Block>::kLargest),
             kSpan<Block>>;
-ALWAYS_INLINE void arrange(const int8x16_t rows[4], int8x16_t codes[4]) {
-    for (int r = 0; r < 4; ++r) codes[r] = rows[r];
+ALWAYS_INLINE void arrange(const uint8x16_t rows[4], uint8x16_t vectors[4]) {
+    for (int r = 0; r < 4; ++r) vectors[r] = rows[r];
 }
 #endif
 
+// 32 columns of four rows, unpacked, zero's code taken off.
 template <class Block>
-inline void fill_tile(Rows rows, int64_t blocks, TileBlock<Block>* tile) {
-    using L = Layout<Block>;
-    for (int64_t i = 0; i < blocks; i += L::kBlocks) {
-        const typename L::Header header = L::header(rows);
+struct TileBlock {
+    int8x16_t codes[2][4];
+    float32x4_t d, m;
+    Factors<Block> factors;
+
+    ALWAYS_INLINE void put(int half, const int8x16_t (&rows)[4]) {
+        uint8x16_t less_zero[4], vectors[4];
         UNROLL
-        for (int group = 0; group < L::kBlocks / L::kGroup; ++group) {
-            TileBlock<Block>* to = tile + i + group * L::kGroup;
-            L::codes(rows, header, group,
-                     [&](int b, int half, const int8x16_t(&codes)[4]) INLINE_LAMBDA {
-                         int8x16_t less_zero[4];
-                         UNROLL
-                         for (int r = 0; r < 4; ++r)
-                             less_zero[r] = vsubq_s8(codes[r], vdupq_n_s8(L::kZero));
-                         arrange(less_zero, to[b].codes[half]);
-                     });
-            UNROLL
-            for (int b = 0; b < L::kGroup; ++b) {
-                const int at = group * L::kGroup + b;
-                to[b].d = L::scale(header, at);
-                if (L::kOffset) to[b].m = L::offset(header, at);
-                to[b].factors = Factors<Block>::of(header, at);
-            }
-        }
-        rows.first += sizeof(Block);
+        for (int r = 0; r < 4; ++r)
+            less_zero[r] = vreinterpretq_u8_s8(vsubq_s8(rows[r], vdupq_n_s8(Layout<Block>::kZero)));
+        arrange(less_zero, vectors);
+        UNROLL
+        for (int r = 0; r < 4; ++r) codes[half][r] = vreinterpretq_s8_u8(vectors[r]);
     }
-}
+};
 
 // Rows r .. r + 4 kGroups - 1 and kTokens tokens. store_sums(g, token, sums) puts them where they
 // belong.

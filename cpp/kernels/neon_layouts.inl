@@ -31,7 +31,7 @@ ALWAYS_INLINE float32x4_t halves_to_floats(uint16x4_t v) {
     return vcvt_f32_f16(vreinterpret_f16_u16(v));
 }
 
-// The half at byte `at` of every row.
+// The half at byte `at` of every row. Loads of a lane, like all loads here, need no alignment.
 ALWAYS_INLINE float32x4_t halves(Rows rows, size_t at) {
     const auto half = [&](int r) { return (const uint16_t*)(rows(r) + at); };
     uint16x4_t v = vld1_dup_u16(half(0));
@@ -91,9 +91,8 @@ ALWAYS_INLINE int32x4_t signed_byte(uint8x16_t v, int byte) {
 //   kOffset   whether m is added to every value
 //   kHalfScales   whether each 16 columns have a scale of their own
 //   Header    what is read once per block
-//   codes     calls use(i, half, codes) for 16 columns of each 32 columns i of a group: codes[r]
-//   are
-//             those of row r
+//   codes     calls use(i, half, codes) for 16 columns of each 32 columns i of a group;
+//             codes[r] are those of row r
 //   scale, offset   d and m of 32 columns
 
 // What a type has unless it says otherwise.

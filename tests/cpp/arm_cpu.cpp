@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // That this Arm CPU, real or emulated, runs the instructions that it reports and dies of the
-// others. With that, the tests that pass on an emulated cortex-a53 prove that all they call keeps
-// to ARMv8.0.
+// others, and that kernel levels are offered accordingly. With that, the tests that pass on an
+// emulated cortex-a53 prove that all they call keeps to ARMv8.0; but for AES and SHA, which the
+// emulated core has and a Raspberry Pi 4 lacks.
 #include <setjmp.h>
 #include <signal.h>
 #include <sys/auxv.h>
@@ -54,6 +55,13 @@ bool runs(void (*execute)()) {
 TEST(what_runs_is_what_is_reported) {
     for (const Extension& extension : extensions())
         CHECK_CASE(runs(extension.execute) == extension.reported, extension.name);
+}
+
+TEST(levels_follow_the_cpu) {
+    bool found = false;
+    for (const rwkv_edge::Kernels& level : rwkv_edge::available_kernels())
+        found |= level.isa == std::string("neon_dotprod");
+    CHECK(found == runs(dotprod));
 }
 
 TEST(an_emulated_cpu_has_what_the_real_one_has) {

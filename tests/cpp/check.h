@@ -40,7 +40,7 @@ void throws(const char* file, int line, const std::string& part, Body&& body) {
 
 inline bool has_level(const char* name) {
     for (const rwkv_edge::Kernels& level : rwkv_edge::available_kernels())
-        if (name == nullptr || std::strcmp(level.isa, name) == 0) return true;
+        if (name == nullptr || *name == '\0' || std::strcmp(level.isa, name) == 0) return true;
     return false;
 }
 

@@ -93,7 +93,7 @@ uint64_t wkv7() {
     return h.hash();
 }
 
-// Everything on vectors, one after the other.
+// What is done to vectors, one after the other; sums and products alone round once everywhere.
 uint64_t vectors() {
     constexpr int64_t n = 128;
     const Kernels& k = kernels();

@@ -58,6 +58,8 @@ class MappedFile:
             try:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             except (OSError, ValueError) as error:  # Python's own limit on 32 bits is a ValueError
+                if isinstance(error, OSError) and error.errno != errno.ENOMEM:
+                    raise OSError(error.errno, error.strerror, str(path)) from error
                 raise OSError(
                     errno.ENOMEM,
                     f"its {self.size} bytes do not fit in the address space of this process "
