@@ -416,7 +416,7 @@ PYBIND11_MODULE(_core, m) {
         for (const Kernels& table : available_kernels()) levels.emplace_back(table.isa);
         return levels;
     });
-    m.def("available_memory", &available_memory);
+    m.def("available_memory", [] { return available_memory(); });
     m.def("read_bandwidth", &read_bandwidth, py::arg("threads"),
           py::call_guard<py::gil_scoped_release>());
     m.def(

@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <fstream>
+#include <initializer_list>
 #include <limits>
 #include <memory>
 #include <stdexcept>
@@ -93,11 +94,13 @@ double arithmetic_rate(int64_t (*operations)(int64_t rounds), int threads) {
     });
 }
 
-// What a control group and those above it grant: the least of the numbers in their files `name`.
-uint64_t group_limit(const std::string& root, std::string group, const char* name) {
+// What a control group and those above it grant: the least of the numbers in their files `names`.
+uint64_t group_limit(const std::string& root, std::string group,
+                     std::initializer_list<const char*> names) {
     uint64_t least = std::numeric_limits<uint64_t>::max(), bytes = 0;
     for (;;) {
-        if (std::ifstream(root + group + "/" + name) >> bytes) least = std::min(least, bytes);
+        for (const char* name : names)
+            if (std::ifstream(root + group + "/" + name) >> bytes) least = std::min(least, bytes);
         if (group.empty()) return least;
         group.resize(group.rfind('/'));
     }
@@ -105,23 +108,25 @@ uint64_t group_limit(const std::string& root, std::string group, const char* nam
 
 }  // namespace
 
-uint64_t available_memory() {
+uint64_t available_memory(const std::string& root) {
     uint64_t bytes = static_cast<uint64_t>(sysconf(_SC_PHYS_PAGES)) *
                      static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
-    std::ifstream meminfo("/proc/meminfo");
+    std::ifstream meminfo(root + "/proc/meminfo");
     for (std::string word; meminfo >> word;)
         if (uint64_t kib = 0; word == "MemAvailable:" && meminfo >> kib) bytes = kib << 10;
-    // "0::/a/b" is a group of version 2, "4:memory:/a/b" one of version 1.
-    std::ifstream groups("/proc/self/cgroup");
+    // "0::/a/b" is a group of version 2, "4:cpu,memory:/a/b" one of version 1.
+    std::ifstream groups(root + "/proc/self/cgroup");
     for (std::string line; std::getline(groups, line);) {
-        const std::size_t path = line.find('/');
-        if (path == std::string::npos) continue;
+        const std::size_t controllers = line.find(':') + 1, path = line.find(":/") + 1;
+        if (controllers == 0 || path <= controllers) continue;
         const std::string group = line.substr(path);
-        if (line.starts_with("0::"))
-            bytes = std::min(bytes, group_limit("/sys/fs/cgroup", group, "memory.max"));
-        else if (line.find(":memory:") != std::string::npos)
-            bytes = std::min(bytes,
-                             group_limit("/sys/fs/cgroup/memory", group, "memory.limit_in_bytes"));
+        const std::string names = cat(',', line.substr(controllers, path - 1 - controllers), ',');
+        if (names == ",,")
+            bytes = std::min(
+                bytes, group_limit(root + "/sys/fs/cgroup", group, {"memory.max", "memory.high"}));
+        else if (names.find(",memory,") != std::string::npos)
+            bytes = std::min(bytes, group_limit(root + "/sys/fs/cgroup/memory", group,
+                                                {"memory.limit_in_bytes"}));
     }
     return bytes;
 }

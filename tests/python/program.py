@@ -11,7 +11,7 @@ import numpy as np
 import tiny
 
 PROGRAM = [sys.executable, "-m", "rwkv_edge"]
-SECONDS = 300  # an emulated CPU needs tens
+SECONDS = 300  # on an emulated CPU tens pass
 GREEDY = ["--temperature", "0", "--max-tokens", "20"]
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import re
@@ -16,6 +17,7 @@ from click.testing import CliRunner
 from conftest import GetModel
 from program import SECONDS
 from rwkv_edge import Model, _core, cli, model_file, terminal
+from rwkv_edge.convert import source
 from rwkv_edge.convert.quantize import Types
 from test_random_model import TOOL, tool  # noqa: F401 - a fixture
 
@@ -155,6 +157,21 @@ def test_too_few_addresses_to_convert(huge: Path) -> None:
     done = limited("RLIMIT_AS", 1 << 30, "MappedFile(Path(path))", huge)
     assert f"its {huge.stat().st_size} bytes do not fit in the address space" in done.stderr
     assert f"'{huge}'" in done.stderr
+
+
+def test_what_cannot_be_mapped_is_not_called_too_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "model.pth"
+    path.write_bytes(b"x")
+
+    def no_device(*_: object, **__: object) -> None:
+        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+
+    monkeypatch.setattr(mmap, "mmap", no_device)
+    with pytest.raises(OSError, match=os.strerror(errno.ENODEV)) as caught:
+        source.MappedFile(path)
+    assert (caught.value.errno, caught.value.filename) == (errno.ENODEV, str(path))
 
 
 @pytest.mark.parametrize("room", [1 << 18, 3 << 20])
