@@ -4,9 +4,7 @@
 //   Lanes, kLanes     a vector of floats, one per row
 //   spread(args)      the activations of one token as a decode step wants them
 //   one_token(rows, x, args)   kLanes rows times one token; x is from spread
-//   TileBlock         32 columns of kLanes rows, unpacked; put(part, codes) takes what a Layout
-//   hands
-//                     out
+//   TileBlock         32 columns of kLanes rows; put(part, codes) takes what its Layout gives
 //   kTileGroups       how many of these stand side by side
 //   tile_tokens<Block, groups, tokens>(tile, args, token, store)
 
