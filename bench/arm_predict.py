@@ -21,12 +21,11 @@ from pathlib import Path
 import numpy as np
 from arm_counts import CORES, PROMPT
 from rwkv_edge._core import ModelFile
-from rwkv_edge.bench import HEAD, Work
+from rwkv_edge.bench import HEAD, Work, matrices
 from rwkv_edge.convert.convert import plan_model, plan_types
 from rwkv_edge.convert.gguf_writer import header
 from rwkv_edge.convert.quantize import Types
 from rwkv_edge.convert.source import Checkpoint
-from rwkv_edge.model_file import TABLES
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tools"))
 from make_random_model import SIZES, Size, random_tensors
@@ -95,12 +94,9 @@ class Load:
     @classmethod
     def of(cls, shape: Size, types: Types) -> Load:
         file = planned(shape, types)
-        used = [tensor for tensor in file.tensors if not tensor.name.endswith(TABLES)]
         weights: dict[str, int] = {}
         head = ("", 0)
-        for tensor in used:
-            if len(tensor.shape) < 2 or tensor.shape[-2] == 1:
-                continue
+        for tensor in matrices(file):
             count = math.prod(tensor.shape)
             if tensor.name == HEAD:
                 head = (tensor.type, count)

@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <string>
+#include <utility>
 
 #include "base/aligned.h"
 #include "kernels/dispatch.h"
@@ -74,7 +75,20 @@ void matmul(const Kernels& kernels, Type type, int64_t rows, int64_t cols, int64
     marked([&] { kernels.matmul[static_cast<int>(type)](args); });
 }
 
-// False for a name that is none of these.
+// False for a name that is none of these; so the two below.
+bool in_place(const Kernels& kernels, const std::string& name, float* y, int64_t n) {
+    constexpr std::pair<const char*, void (*Kernels::*)(float*, int64_t)> kFunctions[] = {
+        {"sigmoid", &Kernels::sigmoid}, {"silu", &Kernels::silu},     {"tanh", &Kernels::tanh},
+        {"relu2", &Kernels::relu2},     {"decay6", &Kernels::decay6}, {"decay7", &Kernels::decay7},
+    };
+    for (const auto& [known, function] : kFunctions)
+        if (name == known) {
+            marked([&, run = kernels.*function] { run(y, n); });
+            return true;
+        }
+    return false;
+}
+
 bool vectors(const Kernels& kernels, const std::string& name, int64_t n) {
     auto ys = filled<float>(n);
     const auto xs = filled<float>(n);
@@ -95,20 +109,8 @@ bool vectors(const Kernels& kernels, const std::string& name, int64_t n) {
         marked([&] { kernels.l2_normalize(x, x, n, y); });
     else if (name == "bonus")
         marked([&] { kernels.bonus(x, x, x, x, n, y); });
-    else if (name == "sigmoid")
-        marked([&] { kernels.sigmoid(y, n); });
-    else if (name == "silu")
-        marked([&] { kernels.silu(y, n); });
-    else if (name == "tanh")
-        marked([&] { kernels.tanh(y, n); });
-    else if (name == "relu2")
-        marked([&] { kernels.relu2(y, n); });
-    else if (name == "decay6")
-        marked([&] { kernels.decay6(y, n); });
-    else if (name == "decay7")
-        marked([&] { kernels.decay7(y, n); });
     else
-        return false;
+        return in_place(kernels, name, y, n);
     return true;
 }
 

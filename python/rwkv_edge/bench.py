@@ -14,9 +14,14 @@ import numpy as np
 
 from . import _core
 from .model import Model, Session
-from .model_file import TABLES, bytes_per_token, open_model_file
+from .model_file import bytes_per_token, open_model_file, weights_per_token
 
 HEAD = "output.weight"
+
+
+def matrices(file: _core.ModelFile) -> list[_core.TensorInfo]:
+    """Those that every token is multiplied with."""
+    return [w for w in weights_per_token(file) if len(w.shape) > 1 and w.shape[-2] > 1]
 
 
 @dataclass(frozen=True)
@@ -36,13 +41,11 @@ class Work:
 
     @classmethod
     def of(cls, file: _core.ModelFile) -> Work:
-        used = [tensor for tensor in file.tensors if not tensor.name.endswith(TABLES)]
         layers, head = [0, 0], [0, 0]
-        for tensor in used:
-            if len(tensor.shape) > 1 and tensor.shape[-2] > 1:
-                in_blocks = _core.type_block(tensor.type)[0] > 1
-                place = head if tensor.name == HEAD else layers
-                place[in_blocks] += 2 * math.prod(tensor.shape)
+        for tensor in matrices(file):
+            in_blocks = _core.type_block(tensor.type)[0] > 1
+            place = head if tensor.name == HEAD else layers
+            place[in_blocks] += 2 * math.prod(tensor.shape)
         return cls(bytes_per_token(file), (layers[0], layers[1]), (head[0], head[1]))
 
 

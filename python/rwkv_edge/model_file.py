@@ -7,7 +7,7 @@ from collections import Counter
 from os import PathLike
 from pathlib import Path
 
-from ._core import ModelFile, available_memory, type_block
+from ._core import ModelFile, TensorInfo, available_memory, type_block
 
 # What files are written in, with llama.cpp's numbers for general.file_type.
 FILE_TYPES = {
@@ -54,9 +54,14 @@ def open_model_file(
     return ModelFile(str(path))
 
 
+def weights_per_token(file: ModelFile) -> list[TensorInfo]:
+    """What every token reads: all but the tables, of which it needs one row."""
+    return [tensor for tensor in file.tensors if not tensor.name.endswith(TABLES)]
+
+
 def bytes_per_token(file: ModelFile) -> int:
-    """Of the weights that every token reads: all but the tables, of which it needs one row."""
-    return sum(tensor.nbytes for tensor in file.tensors if not tensor.name.endswith(TABLES))
+    """Of the weights that every token reads."""
+    return sum(tensor.nbytes for tensor in weights_per_token(file))
 
 
 def hint(file: ModelFile) -> str | None:
