@@ -10,6 +10,7 @@
 
 #include "backend/limits.h"
 #include "base/error.h"
+#include "base/system.h"
 #include "io/model_file.h"
 #include "kernels/dispatch.h"
 #include "model/model.h"
@@ -25,7 +26,6 @@ namespace {
 
 using Floats = py::array_t<float, py::array::c_style | py::array::forcecast>;
 using Bytes = py::array_t<uint8_t, py::array::c_style>;
-using Ids = py::array_t<int32_t, py::array::c_style | py::array::forcecast>;
 using FilePtr = std::shared_ptr<const ModelFile>;
 
 // Text from a file need not be UTF-8; what is not comes as lone surrogates.
@@ -139,12 +139,13 @@ struct TensorInfo {
     const TensorView* view;
 };
 
-Bytes tensor_data(const TensorInfo& tensor) {
-    // The capsule holds the map as long as the array, or anything made from it, lives.
-    const py::capsule owner(new FilePtr(tensor.file),
-                            [](void* p) { delete static_cast<FilePtr*>(p); });
-    Bytes array(static_cast<py::ssize_t>(tensor.view->data.size()),
-                reinterpret_cast<const uint8_t*>(tensor.view->data.data()), owner);
+// Bytes in a map, which lives as long as the array or anything made from it.
+Bytes view_of(std::shared_ptr<const void> owner, std::span<const std::byte> bytes) {
+    using Owner = std::shared_ptr<const void>;
+    const py::capsule capsule(new Owner(std::move(owner)),
+                              [](void* p) { delete static_cast<Owner*>(p); });
+    Bytes array(static_cast<py::ssize_t>(bytes.size()),
+                reinterpret_cast<const uint8_t*>(bytes.data()), capsule);
     py::detail::array_proxy(array.ptr())->flags &= ~py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
     return array;
 }
@@ -266,7 +267,14 @@ void bind_files(py::module_& m) {
         .def_property_readonly("nbytes", [](const TensorInfo& t) { return t.view->data.size(); })
         .def_property_readonly("offset",
                                [](const TensorInfo& t) { return t.file->offset(*t.view); })
-        .def_property_readonly("data", &tensor_data);
+        .def_property_readonly("data",
+                               [](const TensorInfo& t) { return view_of(t.file, t.view->data); });
+    py::class_<MappedFile, std::shared_ptr<MappedFile>>(m, "MappedFile")
+        .def(py::init<const std::string&>(), py::arg("path"),
+             py::call_guard<py::gil_scoped_release>())
+        .def_property_readonly(
+            "data", [](const std::shared_ptr<MappedFile>& f) { return view_of(f, f->bytes()); })
+        .def("forget", &MappedFile::forget);
     py::class_<ModelFile, std::shared_ptr<ModelFile>>(m, "ModelFile")
         .def(py::init([](const std::string& path) {
                  return std::const_pointer_cast<ModelFile>(ModelFile::open(path));
@@ -291,6 +299,7 @@ void bind_files(py::module_& m) {
             },
             py::arg("key"), py::arg("default") = py::none())
         .def("value_type", &value_type, py::arg("key"))
+        .def("forget", &ModelFile::forget)
         .def_property_readonly("tensors", [](const std::shared_ptr<ModelFile>& f) {
             py::list tensors;
             for (const TensorView& view : f->tensors()) tensors.append(TensorInfo{f, &view});
@@ -369,13 +378,7 @@ void bind_text(py::module_& m) {
         .def(
             "token_bytes",
             [](const WorldTokenizer& t, int64_t id) { return py::bytes(t.token_bytes(id)); },
-            py::arg("id"))
-        .def(
-            "decode",
-            [](const WorldTokenizer& t, const Ids& ids) {
-                return py::bytes(t.decode({ids.data(), static_cast<std::size_t>(ids.size())}));
-            },
-            py::arg("ids"));
+            py::arg("id"));
 }
 
 }  // namespace

@@ -1,23 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "backend/limits.h"
 
-#include <sys/mman.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
-#include <fstream>
-#include <initializer_list>
-#include <limits>
 #include <memory>
 #include <stdexcept>
-#include <string>
 
 #include "base/error.h"
+#include "base/system.h"
 #include "base/thread_pool.h"
 
 namespace rwkv_edge {
@@ -94,42 +88,7 @@ double arithmetic_rate(int64_t (*operations)(int64_t rounds), int threads) {
     });
 }
 
-// What a control group and those above it grant: the least of the numbers in their files `names`.
-uint64_t group_limit(const std::string& root, std::string group,
-                     std::initializer_list<const char*> names) {
-    uint64_t least = std::numeric_limits<uint64_t>::max(), bytes = 0;
-    for (;;) {
-        for (const char* name : names)
-            if (std::ifstream(root + group + "/" + name) >> bytes) least = std::min(least, bytes);
-        if (group.empty()) return least;
-        group.resize(group.rfind('/'));
-    }
-}
-
 }  // namespace
-
-uint64_t available_memory(const std::string& root) {
-    uint64_t bytes = static_cast<uint64_t>(sysconf(_SC_PHYS_PAGES)) *
-                     static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
-    std::ifstream meminfo(root + "/proc/meminfo");
-    for (std::string word; meminfo >> word;)
-        if (uint64_t kib = 0; word == "MemAvailable:" && meminfo >> kib) bytes = kib << 10;
-    // "0::/a/b" is a group of version 2, "4:cpu,memory:/a/b" one of version 1.
-    std::ifstream groups(root + "/proc/self/cgroup");
-    for (std::string line; std::getline(groups, line);) {
-        const std::size_t controllers = line.find(':') + 1, path = line.find(":/") + 1;
-        if (controllers == 0 || path <= controllers) continue;
-        const std::string group = line.substr(path);
-        const std::string names = cat(',', line.substr(controllers, path - 1 - controllers), ',');
-        if (names == ",,")
-            bytes = std::min(
-                bytes, group_limit(root + "/sys/fs/cgroup", group, {"memory.max", "memory.high"}));
-        else if (names.find(",memory,") != std::string::npos)
-            bytes = std::min(bytes, group_limit(root + "/sys/fs/cgroup/memory", group,
-                                                {"memory.limit_in_bytes"}));
-    }
-    return bytes;
-}
 
 double read_bandwidth(int threads) {
     ThreadPool pool(checked(threads));
@@ -139,15 +98,13 @@ double read_bandwidth(int threads) {
     double best = 0.0;
     // Small and huge pages differ by up to a quarter, in either direction; the wall is the better
     // one.
-    for ([[maybe_unused]] const bool huge : {false, true}) {
+    for (const bool huge : {false, true}) {
         const std::unique_ptr<void, void (*)(void*)> memory(std::aligned_alloc(kHugePage, bytes),
                                                             std::free);
         if (memory == nullptr)
             throw NoMemory(
                 cat("no memory left for the ", bytes >> 20, " MiB that measuring its speed takes"));
-#ifdef MADV_HUGEPAGE
-        madvise(memory.get(), bytes, huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
-#endif
+        use_huge_pages(memory.get(), bytes, huge);
         auto* words = static_cast<uint64_t*>(memory.get());
         const std::size_t count = bytes / sizeof(uint64_t);
         std::fill_n(words, count, uint64_t{1});

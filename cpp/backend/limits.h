@@ -4,16 +4,9 @@
 // std::invalid_argument for a number of threads outside 1 to 1024.
 #pragma once
 
-#include <cstdint>
-#include <string>
-
 #include "kernels/kernels.h"
 
 namespace rwkv_edge {
-
-// Bytes of memory that the system can give to this process, mapped files included: what is free or
-// can be freed, and no more than its control group may have, as Linux tells in files below `root`.
-uint64_t available_memory(const std::string& root = "");
 
 // Gigabytes (1e9) per second read from a buffer larger than the caches. Takes about a second, and
 // 256 MiB or a quarter of the available memory, whichever is less; throws NoMemory where the system

@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "base/thread_pool.h"
 
-#include <unistd.h>
-
 #include <new>
 #include <system_error>
 
 #include "base/error.h"
+#include "base/system.h"
 
 namespace rwkv_edge {
 
@@ -14,14 +13,6 @@ namespace {
 
 // Spins are counted, not timed: about 20 microseconds on the machines of today.
 constexpr int kSpins = 4000;
-
-inline void pause() {
-#if defined(__x86_64__) || defined(__i386__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    asm volatile("yield");
-#endif
-}
 
 // Returns once `value` is no longer `old`.
 template <class T>
@@ -35,7 +26,7 @@ void wait_change(const std::atomic<T>& value, T old) {
 
 }  // namespace
 
-ThreadPool::ThreadPool(int threads) : process_(getpid()) {
+ThreadPool::ThreadPool(int threads) : process_(process_id()) {
     workers_.reserve(static_cast<std::size_t>(threads) - 1);
     try {
         for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(i); });
@@ -49,7 +40,7 @@ ThreadPool::ThreadPool(int threads) : process_(getpid()) {
     }
 }
 
-bool ThreadPool::in_forked_child() const { return getpid() != process_; }
+bool ThreadPool::in_forked_child() const { return process_id() != process_; }
 
 ThreadPool::~ThreadPool() {
     if (in_forked_child()) {

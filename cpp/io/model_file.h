@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "base/aligned.h"
-#include "io/mapped_file.h"
+#include "base/system.h"
 #include "quant/types.h"
 
 namespace rwkv_edge {
@@ -78,6 +78,10 @@ public:
     std::size_t size() const { return size_; }
     // Where in the file a tensor begins; -1 if it is not in a file of ours.
     int64_t offset(const TensorView& tensor) const;
+    // Gives back the pages that were read; the file has them.
+    void forget() const {
+        if (map_ != nullptr) map_->forget();
+    }
     uint32_t version() const { return version_; }
     uint64_t alignment() const { return alignment_; }
     const std::vector<std::string>& keys() const { return keys_; }  // in file order

@@ -1,14 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "model/model.h"
 
-#if defined(__linux__)
-#include <sched.h>
-#endif
-
 #include <algorithm>
 #include <cmath>
 
 #include "base/error.h"
+#include "base/system.h"
 
 namespace rwkv_edge {
 
@@ -63,15 +60,6 @@ Config read_config(const ModelFile& file, const char* arch) {
             throw FormatError(cat(file.path(), ": key '", key(name), "' is ", value,
                                   ", expected a multiple of ", kBlock));
     return c;
-}
-
-// Of a container or of taskset, not of the machine.
-int usable_cpus() {
-#if defined(__linux__)
-    cpu_set_t cpus;
-    if (sched_getaffinity(0, sizeof(cpus), &cpus) == 0) return CPU_COUNT(&cpus);
-#endif
-    return static_cast<int>(std::thread::hardware_concurrency());
 }
 
 int count_threads(int wanted) {

@@ -169,12 +169,6 @@ std::string_view WorldTokenizer::token_bytes(int64_t id) const {
     return token(static_cast<int32_t>(id));
 }
 
-std::string WorldTokenizer::decode(std::span<const int32_t> ids) const {
-    std::string out;
-    for (const int32_t id : ids) out += token_bytes(id);
-    return out;
-}
-
 std::vector<int32_t> WorldTokenizer::without_text() const {
     std::vector<int32_t> ids;
     for (int32_t id = 1; id < n_vocab(); ++id)

@@ -29,7 +29,6 @@ public:
 
     // Nothing for id 0 and for unused ids; throws std::invalid_argument for an id out of range.
     std::string_view token_bytes(int64_t id) const;
-    std::string decode(std::span<const int32_t> ids) const;
     // The ids without bytes, but for 0.
     std::vector<int32_t> without_text() const;
 

@@ -4,7 +4,7 @@
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 class FormatError(ValueError):
     """A file is malformed or does not fit; the message begins with the file's path."""
@@ -68,6 +68,16 @@ class TensorInfo:
     def data(self) -> NDArray[np.uint8]:
         """[nbytes], read-only, in the map of the file."""
 
+class MappedFile:
+    """A whole file, mapped for reading. OSError where that fails, FormatError where it is empty."""
+
+    def __init__(self, path: str | bytes) -> None: ...
+    @property
+    def data(self) -> NDArray[np.uint8]:
+        """All bytes, read-only."""
+    def forget(self) -> None:
+        """Give back the pages read so far, so that reading 14 GB does not look like using it."""
+
 class ModelFile:
     def __init__(self, path: str) -> None: ...
     @staticmethod
@@ -89,6 +99,8 @@ class ModelFile:
     def keys(self) -> list[str]: ...
     def get(self, key: str, default: Any = None) -> Any: ...
     def value_type(self, key: str) -> str: ...
+    def forget(self) -> None:
+        """As that of MappedFile; nothing happens to an assembled file."""
 
 class Model:
     def __init__(self, file: ModelFile, threads: int = 0) -> None: ...
@@ -143,4 +155,3 @@ class WorldTokenizer:
     def without_text(self) -> list[int]: ...
     def encode(self, data: bytes) -> list[int]: ...
     def token_bytes(self, id: int) -> bytes: ...
-    def decode(self, ids: ArrayLike) -> bytes: ...

@@ -24,6 +24,12 @@ Vocabulary bytes_and(std::initializer_list<const char*> words) {
 
 int32_t byte_id(char c) { return 1 + static_cast<unsigned char>(c); }
 
+std::string decode(const WorldTokenizer& tokenizer, const Ids& ids) {
+    std::string text;
+    for (const int32_t id : ids) text += tokenizer.token_bytes(id);
+    return text;
+}
+
 WorldTokenizer from_gguf(const std::vector<std::string_view>& tokens, const Ids& types = {}) {
     return WorldTokenizer::from_gguf(tokens, types, "a.gguf");
 }
@@ -45,7 +51,7 @@ TEST(id_0_unused_ids_and_empty_tokens_never_encode) {
     const WorldTokenizer tokenizer(Vocabulary{"a", "a", std::nullopt, "", "a", "b"});
     CHECK((tokenizer.encode("ab") == Ids{1, 5}));
     CHECK(tokenizer.token_bytes(0).empty());
-    CHECK(tokenizer.decode(Ids{0, 1, 2, 3, 4, 5}) == "aab");
+    CHECK(decode(tokenizer, Ids{0, 1, 2, 3, 4, 5}) == "aab");
     CHECK((tokenizer.without_text() == Ids{2, 3}));
 }
 
@@ -63,7 +69,7 @@ TEST(any_bytes_survive) {
     for (int i = 0; i < 500; ++i) {
         std::string text(random() % 64, '\0');
         for (char& c : text) c = "a\xe4\xbd\xa0\xff\xfe\0z"[random() % 8];
-        CHECK_CASE(tokenizer.decode(tokenizer.encode(text)) == text, text);
+        CHECK_CASE(decode(tokenizer, tokenizer.encode(text)) == text, text);
     }
 }
 
@@ -75,7 +81,7 @@ TEST(what_the_vocabulary_lacks_is_an_error) {
                  tokenizer.encode("\xff"));
     CHECK_THROWS(std::invalid_argument, "token 3 is outside the vocabulary of 3",
                  tokenizer.token_bytes(3));
-    CHECK_THROWS(std::invalid_argument, "token -1 is", tokenizer.decode(Ids{1, -1}));
+    CHECK_THROWS(std::invalid_argument, "token -1 is", tokenizer.token_bytes(-1));
     CHECK_THROWS(std::invalid_argument, "a vocabulary of 0 tokens", WorldTokenizer(Vocabulary{}));
     CHECK_THROWS(std::invalid_argument, "no token for byte 120", WorldTokenizer({"x"}).encode("x"));
 }
@@ -96,7 +102,7 @@ TEST(the_text_form_of_gguf_is_undone) {
 TEST(token_types_of_gguf_take_tokens_out) {
     const WorldTokenizer tokenizer = from_gguf({"<s>", "a", "a", "a", "b"}, {1, 3, 5, 1, 6});
     CHECK((tokenizer.encode("ab") == Ids{3, 4}));
-    CHECK(tokenizer.decode(Ids{1, 2}).empty());
+    CHECK(decode(tokenizer, Ids{1, 2}).empty());
 }
 
 TEST(bad_vocabularies_of_gguf) {

@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "base/system.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#if defined(__linux__)
+#include <sched.h>
+#endif
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <fstream>
+#include <initializer_list>
+#include <limits>
+#include <thread>
+#include <utility>
+
+#include "base/error.h"
+
+namespace rwkv_edge {
+
+namespace {
+
+// What a control group and those above it grant: the least of the numbers in their files `names`.
+uint64_t group_limit(const std::string& root, std::string group,
+                     std::initializer_list<const char*> names) {
+    uint64_t least = std::numeric_limits<uint64_t>::max(), bytes = 0;
+    for (;;) {
+        for (const char* name : names)
+            if (std::ifstream(root + group + "/" + name) >> bytes) least = std::min(least, bytes);
+        if (group.empty()) return least;
+        group.resize(group.rfind('/'));
+    }
+}
+
+struct Descriptor {
+    int fd;
+    ~Descriptor() {
+        if (fd >= 0) ::close(fd);
+    }
+};
+
+// Only addresses can run out: the pages come from the file, and go back to it.
+FileError too_large(const std::string& path, off_t size) {
+    std::string room, way;
+    rlimit limit{};
+    if (::getrlimit(RLIMIT_AS, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY) {
+        room = cat(", which `ulimit -v` limits to ", limit.rlim_cur, " bytes");
+        way = "raise that limit, or ";
+    } else if (sizeof(void*) < 8) {
+        room = " of 32 bits";
+        way = "take a 64-bit system, or ";
+    }
+    return {ENOMEM, path,
+            cat("its ", size, " bytes do not fit in the address space of this process", room, ": ",
+                way, "take a smaller model or type")};
+}
+
+}  // namespace
+
+int usable_cpus() {
+#if defined(__linux__)
+    cpu_set_t cpus;
+    if (sched_getaffinity(0, sizeof(cpus), &cpus) == 0) return CPU_COUNT(&cpus);
+#endif
+    return static_cast<int>(std::thread::hardware_concurrency());
+}
+
+int process_id() { return ::getpid(); }
+
+uint64_t available_memory(const std::string& root) {
+    uint64_t bytes = static_cast<uint64_t>(sysconf(_SC_PHYS_PAGES)) *
+                     static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
+    std::ifstream meminfo(root + "/proc/meminfo");
+    for (std::string word; meminfo >> word;)
+        if (uint64_t kib = 0; word == "MemAvailable:" && meminfo >> kib) bytes = kib << 10;
+    // "0::/a/b" is a group of version 2, "4:cpu,memory:/a/b" one of version 1.
+    std::ifstream groups(root + "/proc/self/cgroup");
+    for (std::string line; std::getline(groups, line);) {
+        const std::size_t controllers = line.find(':') + 1, path = line.find(":/") + 1;
+        if (controllers == 0 || path <= controllers) continue;
+        const std::string group = line.substr(path);
+        const std::string names = cat(',', line.substr(controllers, path - 1 - controllers), ',');
+        if (names == ",,")
+            bytes = std::min(
+                bytes, group_limit(root + "/sys/fs/cgroup", group, {"memory.max", "memory.high"}));
+        else if (names.find(",memory,") != std::string::npos)
+            bytes = std::min(bytes, group_limit(root + "/sys/fs/cgroup/memory", group,
+                                                {"memory.limit_in_bytes"}));
+    }
+    return bytes;
+}
+
+void use_huge_pages([[maybe_unused]] void* memory, [[maybe_unused]] std::size_t bytes,
+                    [[maybe_unused]] bool huge) {
+#ifdef MADV_HUGEPAGE
+    ::madvise(memory, bytes, huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
+#endif
+}
+
+MappedFile::MappedFile(const std::string& path) {
+    const auto fail = [&path](int code) { throw FileError(code, path, std::strerror(code)); };
+    const Descriptor file{::open(path.c_str(), O_RDONLY | O_CLOEXEC)};
+    if (file.fd < 0) fail(errno);
+    struct stat info{};
+    if (::fstat(file.fd, &info) != 0) fail(errno);
+    if (S_ISDIR(info.st_mode)) fail(EISDIR);
+    if (info.st_size == 0) throw FormatError(cat(path, ": the file is empty"));
+    if (!std::in_range<std::size_t>(info.st_size)) throw too_large(path, info.st_size);
+    size_ = static_cast<std::size_t>(info.st_size);
+    data_ = ::mmap(nullptr, size_, PROT_READ, MAP_SHARED, file.fd, 0);
+    if (data_ == MAP_FAILED && errno == ENOMEM) throw too_large(path, info.st_size);
+    if (data_ == MAP_FAILED) fail(errno);
+}
+
+MappedFile::~MappedFile() { ::munmap(data_, size_); }
+
+void MappedFile::forget() const { ::madvise(data_, size_, MADV_DONTNEED); }
+
+}  // namespace rwkv_edge

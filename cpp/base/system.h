@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: Apache-2.0
+// Everything that the engine asks the operating system, so that another system is one more file.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+
+namespace rwkv_edge {
+
+// Of a container or of taskset, not of the machine.
+int usable_cpus();
+
+// A forked child has another one than its parent.
+int process_id();
+
+// Tells the core that this thread only waits for another.
+inline void pause() {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+}
+
+// Bytes of memory that the system can give to this process, mapped files included: what is free or
+// can be freed, and no more than its control group may have, as Linux tells in files below `root`.
+uint64_t available_memory(const std::string& root = "");
+
+// Whether untouched memory, which begins at a multiple of 2 MiB, comes in pages of that size.
+void use_huge_pages(void* memory, std::size_t bytes, bool huge);
+
+// A whole file, mapped read-only. The map is the only copy of the weights. A file that is cut short
+// while it is mapped kills the process (SIGBUS), as with every program that maps files.
+class MappedFile {
+public:
+    // Throws FileError when the file cannot be opened or mapped, FormatError when it is empty.
+    explicit MappedFile(const std::string& path);
+    ~MappedFile();
+    MappedFile(const MappedFile&) = delete;
+    MappedFile& operator=(const MappedFile&) = delete;
+
+    std::span<const std::byte> bytes() const { return {static_cast<std::byte*>(data_), size_}; }
+    // Gives back the pages read so far; they come from the file again when they are needed.
+    void forget() const;
+
+private:
+    void* data_;
+    std::size_t size_;
+};
+
+}  // namespace rwkv_edge
