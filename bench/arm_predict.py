@@ -22,10 +22,10 @@ import numpy as np
 from arm_counts import CORES, PROMPT
 from rwkv_edge._core import ModelFile
 from rwkv_edge.bench import HEAD, Work, matrices
-from rwkv_edge.convert.convert import plan_model, plan_types
-from rwkv_edge.convert.gguf_writer import header
-from rwkv_edge.convert.quantize import Types
-from rwkv_edge.convert.source import Checkpoint
+from rwkv_edge.convert.names import plan_model
+from rwkv_edge.convert.policy import Types, plan_types
+from rwkv_edge.files.gguf_writer import header
+from rwkv_edge.files.source import Checkpoint
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tools"))
 from make_random_model import SIZES, Size, random_tensors

@@ -28,8 +28,8 @@ import llama_cpp
 import make_random_model as maker
 import numpy as np
 from rwkv_edge import Model
-from rwkv_edge.convert.quantize import Types
-from rwkv_edge.convert.source import F32
+from rwkv_edge.convert.policy import Types
+from rwkv_edge.files.source import F32
 
 SIZES = {
     "6": maker.Size(6, 512, (32, 64), "6"),

@@ -22,11 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from rwkv_edge.convert.convert import plan_model, write_model
-from rwkv_edge.convert.gguf_writer import Progress, Value, string
-from rwkv_edge.convert.quantize import CHUNK_VALUES, Types
-from rwkv_edge.convert.source import F32, Checkpoint
-from rwkv_edge.convert.vocab import WORLD, load_vocabulary, world_file, world_vocabulary
+from rwkv_edge.convert.names import plan_model
+from rwkv_edge.convert.policy import CHUNK_VALUES, Types
+from rwkv_edge.convert.vocab import WORLD, read_vocabulary, world_file, world_vocabulary
+from rwkv_edge.convert.write import write_model
+from rwkv_edge.files.gguf_writer import Progress, Value, string
+from rwkv_edge.files.source import F32, Checkpoint
 
 BLOCK_ROWS = 256  # each block of rows has its own random stream, so rows can be made in any order
 ALIGNMENT = 64
@@ -256,7 +257,7 @@ def vocabulary(rows: int) -> dict[str, Value]:
     """World where it is installed, else the 256 single bytes; the description says which."""
     world = world_file()
     if world is not None and rows >= WORLD:
-        return load_vocabulary(world, rows) | _description("RWKV World vocabulary")
+        return read_vocabulary(world).padded(rows) | _description("RWKV World vocabulary")
     tokens = {i + 1: bytes([i]) for i in range(min(256, rows - 1))}
     bytes_only = world_vocabulary("vocabulary", tokens).padded(rows)
     return bytes_only | _description("vocabulary of single bytes")

@@ -4,31 +4,18 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
 from . import _core
 from .convert.adapter import CONFIG, PART, Adapter, read_adapter, read_tensors
-from .convert.ggmf import MAGIC
-from .convert.pth import LEGACY_MAGIC
 from .convert.tuned_state import NAME
 from .convert.vocab import UNUSED, byte_vocabulary, read_vocabulary
-from .model_file import amount, open_model_file
+from .files.form import VOCABULARIES, Form, amount, form_of
+from .model_file import bytes_by_type, open_model_file
 from .state import ARCH_KEY, State
 
 Lines = list[tuple[str, str]]  # each with its name
-
-GGUF, VOCABULARY, HUB = "GGUF form", "a vocabulary", "the form of the Hugging Face hub"
-PTH, SAFETENSORS = "PyTorch form (.pth)", "safetensors form"
-BEGINNINGS = (
-    (b"GGUF", GGUF),
-    (b"PK\3\4", PTH),
-    (LEGACY_MAGIC, PTH),
-    (MAGIC, "rwkv.cpp's form (.bin)"),
-    (b"\n", VOCABULARY),  # the first field of a sentencepiece model
-)
 
 
 def describe(path: Path) -> tuple[str, Lines]:
@@ -37,15 +24,15 @@ def describe(path: Path) -> tuple[str, Lines]:
     Raises FormatError and UnsupportedError for what is damaged or nothing of ours, OSError where
     it cannot be read.
     """
-    form = form_of(path)
-    if form == VOCABULARY:
+    form = Form.HUB if path.is_dir() else form_of(path)
+    if form in VOCABULARIES:
         return describe_vocabulary(path)
-    if form == GGUF:
+    if form is Form.GGUF:
         file = _core.ModelFile(str(path))
         return describe_state(path) if file.get(ARCH_KEY) else describe_model(file, form)
     if path.is_dir() and (path / CONFIG).is_file():
         return describe_adapter(read_adapter(path))
-    if form in (PTH, SAFETENSORS):
+    if form in (Form.PTH, Form.SAFETENSORS):
         names = read_tensors(path, "a model, a state or an adapter")
         if any(PART.fullmatch(name) for name in names):
             return describe_adapter(read_adapter(path))
@@ -54,54 +41,40 @@ def describe(path: Path) -> tuple[str, Lines]:
     return describe_model(open_model_file(path), form)
 
 
-def form_of(path: Path) -> str:
-    """The form of a file, by what it begins with."""
-    if path.is_dir():
-        return HUB
-    with path.open("rb") as file:
-        start = file.read(1 << 16)
-    for magic, form in BEGINNINGS:
-        if start.startswith(magic):
-            return form
-    if start.startswith(b"{"):
-        return HUB if b'"weight_map"' in start else VOCABULARY
-    if re.match(rb"\d+ b?['\"]", start):
-        return VOCABULARY
-    # Eight bytes of a length, then JSON. Whoever opens anything else says what it is not.
-    return SAFETENSORS if start[8:9] == b"{" else "a form that is not known"
-
-
-def describe_model(file: _core.ModelFile, form: str) -> tuple[str, Lines]:
+def describe_model(file: _core.ModelFile, form: Form) -> tuple[str, Lines]:
     arch = file.get("general.architecture")
     if not isinstance(arch, str):
         raise _core.FormatError(f"{file.path}: not a model (no key general.architecture)")
     keys = ("block_count", "embedding_length", "wkv.head_size", "feed_forward_length")
     layers, width, size, ffn = (int(file.get(f"{arch}.{key}", 0)) for key in keys)
     version = file.get("rwkv_edge.version") or arch.removeprefix("rwkv")
-    sizes: Counter[str] = Counter()
-    for tensor in file.tensors:
-        sizes[tensor.type] += tensor.nbytes
+    sizes = bytes_by_type(file)
     if not arch.startswith("rwkv") or not sizes:
         return f"a GGUF file of '{arch}', which is no RWKV model", [("file", file.path)]
     sentence = (
-        f"an RWKV-{version} model in {form}, "
+        f"an RWKV-{version} model in {form.value}, "
         f"{sizes.most_common(1)[0][0]}, {layers} layers, width {width}"
     )
     heads = f", {width // size} heads of {size}" if size else ""
-    state = width * (2 + size if size else 5)  # values in a layer
-    values = sum(math.prod(tensor.shape) for tensor in file.tensors)
+    counts = Counter(tensor.type for tensor in file.tensors)
+    values: Counter[str] = Counter()
+    for tensor in file.tensors:
+        values[tensor.type] += math.prod(tensor.shape)
     licence = [file.get(f"general.license{part}") for part in ("", ".name", ".link")]
     return sentence, [
         ("file", file.path),
-        ("size", amount(file.size) + f", GGUF v{file.version}" * (form == GGUF)),
+        ("size", amount(file.size) + f", GGUF v{file.version}" * (form is Form.GGUF)),
         ("name", file.get("general.name", "none")),
         ("architecture", arch),
         ("shape", f"{layers} layers, width {width}{heads}, feed-forward {ffn}"),
         ("tokenizer", describe_tokenizer(file)),
-        ("parameters", f"{values:,}"),
-        ("bits/weight", f"{8 * sizes.total() / values:.2f}"),
-        *describe_types(file.tensors),
-        ("state", f"{amount(4 * layers * state)} per session"),
+        ("parameters", f"{values.total():,}"),
+        ("bits/weight", f"{8 * sizes.total() / values.total():.2f}"),
+        *(
+            (kind, f"{counts[kind]} tensors, {values[kind]:,} values, {amount(nbytes)}")
+            for kind, nbytes in sizes.most_common()
+        ),
+        ("state", describe_memory(file)),
         ("licence", ", ".join(text for text in licence if text) or "not stated"),
         ("kernels", f"{_core.isa()} (this CPU runs {', '.join(_core.isa_levels())})"),
     ]
@@ -119,19 +92,12 @@ def describe_tokenizer(file: _core.ModelFile) -> str:
     return f"{names.get(kind, kind)}, {len(tokens):,} tokens"
 
 
-def describe_types(tensors: Sequence[_core.TensorInfo]) -> Lines:
-    """One line per type, that with most bytes first."""
-    counts: Counter[str] = Counter()
-    values: Counter[str] = Counter()
-    sizes: Counter[str] = Counter()
-    for tensor in tensors:
-        counts[tensor.type] += 1
-        values[tensor.type] += math.prod(tensor.shape)
-        sizes[tensor.type] += tensor.nbytes
-    return [
-        (kind, f"{counts[kind]} tensors, {values[kind]:,} values, {amount(size)}")
-        for kind, size in sizes.most_common()
-    ]
+def describe_memory(file: _core.ModelFile) -> str:
+    """Of a session, or why there can be none."""
+    try:
+        return f"{amount(4 * _core.Model(file, 1).state_size)} per session"
+    except (_core.FormatError, _core.UnsupportedError) as error:
+        return f"none: {str(error).removeprefix(f'{file.path}: ')}"
 
 
 def describe_state(path: Path) -> tuple[str, Lines]:

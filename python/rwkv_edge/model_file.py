@@ -8,29 +8,10 @@ from os import PathLike
 from pathlib import Path
 
 from ._core import ModelFile, TensorInfo, available_memory, type_block
+from .files.form import amount, is_gguf
 
-# What files are written in, with llama.cpp's numbers for general.file_type.
-FILE_TYPES = {
-    "f32": 0,
-    "f16": 1,
-    "q4_0": 2,
-    "q4_1": 3,
-    "q8_0": 7,
-    "q5_0": 8,
-    "q5_1": 9,
-    "bf16": 32,
-}
-ALIASES = {"fp32": "f32", "fp16": "f16", "int8": "q8_0", "int4": "q4_0"}
 # A token needs one row of these at most.
 TABLES = ("token_embd.weight", "channel_mix_s_emb.weight", "time_mix_state.weight")
-
-
-def is_gguf(path: Path) -> bool:
-    """Whether a path leads to a GGUF file; one of the other byte order is one too."""
-    if path.is_dir():
-        return False
-    with path.open("rb") as file:
-        return file.read(4) in (b"GGUF", b"FUGG")
 
 
 def open_model_file(
@@ -64,6 +45,13 @@ def bytes_per_token(file: ModelFile) -> int:
     return sum(tensor.nbytes for tensor in weights_per_token(file))
 
 
+def bytes_by_type(file: ModelFile) -> Counter[str]:
+    sizes: Counter[str] = Counter()
+    for tensor in file.tensors:
+        sizes[tensor.type] += tensor.nbytes
+    return sizes
+
+
 def hint(file: ModelFile) -> str | None:
     """What would make a file faster on this machine; None where nothing is known to."""
     name, needed, memory = Path(file.path).name, bytes_per_token(file), available_memory()
@@ -75,20 +63,10 @@ def hint(file: ModelFile) -> str | None:
         )
     if any(tensor.offset >= 0 for tensor in file.tensors):
         return None
-    sizes: Counter[str] = Counter()
-    for tensor in file.tensors:
-        sizes[tensor.type] += tensor.nbytes
-    kind = sizes.most_common(1)[0][0]
+    kind = bytes_by_type(file).most_common(1)[0][0]
     if type_block(kind)[0] > 1:
         return None
     return (
         f"the weights of {name} are used as they lie there, in {kind}; "
         f"`rwkv-edge convert {file.path} OUT.gguf --type q4_0` makes it smaller and faster"
     )
-
-
-def amount(nbytes: float) -> str:
-    """A number of bytes as people read it."""
-    unit = next((unit for unit in (1, 1e3, 1e6) if nbytes < 1000 * unit), 1e9)
-    name = {1: "bytes", 1e3: "KB", 1e6: "MB", 1e9: "GB"}[unit]
-    return f"{nbytes / unit:.3g} {name}"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import _core
+from .files.form import KEY_FIRST, is_gguf
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
 ARCH_KEY = "rwkv_edge.state.arch"
 # A tuned state: made by training, for whatever model has its heads. It has one part, of that name.
 TUNED = "time_state"
-# Its matrices are [value, key], as in RWKV-7. The engine has those of these versions turned.
-KEY_FIRST = ("rwkv5", "rwkv6")
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ class State:
 
         Raises OSError where that cannot be done.
         """
-        from .convert.gguf_writer import GGUFWriter, TensorPlan, string
+        from .files.gguf_writer import GGUFWriter, TensorPlan, string
 
         parts = self.numpy()
         plans = [TensorPlan(name, part.shape, "f32") for name, part in parts.items()]
@@ -109,9 +108,8 @@ class State:
         Raises FormatError for a file that is damaged or no state, UnsupportedError for tensors of
         a type that is not read, OSError where it cannot be read.
         """
-        with Path(path).open("rb") as file:
-            if file.read(4) == b"GGUF":
-                return cls._saved(_core.ModelFile(fspath(path)))
+        if is_gguf(Path(path)):
+            return cls._saved(_core.ModelFile(fspath(path)))
         from .convert.tuned_state import read_tuned_state
 
         values = read_tuned_state(Path(path))

@@ -97,6 +97,25 @@ class WorldTokenizer(Tokenizer):
         return self._core.encode(data)
 
 
+class PieceTokenizer(Tokenizer):
+    """A tokenizer of a library, with the bytes of each token and the tokens of single bytes."""
+
+    _bytes: list[bytes]
+    _byte_tokens: dict[bytes, int]
+
+    def token_bytes(self, token: int) -> bytes:
+        if not 0 <= token < self.n_vocab:
+            raise ValueError(f"token {token} is outside the vocabulary of {self.n_vocab}")
+        return self._bytes[token]
+
+    def _encode_bytes(self, escaped: str) -> list[int]:
+        data = escaped.encode("utf-8", "surrogateescape")
+        for byte in data:
+            if bytes([byte]) not in self._byte_tokens:
+                raise ValueError(f"the vocabulary has no token for byte {byte} of the text")
+        return [self._byte_tokens[bytes([byte])] for byte in data]
+
+
 # A protobuf appended to another overrides its fields. This one holds a normalizer_spec (3) that
 # changes nothing: an empty precompiled_charsmap (2), no add_dummy_prefix (3), no
 # remove_extra_whitespaces (4), but escape_whitespaces (5), as the pieces are written so.
@@ -107,7 +126,7 @@ IDENTITY_NORMALIZER = bytes([0x1A, 8, 0x12, 0, 0x18, 0, 0x20, 0, 0x28, 1])
 NOT_FOR_SENTENCEPIECE = re.compile("([\u2581\udc80-\udcff]+)")
 
 
-class SentencePieceTokenizer(Tokenizer):
+class SentencePieceTokenizer(PieceTokenizer):
     """A sentencepiece model with byte pieces, made exact.
 
     Spaces are not touched, characters are not normalised, and nothing is put before the text.
@@ -149,17 +168,12 @@ class SentencePieceTokenizer(Tokenizer):
             return bytes([int(piece[3:5], 16)])  # <0xHH>
         return piece.replace("\u2581", " ").encode()
 
-    def token_bytes(self, token: int) -> bytes:
-        if not 0 <= token < self.n_vocab:
-            raise ValueError(f"token {token} is outside the vocabulary of {self.n_vocab}")
-        return self._bytes[token]
-
     def _encode(self, data: bytes) -> list[int]:
         text = data.decode("utf-8", "surrogateescape")
         tokens: list[int] = []
         for i, part in enumerate(NOT_FOR_SENTENCEPIECE.split(text)):
             if i % 2:
-                tokens += self._encode_bytes(part.encode("utf-8", "surrogateescape"))
+                tokens += self._encode_bytes(part)
             else:
                 tokens += self._encode_text(part)
         return tokens
@@ -170,12 +184,6 @@ class SentencePieceTokenizer(Tokenizer):
             missing = next(c for c in text if self._processor.unk_id() in self._processor.encode(c))
             raise ValueError(f"the vocabulary has no token for '{missing}' of the text")
         return tokens
-
-    def _encode_bytes(self, data: bytes) -> list[int]:
-        for byte in data:
-            if bytes([byte]) not in self._byte_tokens:
-                raise ValueError(f"the vocabulary has no token for byte {byte} of the text")
-        return [self._byte_tokens[bytes([byte])] for byte in data]
 
 
 # ---- Hugging Face -------------------------------------------------------------------------------
@@ -252,7 +260,7 @@ def pre_tokenizers(spec: dict[str, Any]) -> list[dict[str, Any]]:
     return steps
 
 
-class HuggingFaceTokenizer(Tokenizer):
+class HuggingFaceTokenizer(PieceTokenizer):
     """A Hugging Face tokenizer of the byte-level kind, made exact; needs the package tokenizers.
 
     Characters are not normalised (that of the Pile models asks for NFC: text that is not in that
@@ -287,11 +295,6 @@ class HuggingFaceTokenizer(Tokenizer):
             self._bytes[number] = piece_bytes(piece, source)
         self._byte_tokens = {data: i for i, data in enumerate(self._bytes) if len(data) == 1}
 
-    def token_bytes(self, token: int) -> bytes:
-        if not 0 <= token < self.n_vocab:
-            raise ValueError(f"token {token} is outside the vocabulary of {self.n_vocab}")
-        return self._bytes[token]
-
     def _encode(self, data: bytes) -> list[int]:
         tokens: list[int] = []
         for i, part in enumerate(NOT_UTF8.split(data.decode("utf-8", "surrogateescape"))):
@@ -307,13 +310,6 @@ class HuggingFaceTokenizer(Tokenizer):
                 return tokens[:-1]
         found: list[int] = self._tokenizer.encode(text).ids
         return found
-
-    def _encode_bytes(self, escaped: str) -> list[int]:
-        data = escaped.encode("utf-8", "surrogateescape")
-        for byte in data:
-            if bytes([byte]) not in self._byte_tokens:
-                raise ValueError(f"the vocabulary has no token for byte {byte} of the text")
-        return [self._byte_tokens[bytes([byte])] for byte in data]
 
 
 def piece_bytes(piece: Piece, source: str) -> bytes:

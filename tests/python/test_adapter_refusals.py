@@ -167,7 +167,7 @@ def test_folders_that_are_not_whole(tmp_path: Path) -> None:
     ):
         apply_adapter(base, path)
     (path / "adapter_config.json").write_text("{")
-    with pytest.raises(FormatError, match=r"adapter_config\.json is no proper JSON"):
+    with pytest.raises(FormatError, match=r"adapter_config\.json: the file is no proper JSON"):
         apply_adapter(base, path)
     (path / "adapter_config.json").unlink()
     with pytest.raises(FormatError, match=r"a folder without adapter_config\.json"):

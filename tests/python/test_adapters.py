@@ -143,7 +143,7 @@ def test_only_the_rows_that_are_asked_for_are_read(tmp_path: Path) -> None:
     assert asked == []
     assert tensor.float32(10, 20).shape == (10, 128)
     assert asked == [(10, 20)]
-    assert (tensor.dtype, tensor.shape, tensor.nbytes) == ("f32", (384, 128), 4 * 384 * 128)
+    assert (tensor.dtype, tensor.shape) == ("f32", (384, 128))
 
 
 def peft_folder(

@@ -17,7 +17,8 @@ import pytest
 import tiny
 from click.testing import CliRunner
 from program import GREEDY, PROGRAM, SECONDS, endless_model, run
-from rwkv_edge import Model, State, cli, terminal
+from rwkv_edge import Model, State, cli
+from rwkv_edge.cli import terminal
 from scripted import talkative_model
 
 
@@ -59,7 +60,7 @@ def test_the_options_of_chat(model: Path, monkeypatch: pytest.MonkeyPatch, tmp_p
             asked.update(sampling, text=text)
             return [text, "!"]
 
-    monkeypatch.setattr(cli, "Conversation", Recorder)
+    monkeypatch.setattr("rwkv_edge.cli.chat.Conversation", Recorder)
     options = {"temperature": 0.5, "top_k": 7, "top_p": 0.9, "presence_penalty": 0.1}
     options |= {"frequency_penalty": 0.2, "penalty_decay": 0.9, "seed": 5, "max_tokens": 6}
     arguments = ["chat", str(model), "-t", "1", "--system", "Be kind."]

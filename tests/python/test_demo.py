@@ -11,8 +11,8 @@ import click
 import pytest
 from rwkv_edge import Conversation, Model
 from rwkv_edge.cli import main
+from rwkv_edge.cli.terminal import HELP
 from rwkv_edge.model import bundled_model
-from rwkv_edge.terminal import HELP
 
 ANSWERS = Path(__file__).parents[2] / "tools" / "demo_answers.txt"
 

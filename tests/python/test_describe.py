@@ -76,6 +76,24 @@ def test_models(tmp_path: Path, form: str, version: str) -> None:
         assert re.search(f"^{line}$", lines, re.MULTILINE), line
 
 
+@pytest.mark.parametrize("first", ["\n", "{", "P", "1"])
+def test_a_header_length_that_looks_like_another_form(tmp_path: Path, first: str) -> None:
+    """The first byte of a .safetensors is the low one of its header's length."""
+    data = ck.safetensors_of(weights_of("7"))
+    length = int.from_bytes(data[:8], "little")
+    blanks = (ord(first) - length) % 256
+    longer = (length + blanks).to_bytes(8, "little") + data[8 : 8 + length] + b" " * blanks
+    sentence, _ = info(ck.write(tmp_path, longer + data[8 + length :]))
+    assert sentence.startswith("an RWKV-7 model in safetensors form, f32")
+
+
+def test_a_model_that_does_not_run(tmp_path: Path) -> None:
+    made = tiny.tiny_model(tiny.SHAPES["d128"], "f32", 1)
+    made.file.tensor("blk.1.time_mix_key.weight").name = "blk.1.time_mix_kez.weight"
+    lines = info(tiny.write(tmp_path, "a.gguf", made))[1]
+    assert re.search(r"^state +none: .*blk\.1\.time_mix_key\.weight", lines, re.MULTILINE)
+
+
 @pytest.mark.parametrize("version", ["4", "6", "7"])
 def test_folders_of_the_hub(tmp_path: Path, version: str) -> None:
     folder = folder_of(tmp_path, version)

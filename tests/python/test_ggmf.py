@@ -17,8 +17,8 @@ import pytest
 import tiny
 from reference import Weights
 from rwkv_edge import FormatError, UnsupportedError
-from rwkv_edge.convert.ggmf import read_ggmf
 from rwkv_edge.convert.open import open_checkpoint
+from rwkv_edge.files.ggmf import read_ggmf
 
 MODELS = [(version, shape) for version in tiny.VERSIONS for shape in tiny.VERSIONS[version]]
 
@@ -75,7 +75,6 @@ def test_types(tmp_path: Path, version: str, kind: str) -> None:
         else:
             assert raw is not None
             assert (tensor.dtype, raw.tobytes()) == (of_type, data.tobytes())
-            assert tensor.nbytes == data.nbytes
         seen.add((is_turned, of_type))
     assert (False, kind) in seen
     assert kind in ("f32", "f16") or version != "6" or (True, kind) in seen

@@ -13,7 +13,7 @@ import ggml_types as ggml
 import numpy as np
 import pytest
 from rwkv_edge import FormatError, UnsupportedError
-from rwkv_edge.convert.pth import read_pth
+from rwkv_edge.files.pth import read_pth
 
 WEIGHTS = {"a": ck.random(3, 4), "b": ck.random(1, 1, 5), "c": ck.random(7)}
 STORAGES = ck.pth_entries(WEIGHTS, "f32")
@@ -30,7 +30,6 @@ def test_values_are_those_of_the_file(tmp_path: Path, kind: str) -> None:
         tensor = tensors[name]
         expected = ggml.decode(ggml.encode(value, kind), kind)
         assert (tensor.dtype, tensor.shape) == (kind, value.shape)
-        assert tensor.nbytes == value.size * (4 if kind == "f32" else 2)
         np.testing.assert_array_equal(tensor.float32(), expected, strict=True)
         np.testing.assert_array_equal(tensor.float32(1, 3), expected[1:3], strict=True)
         raw = tensor.raw()

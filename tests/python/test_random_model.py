@@ -14,8 +14,8 @@ import pytest
 from rwkv_edge import Model, Session
 from rwkv_edge._core import ModelFile
 from rwkv_edge.convert import convert
-from rwkv_edge.convert.pth import read_pth
-from rwkv_edge.convert.quantize import Types
+from rwkv_edge.convert.policy import Types
+from rwkv_edge.files.pth import read_pth
 
 TOOL = Path(__file__).parents[2] / "tools" / "make_random_model.py"
 

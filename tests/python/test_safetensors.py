@@ -11,7 +11,7 @@ import ggml_types as ggml
 import numpy as np
 import pytest
 from rwkv_edge import FormatError, UnsupportedError
-from rwkv_edge.convert.safetensors import read_safetensors
+from rwkv_edge.files.safetensors import read_safetensors
 
 WEIGHTS = {"a": ck.random(3, 4), "b": ck.random(1, 1, 5), "c": ck.random(7)}
 

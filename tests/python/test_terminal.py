@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from program import GREEDY, PROGRAM, SECONDS, endless_model, run
-from rwkv_edge import terminal
+from rwkv_edge.cli import terminal
 from scripted import talkative_model
 
 # Makes the pseudo-terminal the one whose Ctrl-C reaches the program.

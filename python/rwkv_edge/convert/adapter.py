@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,22 +24,21 @@ from typing import Any, Protocol
 import numpy as np
 
 from .._core import FormatError, UnsupportedError
+from ..files.form import Form, form_of
+from ..files.pth import read_pth
+from ..files.safetensors import read_json, read_safetensors
+from ..files.source import F32, NUMPY_TYPES, Checkpoint, MadeTensor, Tensor, turned
 from .names import PREFIXES as WRAPPERS
-from .names import listed, without_ones
-from .pth import LEGACY_MAGIC, read_pth
-from .safetensors import json_object, read_safetensors
-from .source import F32, Checkpoint, Tensor, turned
+from .plan import listed, without_ones
 
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
-MAX_CONFIG = 1 << 20  # bytes
 PREFIXES = ("base_model.model.", *WRAPPERS)
 PART = re.compile(
     r"(.+)\.((?:init_)?lora_[AB]|lora\.[01]|disha|bone|miss_block|bone_block)(?:\.weight)?"
 )
 SHARDS = ("disha", "bone", "miss_block", "bone_block")
 KINDS = {"LORA": ("lora_A", "lora_B"), "MISS": ("miss_block",), "BONE": ("bone_block",)}
-FLOATS = ("f32", "f16", "bf16")
 # peft: how training began; with any other answer it has changed the model's own matrices.
 HARMLESS_INIT = (None, True, False, "gaussian", "eva", "orthogonal", "bat", "mini")
 
@@ -50,14 +49,10 @@ def read_tensors(path: Path, expected: str) -> dict[str, Tensor]:
     Raises FormatError for a file that is damaged or something else than what was `expected`,
     UnsupportedError for tensors of a type that is not read, OSError where it cannot be opened.
     """
-    with path.open("rb") as file:
-        start = file.read(16)
-    if start.startswith((b"PK\3\4", LEGACY_MAGIC)):
-        found = read_pth(path).tensors
-    elif start[8:9] == b"{":
-        found = read_safetensors(path).tensors
-    else:
+    form = form_of(path)
+    if form not in (Form.PTH, Form.SAFETENSORS):
         raise FormatError(f"{path}: no .pth and no .safetensors file; expected {expected}")
+    found = (read_pth if form is Form.PTH else read_safetensors)(path).tensors
     tensors = {_without_prefix(name): tensor for name, tensor in found.items()}
     if len(tensors) != len(found):
         raise FormatError(f"{path}: two tensors have one name but for {' or '.join(PREFIXES)}")
@@ -124,37 +119,16 @@ class Blocks:
             parts[:, own] += parts[:, own] @ blocks[i] + blocks[i][inside[own]]
 
 
-@dataclass(frozen=True)
-class ChangedTensor:
-    """A `Tensor` of a model with an adapter's changes."""
+def changed(base: Tensor, changes: Sequence[Change]) -> Tensor:
+    """A tensor of a model with an adapter's changes."""
 
-    base: Tensor
-    changes: tuple[Change, ...]
+    def rows(start: int, stop: int | None) -> F32:
+        values = np.ascontiguousarray(base.float32(start, stop))
+        for change in changes:
+            change.apply(values, start)
+        return values
 
-    @property
-    def name(self) -> str:
-        return self.base.name
-
-    @property
-    def dtype(self) -> str:
-        return self.base.dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.base.shape
-
-    @property
-    def nbytes(self) -> int:
-        return self.base.nbytes
-
-    def raw(self) -> None:
-        """Nothing lies in a file as it is."""
-
-    def float32(self, start: int = 0, stop: int | None = None) -> F32:
-        rows = np.ascontiguousarray(self.base.float32(start, stop))
-        for change in self.changes:
-            change.apply(rows, start)
-        return rows
+    return MadeTensor(base.name, base.dtype, base.shape, rows)
 
 
 # ---- an adapter's files -------------------------------------------------------------------------
@@ -251,9 +225,7 @@ def _check_kind(adapter: Adapter) -> None:
 def _read_config(path: Path) -> Config:
     if not path.is_file():
         raise FormatError(f"{path.parent}: a folder without {CONFIG}, expected a peft adapter")
-    if path.stat().st_size > MAX_CONFIG:
-        raise FormatError(f"{path}: larger than {MAX_CONFIG} bytes")
-    values = json_object(str(path), path.read_bytes())
+    values = read_json(path)
     kind = values.get("peft_type")
     if kind not in KINDS:
         raise UnsupportedError(f"{path}: peft_type {kind!r}, expected {', '.join(KINDS)}")
@@ -303,14 +275,14 @@ def apply_adapter(
         if base is None or len(base.shape) != 2:
             problems.append(f"{', '.join(f'{module}.{part}' for part in parts)} matches nothing")
             continue
-        if base.dtype not in FLOATS:
+        if base.dtype not in NUMPY_TYPES:
             raise UnsupportedError(
                 f"{checkpoint.path}: {target} is {base.dtype}; "
                 "an adapter needs the f32, f16 or bf16 model"
             )
         changes, wrong = _changes(adapter, module, base, alpha, begun)
         problems += [f"{module}: {text}" for text in wrong]
-        tensors[target] = ChangedTensor(base, changes)
+        tensors[target] = changed(base, changes)
     if begun is not None:
         unused = [module for module in begun.modules if module not in adapter.modules]
         problems += [f"{module} of {begun.path} matches nothing" for module in unused]

@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._core import ModelFile
-from .convert import plan_model, plan_types, vocabulary_of
-from .gguf_writer import TensorPlan, header
-from .names import Output
+from ..files.gguf_writer import TensorPlan, header
+from .names import plan_model
 from .open import open_checkpoint
-from .quantize import CHUNK_VALUES, Types, encode
+from .plan import Output
+from .policy import Types, pieces, plan_types
+from .vocab import find_vocabulary
 
 
 def assemble(path: Path, vocab: str | PathLike[str] | None) -> ModelFile:
@@ -22,7 +23,7 @@ def assemble(path: Path, vocab: str | PathLike[str] | None) -> ModelFile:
     checkpoint = open_checkpoint(path)
     metadata, outputs = plan_model(checkpoint)
     plans = plan_types(path, outputs, Types.choose(None, None, None))
-    metadata |= vocabulary_of(checkpoint, vocab, outputs[0].shape[0])
+    metadata |= find_vocabulary(checkpoint.folder, outputs[0].shape[0], vocab)
     arrays = [_bytes(path, o, plan) for o, plan in zip(outputs, plans, strict=True)]
     return ModelFile.assemble(str(path), header(metadata, plans), arrays)
 
@@ -33,8 +34,7 @@ def _bytes(path: Path, output: Output, plan: TensorPlan) -> NDArray[np.uint8]:
         return raw
     whole = np.empty(plan.nbytes, np.uint8)
     start = 0
-    for values in output.chunks(CHUNK_VALUES):
-        piece = encode(values, plan.type, f"{path}: tensor {plan.name}").reshape(-1)
+    for piece in pieces(path, output, plan.type):
         whole[start : start + piece.size] = piece
         start += piece.size
     return whole

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._core import FormatError
-from .gguf_writer import Value, string, uint32
-from .names import Binder
-from .source import F32
+from ..files.form import KEY_FIRST
+from ..files.gguf_writer import Value, string, uint32
+from ..files.source import F32
+from .plan import Binder
 
 
 def add_model(b: Binder, vocab: int, width: int, add_block: Callable[[int], None]) -> None:
@@ -67,7 +68,7 @@ def add_gated_channel_mix(b: Binder, i: int, width: int, ffn: int, lerp: str) ->
     b.add(f"{target}value.weight", f"{source}value.weight", (width, ffn))
 
 
-def add_initial_state(b: Binder, heads: int, head_size: int, *, key_first: bool) -> None:
+def add_initial_state(b: Binder, arch: str, heads: int, head_size: int) -> None:
     """A state that was merged into the model; [head, value, key] in a checkpoint."""
     shape = (heads, head_size, head_size)
     names = [f"blocks.{i}.att.time_state" for i in range(b.layers)]
@@ -75,7 +76,7 @@ def add_initial_state(b: Binder, heads: int, head_size: int, *, key_first: bool)
         return
     for i, name in enumerate(names):
         target = f"blk.{i}.time_mix_state.weight"
-        if key_first:
+        if arch in KEY_FIRST:
             b.make(target, shape, {name: shape}, lambda state: state.transpose(0, 2, 1))
         else:
             b.add(target, name, shape)
@@ -93,11 +94,6 @@ def check_heads(b: Binder, name: str, heads: int, width: int) -> int:
 
 def join(*parts: F32) -> F32:
     return np.concatenate(parts)
-
-
-def turn(matrix: F32) -> NDArray[Any]:
-    turned: NDArray[Any] = matrix.T
-    return turned
 
 
 def decay_factor(time_decay: F32) -> NDArray[Any]:

@@ -11,11 +11,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from .._core import FormatError, UnsupportedError
-from .safetensors import json_object
-from .source import Checkpoint, Tensor, by_name, split, turned
+from ..files.safetensors import read_json
+from ..files.source import Checkpoint, Tensor, by_name, split, turned
 
 CONFIG = "config.json"
 # In the order in which `transformers` looks for them.
@@ -27,7 +26,6 @@ MODEL_FILES = (
 )
 SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}(\.\w+)")
 PLAIN_NAME = re.compile(r"[\w-][\w.-]*")  # of a file in the same folder
-MAX_JSON = 1 << 26
 
 # One after the other, on every name.
 RENAMES = tuple(
@@ -106,7 +104,7 @@ def read_index(path: Path, read: Callable[[Path], Checkpoint]) -> Checkpoint:
 def _shards(index: Path) -> dict[str, set[str]]:
     """The names of the tensors in each file that an index lists."""
     where = f"{index}: weight_map"
-    listed = _read_json(index).get("weight_map")
+    listed = read_json(index).get("weight_map")
     if not isinstance(listed, dict) or not listed:
         raise FormatError(f"{where} is missing or empty, expected {{tensor: file}}")
     shards: dict[str, set[str]] = {}
@@ -115,14 +113,6 @@ def _shards(index: Path) -> dict[str, set[str]]:
             raise FormatError(f"{where}: tensor {tensor!r} is in {name!r}, expected a file name")
         shards.setdefault(name, set()).add(tensor)
     return shards
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        text = file.read(MAX_JSON + 1)
-    if len(text) > MAX_JSON:
-        raise FormatError(f"{path}: more than {MAX_JSON} bytes of JSON")
-    return json_object(f"{path}: the file", text)
 
 
 # ---- names --------------------------------------------------------------------------------------
@@ -162,7 +152,7 @@ def checked(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     With tied embeddings the head is the embedding. FormatError where the two disagree,
     UnsupportedError for what no tensor shows and we do not compute.
     """
-    config = _read_json(path)
+    config = read_json(path)
     found = dict(tensors)
     if config.get("tie_word_embeddings") is True and "emb.weight" in found:
         found.setdefault("head.weight", found["emb.weight"])

@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
+from ..files.gguf_writer import Value
 from .common import add_gated_channel_mix, add_lerps, add_model, decay_rate, hyperparameters
-from .gguf_writer import Value
-from .names import Binder
+from .plan import Binder
 
 LERPS = "kvr"  # the order inside time_mix_lerp_fused
 MATRICES = ("receptance", "key", "value", "output")

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..files.gguf_writer import Value
+from ..files.source import F32
 from .common import (
     add_gated_channel_mix,
     add_initial_state,
@@ -24,9 +26,7 @@ from .common import (
     decay_factor,
     hyperparameters,
 )
-from .gguf_writer import Value
-from .names import Binder
-from .source import F32
+from .plan import Binder
 
 LERPS = "kvrg"  # the order inside time_mix_lerp_fused; no g in 5.0
 MATRICES = ("receptance", "key", "value", "output")
@@ -46,7 +46,7 @@ def plan(b: Binder) -> dict[str, Value]:
         add_gated_channel_mix(b, i, width, ffn, "time_mix")
 
     add_model(b, vocab, width, add_block)
-    add_initial_state(b, heads, head_size, key_first=True)
+    add_initial_state(b, "rwkv5", heads, head_size)
     version = "5.0" if not gated else "5.1" if b.count(decay) == heads else "5.2"
     return hyperparameters(b, "rwkv5", version, width=width, ffn=ffn, head_size=head_size)
 

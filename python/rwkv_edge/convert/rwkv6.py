@@ -7,6 +7,9 @@ GGUF as [out, in]; so do the five of time_maa_w2.
 
 from __future__ import annotations
 
+import numpy as np
+
+from ..files.gguf_writer import Value, uint32
 from .common import (
     add_gated_channel_mix,
     add_initial_state,
@@ -15,10 +18,8 @@ from .common import (
     add_norm,
     check_heads,
     hyperparameters,
-    turn,
 )
-from .gguf_writer import Value, uint32
-from .names import Binder
+from .plan import Binder
 
 LERPS = "wkvrg"  # the order inside time_mix_lerp_fused, time_mix_w1 and time_mix_w2
 MATRICES = ("receptance", "key", "value", "gate", "output")
@@ -41,7 +42,7 @@ def plan(b: Binder) -> dict[str, Value]:
         add_gated_channel_mix(b, i, width, ffn, "time_maa")
 
     add_model(b, vocab, width, add_block)
-    add_initial_state(b, heads, head_size, key_first=True)
+    add_initial_state(b, "rwkv6", heads, head_size)
     return hyperparameters(b, "rwkv6", "6", width=width, ffn=ffn, head_size=head_size) | {
         "rwkv6.rescale_every_n_layers": uint32(0),
         "rwkv6.time_mix_extra_dim": uint32(mix_rank),
@@ -68,7 +69,7 @@ def _low_rank(b: Binder, i: int, width: int, mix_rank: int, decay_rank: int) -> 
         ("decay_w1", (decay_rank, width), "time_decay_w1"),
         ("decay_w2", (width, decay_rank), "time_decay_w2"),
     ):
-        b.make(f"{target}{name}.weight", shape, {f"{source}{stored}": shape[::-1]}, turn)
+        b.make(f"{target}{name}.weight", shape, {f"{source}{stored}": shape[::-1]}, np.transpose)
     b.make(
         f"{target}w2.weight",
         (n, width, mix_rank),

@@ -7,10 +7,12 @@ matrices w1 w2 a1 a2 v1 v2 g1 g2, s1 s2 lie in a checkpoint as [in, out] and in 
 
 from __future__ import annotations
 
+import numpy as np
+
 from .._core import FormatError
-from .common import add_initial_state, add_lerps, add_model, add_norm, hyperparameters, turn
-from .gguf_writer import Value, uint32
-from .names import Binder
+from ..files.gguf_writer import Value, uint32
+from .common import add_initial_state, add_lerps, add_model, add_norm, hyperparameters
+from .plan import Binder
 
 LERPS = "rwkvag"  # the order inside time_mix_lerp_fused
 LORAS = "wavg"  # decay, in-context learning rate, value residual, gate
@@ -50,8 +52,8 @@ def _plan(b: Binder, *, deep_embed: bool) -> dict[str, Value]:
             _deep_embed(b, i, vocab, width, ffn)
 
     add_model(b, vocab, width, add_block)
-    add_initial_state(b, heads, head_size, key_first=False)
     arch, version = ("rwkv7a", "7a") if deep_embed else ("rwkv7", "7")
+    add_initial_state(b, arch, heads, head_size)
     return hyperparameters(b, arch, version, width=width, ffn=ffn, head_size=head_size) | {
         f"{arch}.attention.decay_lora_rank": uint32(ranks["w"]),
         f"{arch}.attention.iclr_lora_rank": uint32(ranks["a"]),
@@ -85,7 +87,7 @@ def _time_mix_loras(b: Binder, i: int, width: int, ranks: dict[str, int]) -> Non
             b.add(f"{target}{x}0.weight", f"{source}{name}0", (width,))
         for part, shape in (("1", (rank, width)), ("2", (width, rank))):
             stored = {f"{source}{name}{part}": shape[::-1]}
-            b.make(f"{target}{x}{part}.weight", shape, stored, turn)
+            b.make(f"{target}{x}{part}.weight", shape, stored, np.transpose)
 
 
 def _channel_mix(b: Binder, i: int, width: int, ffn: int) -> None:
@@ -101,5 +103,5 @@ def _deep_embed(b: Binder, i: int, vocab: int, width: int, ffn: int) -> None:
     b.add(f"{target}s_emb.weight", f"{source}s_emb.weight", (vocab, n * n))
     b.add(f"{target}s_emb_x.weight", f"{source}s_emb_x.weight", (n * n, width))
     for name, shape in (("s1", (n, width)), ("s2", (ffn, n))):
-        b.make(f"{target}{name}.weight", shape, {f"{source}{name}": shape[::-1]}, turn)
+        b.make(f"{target}{name}.weight", shape, {f"{source}{name}": shape[::-1]}, np.transpose)
     b.add(f"{target}s0.weight", f"{source}s0", (ffn,))

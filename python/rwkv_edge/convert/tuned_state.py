@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .._core import FormatError
+from ..files.form import Form, form_of
+from ..files.source import F32, Checkpoint, MadeTensor, Tensor
 from .adapter import read_tensors
-from .source import F32, Checkpoint, Tensor
 
 NAME = re.compile(r"blocks\.(\d{1,6})\.att\.time_state")
 
@@ -29,9 +29,7 @@ def read_tuned_state(path: Path) -> F32:
     of a type that is not read, OSError where it cannot be read.
     """
     values = _stacked(path, read_tensors(path, "a state that was saved, or a tuned one"))
-    with path.open("rb") as file:
-        is_pth = file.read(2) == b"PK"
-    return values if is_pth else values.swapaxes(2, 3).copy()
+    return values if form_of(path) is Form.PTH else values.swapaxes(2, 3).copy()
 
 
 def _stacked(path: Path, tensors: Mapping[str, Tensor]) -> F32:
@@ -60,30 +58,6 @@ def _stacked(path: Path, tensors: Mapping[str, Tensor]) -> F32:
     return values
 
 
-@dataclass(frozen=True)
-class _Values:
-    """A `Tensor` in memory."""
-
-    name: str
-    values: F32
-    dtype: str = "f32"
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.values.shape
-
-    @property
-    def nbytes(self) -> int:
-        return self.values.nbytes
-
-    def raw(self) -> NDArray[np.uint8]:
-        return self.values.reshape(-1).view(np.uint8)
-
-    def float32(self, start: int = 0, stop: int | None = None) -> F32:
-        values: F32 = self.values[start:stop].copy()
-        return values
-
-
 def merge_state(checkpoint: Checkpoint, path: Path) -> Checkpoint:
     """The checkpoint of a model with a tuned state as its beginning, whatever it had before.
 
@@ -100,6 +74,10 @@ def merge_state(checkpoint: Checkpoint, path: Path) -> Checkpoint:
             f"{values.shape[2]} does not fit {checkpoint.path}: "
             + (f"{layers} layers of width {width}" if recurrent else "not RWKV-5, 6 or 7")
         )
-    names = [f"blocks.{i}.att.time_state" for i in range(layers)]
-    merged = {name: _Values(name, value) for name, value in zip(names, values, strict=True)}
+
+    def layer(i: int) -> Tensor:
+        name = f"blocks.{i}.att.time_state"
+        return MadeTensor(name, "f32", values.shape[1:], lambda a, b: values[i, a:b].copy())
+
+    merged = {tensor.name: tensor for tensor in map(layer, range(layers))}
     return replace(checkpoint, tensors={**checkpoint.tensors, **merged})

@@ -8,9 +8,12 @@ import importlib.util
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path
 
 from .._core import FormatError
+from ..files.form import Form, form_of
+from ..files.gguf_writer import Value, string, uint32
 from ..tokenizer import (
     HUGGINGFACE_KEY,
     MAX_TOKENS,
@@ -19,7 +22,6 @@ from ..tokenizer import (
     pre_tokenizers,
     read_pieces,
 )
-from .gguf_writer import Value, string, uint32
 
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # llama.cpp's token types
 WORLD_FILE = "rwkv_vocab_v20230424.txt"
@@ -64,22 +66,19 @@ class Vocabulary:
         }
 
 
-def load_vocabulary(path: Path, rows: int) -> dict[str, Value]:
-    """The `tokenizer.*` metadata for a model with `rows` embeddings, from a file.
-
-    Raises what `read_vocabulary` raises, and FormatError where there are more tokens than rows.
-    """
-    return read_vocabulary(path).padded(rows)
-
-
-def find_vocabulary(folder: Path, rows: int) -> dict[str, Value]:
+def find_vocabulary(
+    folder: Path, rows: int, vocab: str | PathLike[str] | None = None
+) -> dict[str, Value]:
     """The `tokenizer.*` metadata for a model with `rows` embeddings whose files lie in a folder.
 
-    A vocabulary file there is taken if its tokens are as many, but for what trainers add to have a
-    round number of embeddings. Else a model of 256 embeddings reads bytes, and for World models
-    there is the vocabulary in the package pyrwkv-tokenizer. Empty where nothing fits; raises
-    FormatError where a file is malformed.
+    `vocab` is the vocabulary's file. Where none is named, one that lies in the folder is taken if
+    its tokens are as many, but for what trainers add to have a round number of embeddings. Else a
+    model of 256 embeddings reads bytes, and for World models there is the vocabulary in the package
+    pyrwkv-tokenizer. Empty where nothing fits; raises what `read_vocabulary` raises, and
+    FormatError where `vocab` has more tokens than rows.
     """
+    if vocab is not None:
+        return read_vocabulary(Path(vocab)).padded(rows)
     for path in (folder / name for name in FILES):
         if path.is_file() and (found := _if_fitting(read_vocabulary(path), rows)):
             return found
@@ -101,13 +100,12 @@ def read_vocabulary(path: Path) -> Vocabulary:
     Raises FormatError where it is malformed, UnsupportedError for another kind of tokenizer.json,
     OSError where it cannot be read.
     """
-    with path.open("rb") as file:
-        start = file.read(1)
-        if file.seek(0, 2) > MAX_BYTES:
-            raise FormatError(f"{path}: not a vocabulary, larger than {MAX_BYTES} bytes")
-    if start == b"\n":  # the first field of a sentencepiece model
+    form = form_of(path)
+    if path.stat().st_size > MAX_BYTES:
+        raise FormatError(f"{path}: not a vocabulary, larger than {MAX_BYTES} bytes")
+    if form is Form.SENTENCEPIECE:
         return _sentencepiece(path)
-    if start == b"{":
+    if form in (Form.TOKENIZER, Form.HUB):
         return _huggingface(path)
     return world_vocabulary(str(path), read_world(path))
 

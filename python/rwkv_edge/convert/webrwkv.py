@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from .._core import FormatError
-from .source import Tensor, by_name, turned
+from ..files.source import Tensor, by_name, turned
 
 LOW_RANK = re.compile(r"blocks\.\d+\.att\.(?:time_maa_w|time_decay_w|[wavg])([12])")
 STATE = re.compile(r"blocks\.\d+\.att\.time_state")

@@ -3,18 +3,18 @@
 
 from __future__ import annotations
 
-import errno
-import math
-import mmap
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .._core import FormatError, dequantize, type_block
+from .. import _core
+from .._core import FormatError, ModelFile, dequantize, type_block
 
 F32 = NDArray[np.float32]
 
@@ -36,14 +36,11 @@ class Tensor(Protocol):
     @property
     def shape(self) -> tuple[int, ...]: ...
 
-    @property
-    def nbytes(self) -> int: ...
-
     def float32(self, start: int = 0, stop: int | None = None) -> F32:
         """A copy of the rows [start, stop) of the first axis."""
 
     def raw(self) -> NDArray[np.uint8] | None:
-        """All bytes, [nbytes], in place; None where the file does not have them in this order."""
+        """All bytes, in place; None where the file does not have them in this order."""
 
 
 class MappedFile:
@@ -51,25 +48,13 @@ class MappedFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with path.open("rb") as file:
-            self.size = file.seek(0, 2)
-            if self.size == 0:
-                raise FormatError(f"{path}: the file is empty")
-            try:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            except (OSError, ValueError) as error:  # Python's own limit on 32 bits is a ValueError
-                if isinstance(error, OSError) and error.errno != errno.ENOMEM:
-                    raise OSError(error.errno, error.strerror, str(path)) from error
-                raise OSError(
-                    errno.ENOMEM,
-                    f"its {self.size} bytes do not fit in the address space of this process "
-                    f"(`ulimit -v`, or a 32-bit system): {error}",
-                    str(path),
-                ) from error
+        self._file = _core.MappedFile(os.fsencode(path))
+        self._bytes = self._file.data
+        self.size = self._bytes.size
 
     def read(self, offset: int, count: int) -> bytes:
         """`count` bytes from `offset`; the caller has checked that the file has them."""
-        return self._map[offset : offset + count]
+        return self._bytes[offset : offset + count].tobytes()
 
     def view(
         self, kind: str, offset: int, shape: tuple[int, ...], strides: tuple[int, ...] | None = None
@@ -84,13 +69,12 @@ class MappedFile:
             shape = (*shape[:-1], shape[-1] // values * size)
         dtype = np.dtype(NUMPY_TYPES.get(kind, "u1"))
         steps = None if strides is None else tuple(n * dtype.itemsize for n in strides)
-        view: NDArray[Any] = np.ndarray(shape, dtype, self._map, offset, steps)
+        view: NDArray[Any] = np.ndarray(shape, dtype, self._bytes, offset, steps)
         return view
 
     def forget(self) -> None:
         """Give back the pages read so far, so that reading 14 GB does not look like using it."""
-        if hasattr(self._map, "madvise"):  # not on Windows
-            self._map.madvise(mmap.MADV_DONTNEED)
+        self._file.forget()
 
 
 @dataclass(frozen=True)
@@ -100,7 +84,7 @@ class MappedTensor:
     name: str
     dtype: str
     data: NDArray[Any]  # as MappedFile.view has it
-    file: MappedFile
+    file: MappedFile | ModelFile
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -108,10 +92,6 @@ class MappedTensor:
             return self.data.shape
         values, size = type_block(self.dtype)
         return (*self.data.shape[:-1], self.data.shape[-1] // size * values)
-
-    @property
-    def nbytes(self) -> int:
-        return self.data.nbytes
 
     def float32(self, start: int = 0, stop: int | None = None) -> F32:
         part = self.data[start:stop]
@@ -129,41 +109,32 @@ class MappedTensor:
 
 
 @dataclass(frozen=True)
-class Rearranged:
-    """A small `Tensor` of a block type in another order, into which only its values can be put."""
+class MadeTensor:
+    """A `Tensor` whose rows a function makes when they are asked for."""
 
-    source: Tensor
-    change: Callable[[NDArray[Any]], NDArray[Any]]
-
-    @property
-    def name(self) -> str:
-        return self.source.name
-
-    @property
-    def dtype(self) -> str:
-        return "f32"
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.change(np.broadcast_to(np.float32(0), self.source.shape)).shape
-
-    @property
-    def nbytes(self) -> int:
-        return 4 * math.prod(self.shape)
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    rows: Callable[[int, int | None], F32]
 
     def float32(self, start: int = 0, stop: int | None = None) -> F32:
-        values: F32 = self.change(self.source.float32())[start:stop].copy()
-        return values
+        return self.rows(start, stop)
 
     def raw(self) -> None:
-        return None
+        """Nothing lies in a file as it is."""
 
 
 def rearranged(tensor: Tensor, change: Callable[[NDArray[Any]], NDArray[Any]]) -> Tensor:
     """`tensor` after `change`, which makes one view of an array out of another."""
     if isinstance(tensor, MappedTensor) and tensor.dtype in NUMPY_TYPES:
         return replace(tensor, data=change(tensor.data))
-    return Rearranged(tensor, change)
+    shape = change(np.broadcast_to(np.float32(0), tensor.shape)).shape
+
+    def rows(start: int, stop: int | None) -> F32:
+        values: F32 = change(tensor.float32())[start:stop].copy()
+        return values
+
+    return MadeTensor(tensor.name, "f32", shape, rows)
 
 
 def turned(tensor: Tensor) -> Tensor:
@@ -175,11 +146,7 @@ def turned(tensor: Tensor) -> Tensor:
 
 def split(tensor: Tensor) -> list[Tensor]:
     """The parts of `tensor` along its first axis."""
-
-    def part(i: int) -> Tensor:
-        return rearranged(tensor, lambda values: values[i])
-
-    return [part(i) for i in range(tensor.shape[0])]
+    return [rearranged(tensor, itemgetter(i)) for i in range(tensor.shape[0])]
 
 
 def by_name(path: Path, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:

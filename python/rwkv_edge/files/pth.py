@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from .._core import FormatError, UnsupportedError
+from .form import LEGACY_MAGIC
 from .source import Checkpoint, MappedFile, MappedTensor
 
 ITEM_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
@@ -45,7 +46,6 @@ TENSOR_WITH_DTYPE = "torch._utils._rebuild_tensor_v3"
 PARAMETER = "torch._utils._rebuild_parameter"
 FUNCTIONS = (ORDERED_DICT, TENSOR, TENSOR_WITH_DTYPE, PARAMETER)
 
-LEGACY_MAGIC = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")
 MAX_DIMS = 8
 
 

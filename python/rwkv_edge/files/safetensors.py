@@ -17,6 +17,7 @@ from .source import Checkpoint, MappedFile, MappedTensor
 
 DTYPES = {"F32": ("f32", 4), "F16": ("f16", 2), "BF16": ("bf16", 2)}
 MAX_HEADER = 100_000_000  # as the reference implementation has it
+MAX_JSON = 1 << 26  # bytes of a whole file
 MAX_DIMS = 8
 
 
@@ -47,6 +48,15 @@ def read_safetensors(path: Path) -> Checkpoint:
         data = file.view(dtype, 8 + length + ranges[name][0], tuple(info["shape"]))
         tensors[name] = MappedTensor(name, dtype, data, file)
     return Checkpoint(path, tensors, metadata)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; FormatError for anything else, OSError where it is not read."""
+    with path.open("rb") as file:
+        text = file.read(MAX_JSON + 1)
+    if len(text) > MAX_JSON:
+        raise FormatError(f"{path}: more than {MAX_JSON} bytes of JSON")
+    return json_object(f"{path}: the file", text)
 
 
 def json_object(where: str, text: bytes) -> dict[str, Any]:

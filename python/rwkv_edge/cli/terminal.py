@@ -12,13 +12,13 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 
 import click
 
-from ._core import FormatError
-from .chat import Conversation
-from .generation import Sampling
+from .._core import FormatError
+from ..chat import Conversation
+from ..generation import Sampling
 
 CLEAR_LINE = "\r\033[K"
 # Control characters in a model's text or a file's names must not steer the terminal.
@@ -78,12 +78,7 @@ class Interrupts:
         self._before = signal.signal(signal.SIGINT, self._note)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         signal.signal(signal.SIGINT, self._before)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from .._core import FormatError, UnsupportedError, type_block
+from .form import GGMF_MAGIC
 from .source import (
     Checkpoint,
     MappedFile,
@@ -29,7 +30,6 @@ from .source import (
     turned,
 )
 
-MAGIC = b"fmgg"  # as it lies in a little-endian file
 HEADER = struct.Struct("<4s5i")
 TENSOR = struct.Struct("<3i")
 TYPES = {
@@ -62,6 +62,8 @@ def read_ggmf(path: Path) -> Checkpoint:
     where it cannot be opened.
     """
     file = MappedFile(path)
+    if file.read(0, 4) == GGMF_MAGIC[::-1]:
+        raise UnsupportedError(f"{path}: a big-endian file of rwkv.cpp")
     if file.size < HEADER.size:
         raise FormatError(f"{path}: {file.size} bytes, a header of rwkv.cpp has {HEADER.size}")
     _, version, vocab, width, layers, _ = HEADER.unpack(file.read(0, HEADER.size))

@@ -1,42 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`convert`: any checkpoint in, a GGUF file out."""
+"""`convert`: any checkpoint in, a GGUF file out. `quantize`: the same where the source is GGUF."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from os import PathLike
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
-from .._core import UnsupportedError
-from ..model_file import is_gguf
-from . import rwkv4, rwkv5, rwkv6, rwkv7
+from .._core import FormatError, ModelFile, TensorInfo, UnsupportedError
+from ..files.form import is_gguf
+from ..files.gguf_writer import GGUFWriter, Progress, Value, string, uint32
+from ..files.source import NUMPY_TYPES, MappedTensor, Tensor
 from .adapter import apply_adapter
-from .gguf_writer import GGUFWriter, Progress, TensorPlan, Value, string, uint32
-from .names import Binder, Output, detect
+from .names import plan_model
 from .open import open_checkpoint
-from .quantize import (
-    CHUNK_VALUES,
-    FLOAT_TYPES,
-    Types,
-    encode,
-    is_float32,
-    is_quantizable,
-)
-from .source import Checkpoint
+from .plan import Output
+from .policy import Types, is_quantized, pieces, plan_types
 from .tuned_state import merge_state
-from .vocab import find_vocabulary, load_vocabulary
+from .vocab import find_vocabulary
 
-# What states the tensors of a version, by the version that `detect` finds.
-ARCHITECTURES: dict[str, Callable[[Binder], dict[str, Value]]] = {
-    "4": rwkv4.plan,
-    "5": rwkv5.plan,
-    "6": rwkv6.plan,
-    "7": rwkv7.plan,
-    "7a": rwkv7.plan_7a,
-}
 LICENSE_KEYS = ("license", "license.name", "license.link")
 
 
@@ -90,7 +72,7 @@ def convert(
         stated["license"] = license
     metadata |= {f"general.{key}": string(text) for key, text in stated.items()}
     rows = outputs[0].shape[0]
-    vocabulary = vocabulary_of(checkpoint, vocab, rows)
+    vocabulary = find_vocabulary(checkpoint.folder, rows, vocab)
     if not vocabulary:
         raise UnsupportedError(
             f"{source}: no vocabulary for {rows} tokens beside it: name its file (--vocab FILE), "
@@ -104,43 +86,47 @@ def convert(
     write_model(target, metadata, outputs, types, inputs=inputs, progress=progress)
 
 
-def vocabulary_of(
-    checkpoint: Checkpoint, vocab: str | PathLike[str] | None, rows: int
-) -> dict[str, Value]:
-    """The `tokenizer.*` metadata from a file, or what `find_vocabulary` finds for a checkpoint."""
-    if vocab is not None:
-        return load_vocabulary(Path(vocab), rows)
-    return find_vocabulary(checkpoint.folder, rows)
+def quantize(
+    source: str | Path,
+    target: str | Path,
+    *,
+    type: str,
+    head_type: str | None = None,
+    embd_type: str | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Write the GGUF file `source` as `target` with its matrices in another type.
+
+    `type` is f32, f16, bf16, q8_0, q5_1, q5_0, q4_1 or q4_0 (fp16, int8 and int4 are names for
+    f16, q8_0 and q4_0); `head_type` and `embd_type` are for the output matrix and the embedding,
+    q8_0 by default in a 4- or 5-bit file. All else, vocabulary and licence included, is copied.
+    `progress` is called with bytes written, bytes in all and the tensor's name.
+
+    Raises ValueError for an unknown type or source and target being one file, FormatError for a
+    malformed source or values that do not fit, UnsupportedError where the source is quantized
+    already or no RWKV model, OSError where a file cannot be read or written.
+    """
+    source, target = Path(source), Path(target)
+    types = Types.choose(type, head_type, embd_type)
+    if not is_gguf(source):
+        raise FormatError(f"{source}: not a GGUF file; `convert` makes one of any type")
+    file = ModelFile(str(source))
+    architecture = file.get("general.architecture")
+    if not str(architecture).startswith("rwkv"):
+        raise UnsupportedError(f"{source}: general.architecture is {architecture!r}, not RWKV")
+    metadata = {
+        key: Value(file.value_type(key), file.get(key))
+        for key in file.keys()  # noqa: SIM118 - not a dict
+        if key != "general.alignment"  # ours is the default
+    }
+    outputs = [Output(t.name, t.shape, _tensor(file, t)) for t in file.tensors]
+    write_model(target, metadata, outputs, types, settled=True, inputs=[source], progress=progress)
 
 
-def plan_model(checkpoint: Checkpoint) -> tuple[dict[str, Value], list[Output]]:
-    """The hyperparameters and the tensors that a checkpoint makes up, the embedding first."""
-    plan = ARCHITECTURES[detect(checkpoint.path, checkpoint.tensors)]
-    binder = Binder(checkpoint.path, checkpoint.tensors)
-    metadata = plan(binder)
-    return metadata, binder.finish()
-
-
-def is_quantized(output: Output) -> bool:
-    """Whether a tensor comes in blocks that can be copied as they are."""
-    return output.tensor.dtype not in FLOAT_TYPES and output.tensor.raw() is not None
-
-
-def plan_types(path: Path, outputs: Sequence[Output], types: Types) -> list[TensorPlan]:
-    """Every tensor with the type it gets; UnsupportedError for what is quantized otherwise."""
-    return [TensorPlan(o.name, o.shape, _type(path, o, types)) for o in outputs]
-
-
-def _type(path: Path, output: Output, types: Types) -> str:
-    found = output.tensor.dtype
-    if found not in FLOAT_TYPES and not is_quantized(output):
-        found = "f32"
-    if is_float32(output.name, output.shape):
-        return "f32"
-    if is_quantizable(output.name, output.shape):
-        return types.of(str(path), output.name, output.shape, found)
-    base = types.base or found
-    return base if base in ("f32", "bf16") else "f16"
+def _tensor(file: ModelFile, info: TensorInfo) -> Tensor:
+    data = info.data.view(NUMPY_TYPES.get(info.type, "u1"))
+    rows = math.prod(info.shape[:-1])
+    return MappedTensor(info.name, info.type, data.reshape(rows, -1), file)
 
 
 def write_model(
@@ -149,12 +135,13 @@ def write_model(
     outputs: Sequence[Output],
     types: Types,
     *,
+    settled: bool = False,
     inputs: Sequence[Path] = (),
     progress: Progress | None = None,
 ) -> None:
-    """Write the tensors of a model in the given types, a piece of one of them at a time."""
+    """Write the tensors of a model in the types of `plan_types`, a piece of one at a time."""
     path = inputs[0] if inputs else target
-    plans = plan_types(path, outputs, types)
+    plans = plan_types(path, outputs, types, settled=settled)
     metadata = {
         **metadata,
         "general.file_type": types.file_type(plans),
@@ -162,15 +149,4 @@ def write_model(
     }
     with GGUFWriter(target, metadata, plans, inputs=inputs, progress=progress) as writer:
         for output, plan in zip(outputs, plans, strict=True):
-            writer.tensor(plan.name, _pieces(path, output, plan.type))
-
-
-def _pieces(path: Path, output: Output, kind: str) -> Iterator[NDArray[np.uint8]]:
-    if kind not in FLOAT_TYPES and kind == output.tensor.dtype:
-        raw = output.tensor.raw()
-        assert raw is not None
-        for start in range(0, raw.size, CHUNK_VALUES):
-            yield raw[start : start + CHUNK_VALUES]
-        return
-    for values in output.chunks(CHUNK_VALUES):
-        yield encode(values, kind, f"{path}: tensor {output.name}")
+            writer.tensor(plan.name, pieces(path, output, plan.type))

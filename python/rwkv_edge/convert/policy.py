@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which tensor gets which type, and `quantize`: a GGUF file in, a smaller one out."""
+"""Which tensor of a file gets which type, and its bytes in that type."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,14 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import _core
-from .._core import FormatError, ModelFile, TensorInfo, UnsupportedError
-from ..model_file import ALIASES, FILE_TYPES, is_gguf
-from .gguf_writer import GGUFWriter, Progress, TensorPlan, Value, uint32
-from .source import F32, MappedFile, MappedTensor
+from .._core import FormatError, UnsupportedError
+from ..files.form import ALIASES, FILE_TYPES
+from ..files.gguf_writer import TensorPlan, Value, uint32
+from ..files.source import F32, NUMPY_TYPES, MappedTensor
+from .plan import Output
 
 # What a file may be made of already; K-types are read and never written.
 KEPT_FILE_TYPES = FILE_TYPES | {"q2_k": 10, "q3_k": 12, "q4_k": 15, "q5_k": 17, "q6_k": 18}
-FLOAT_TYPES = ("f32", "f16", "bf16")
 
 # Two-dimensional, yet too small and too sensitive to quantize; llama.cpp's list, and what RWKV-7a
 # and initial states add to it. Of these its converter keeps FLOAT32 in float32 even in a float16
@@ -65,7 +65,7 @@ class Types:
         wanted = {"output.weight": self.head, "token_embd.weight": self.embd}.get(name, self.base)
         if wanted is None or wanted == found:
             return found
-        if found not in FLOAT_TYPES:
+        if found not in NUMPY_TYPES:
             raise UnsupportedError(
                 f"{where}: tensor {name} is {found} already; "
                 "quantize the f32, f16 or bf16 file it was made from"
@@ -101,6 +101,50 @@ def is_float32(name: str, shape: tuple[int, ...]) -> bool:
     return len(shape) == 1 or not name.endswith(".weight") or name.endswith(FLOAT32)
 
 
+def is_quantized(output: Output) -> bool:
+    """Whether a tensor comes in blocks that can be copied as they are."""
+    return output.tensor.dtype not in NUMPY_TYPES and output.tensor.raw() is not None
+
+
+def plan_types(
+    path: Path, outputs: Sequence[Output], types: Types, *, settled: bool = False
+) -> list[TensorPlan]:
+    """Every tensor with the type it gets; what is no matrix keeps its own in a `settled` source.
+
+    Raises UnsupportedError for what is quantized otherwise.
+    """
+    return [TensorPlan(o.name, o.shape, _type(path, o, types, settled)) for o in outputs]
+
+
+def _type(path: Path, output: Output, types: Types, settled: bool) -> str:
+    found = output.tensor.dtype
+    if found not in NUMPY_TYPES and not is_quantized(output):
+        found = "f32"
+    if is_quantizable(output.name, output.shape):
+        return types.of(str(path), output.name, output.shape, found)
+    if settled:
+        return found
+    if is_float32(output.name, output.shape):
+        return "f32"
+    base = types.base or found
+    return base if base in ("f32", "bf16") else "f16"
+
+
+def pieces(path: Path, output: Output, kind: str) -> Iterator[NDArray[np.uint8]]:
+    """The bytes of a tensor in a type, some megabytes at a time. Blocks that have the type already
+    are copied. FormatError for values that the type cannot hold."""
+    tensor = output.tensor
+    raw = tensor.raw() if kind == tensor.dtype and kind not in NUMPY_TYPES else None
+    if raw is None:
+        for values in output.chunks(CHUNK_VALUES):
+            yield encode(values, kind, f"{path}: tensor {output.name}").reshape(-1)
+        return
+    for start in range(0, raw.size, CHUNK_VALUES):
+        yield raw[start : start + CHUNK_VALUES]
+        if isinstance(tensor, MappedTensor):
+            tensor.file.forget()
+
+
 def encode(values: F32, kind: str, where: str) -> NDArray[np.uint8]:
     """Values [rows, columns] in a file's type. FormatError where they cannot be held."""
     largest = np.abs(values).max(initial=0.0)
@@ -109,71 +153,3 @@ def encode(values: F32, kind: str, where: str) -> NDArray[np.uint8]:
     if kind == "f16" and largest > LARGEST_F16:
         raise FormatError(f"{where} holds {largest:g}, too large for f16; use bf16 or f32")
     return _core.quantize(np.ascontiguousarray(values), kind)
-
-
-def quantize(
-    source: str | Path,
-    target: str | Path,
-    *,
-    type: str,
-    head_type: str | None = None,
-    embd_type: str | None = None,
-    progress: Progress | None = None,
-) -> None:
-    """Write the GGUF file `source` as `target` with its matrices in another type.
-
-    `type` is f32, f16, bf16, q8_0, q5_1, q5_0, q4_1 or q4_0 (fp16, int8 and int4 are names for
-    f16, q8_0 and q4_0); `head_type` and `embd_type` are for the output matrix and the embedding,
-    q8_0 by default in a 4- or 5-bit file. All else, vocabulary and licence included, is copied.
-    `progress` is called with bytes written, bytes in all and the tensor's name.
-
-    Raises ValueError for an unknown type or source and target being one file, FormatError for a
-    malformed source or values that do not fit, UnsupportedError where the source is quantized
-    already or no RWKV model, OSError where a file cannot be read or written.
-    """
-    source, target = Path(source), Path(target)
-    types = Types.choose(type, head_type, embd_type)
-    if not is_gguf(source):
-        raise FormatError(f"{source}: not a GGUF file; `convert` makes one of any type")
-    file = ModelFile(str(source))
-    architecture = file.get("general.architecture")
-    if not str(architecture).startswith("rwkv"):
-        raise UnsupportedError(f"{source}: general.architecture is {architecture!r}, not RWKV")
-    plans = [_plan(source, tensor, types) for tensor in file.tensors]
-    metadata = {
-        key: Value(file.value_type(key), file.get(key))
-        for key in file.keys()  # noqa: SIM118 - not a dict
-        if key != "general.alignment"  # ours is the default
-    }
-    metadata["general.file_type"] = types.file_type(plans)
-    metadata["general.quantization_version"] = uint32(2)
-    mapped = MappedFile(source)
-    with GGUFWriter(target, metadata, plans, inputs=[source], progress=progress) as writer:
-        for tensor, plan in zip(file.tensors, plans, strict=True):
-            writer.tensor(plan.name, _pieces(mapped, tensor, plan))
-
-
-def _plan(source: Path, tensor: TensorInfo, types: Types) -> TensorPlan:
-    kind = tensor.type
-    if is_quantizable(tensor.name, tensor.shape):
-        kind = types.of(str(source), tensor.name, tensor.shape, kind)
-    return TensorPlan(tensor.name, tensor.shape, kind)
-
-
-def _pieces(
-    file: MappedFile, tensor: TensorInfo, plan: TensorPlan
-) -> Iterator[NDArray[np.uint8] | bytes]:
-    if plan.type == tensor.type:
-        end = tensor.offset + tensor.nbytes
-        for start in range(tensor.offset, end, CHUNK_VALUES):
-            yield file.read(start, min(CHUNK_VALUES, end - start))
-            file.forget()
-        return
-    columns = tensor.shape[-1]
-    rows = math.prod(tensor.shape) // columns
-    raw = file.view(tensor.type, tensor.offset, (rows, columns))
-    values = MappedTensor(tensor.name, tensor.type, raw, file)
-    step = max(1, CHUNK_VALUES // columns)
-    for start in range(0, rows, step):
-        where = f"{file.path}: tensor {tensor.name}"
-        yield encode(values.float32(start, start + step), plan.type, where)

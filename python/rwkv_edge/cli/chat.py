@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`rwkv-edge chat`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, cast
+
+import click
+
+from ..chat import TEMPLATES, Conversation
+from ..generation import Sampling
+from ..state import State
+from .options import model_and_threads, open_model, sampling_options, text_options
+from .terminal import talk
+
+
+@click.command()
+@model_and_threads
+@click.option("--system", metavar="TEXT", help="What the model is told before the conversation.")
+@click.option("--paragraphs", is_flag=True, help="For models that answer in several paragraphs.")
+@click.option(
+    "--template",
+    type=click.Choice(list(TEMPLATES)),
+    help="How turns are written; raven for models of the Pile, else world.",
+)
+@text_options
+@sampling_options
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(min=1),
+    default=1024,
+    show_default=True,
+    metavar="N",
+    help="Longest answer.",
+)
+def chat(
+    *,
+    model: Path | None,
+    threads: int | None,
+    vocab: Path | None,
+    state: Path | None,
+    system: str | None,
+    paragraphs: bool,
+    template: str | None,
+    **sampling: Any,
+) -> None:
+    """Talk with a model; /help inside lists the commands."""
+    loaded = open_model(model, vocab, threads)
+    conversation = Conversation(
+        loaded,
+        system=system,
+        paragraphs=paragraphs,
+        template=template,
+        state=None if state is None else State.load(state),
+    )
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        click.echo(f"{loaded.path.name}. /help lists the commands, Ctrl-D leaves.\n")
+    talk(conversation, cast(Sampling, sampling))

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`rwkv-edge generate`."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import Any, cast
+
+import click
+
+from ..generation import Sampling
+from ..state import State
+from .options import DEFAULTS, model_and_threads, open_model, sampling_options, text_options
+from .terminal import Progress, write
+
+
+@click.command()
+@model_and_threads
+@click.option(
+    "-p", "--prompt", required=True, metavar="TEXT", help="What to go on from; - : stdin."
+)
+@click.option(
+    "-n",
+    "--max-tokens",
+    type=click.IntRange(min=0),
+    show_default=True,
+    metavar="N",
+    default=DEFAULTS["max_tokens"].default,
+    help="Tokens to write at most.",
+)
+@click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; repeatable.")
+@text_options
+@sampling_options
+def generate(
+    *,
+    model: Path | None,
+    threads: int | None,
+    vocab: Path | None,
+    state: Path | None,
+    prompt: str,
+    stop: tuple[str, ...],
+    **sampling: Any,
+) -> None:
+    """Write what follows a prompt. An empty one begins a document."""
+    loaded = open_model(model, vocab, threads)
+    text = sys.stdin.buffer.read() if prompt == "-" else prompt
+    session = loaded.session(None if state is None else State.load(state))
+    tokens = loaded.tokenizer.encode(text)
+    if tokens:
+        with Progress("reading") as bar:
+            session.read(tokens, progress=bar)
+    with closing(session.generate(stop=stop, **cast(Sampling, sampling))) as pieces:
+        for piece in pieces:
+            write(piece)
+    if sys.stdout.isatty():
+        click.echo()

@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`rwkv-edge info`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ..model import bundled_model
+from .options import model_argument
+
+
+@click.command()
+@model_argument
+def info(model: Path | None) -> None:
+    """Say what a file is: a model in any form, a state, an adapter or a vocabulary."""
+    from ..describe import describe
+
+    sentence, lines = describe(model or bundled_model())
+    click.echo(sentence)
+    for name, text in lines:
+        click.echo(f"{name:<14}{text}")

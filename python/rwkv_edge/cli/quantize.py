@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`rwkv-edge quantize`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from .options import FILE, TYPE, type_options
+from .terminal import Progress
+
+
+@click.command()
+@click.argument("source", metavar="IN", type=FILE)
+@click.argument("target", metavar="OUT", type=FILE)
+@click.option("--type", "kind", type=TYPE, required=True)
+@type_options
+def quantize(
+    *, source: Path, target: Path, kind: str, head_type: str | None, embd_type: str | None
+) -> None:
+    """Store the weights of a GGUF file in a smaller type."""
+    from ..convert import quantize as quantize_model
+
+    with Progress("quantizing") as bar:
+        quantize_model(
+            source, target, type=kind, head_type=head_type, embd_type=embd_type, progress=bar
+        )
