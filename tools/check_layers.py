@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks what no compiler does in the C++ tree: python tools/check_layers.py [OBJECT...]
+"""Checks what no compiler and no linter does: python tools/check_layers.py [OBJECT...]
 
-- A file includes its own layer and lower ones only; the exceptions are stated once, below.
+- A file includes or imports its own layer and lower ones only; the exceptions are stated once,
+  below. In Python an import counts wherever it stands, in a function or for the type checker only.
+- Python modules do not import each other in a circle.
 - The engine does not print, exit or swallow what it does not know.
 - Object files of kernels, where given, define no weak symbol: an inline function compiled for a
   newer CPU must not become the copy that the whole program calls.
@@ -9,10 +11,12 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 # Low to high. Files outside a folder (session, sampler) stand beside text/.
@@ -23,6 +27,20 @@ C_SUBSET = re.compile(r"<(stdint|stddef|math|string|float|\w*intrin|arm_neon)\.h
 KERNEL_HEADERS = ("quant/blocks.h", "kernels/kernels.h", "kernels/levels.h")
 # The model speaks to the hardware through backend/ops.h alone.
 MODEL_MAY_NOT = ("kernels/", "backend/cpu")
+
+# The modules and folders of python/rwkv_edge, low to high.
+PYTHON_LAYERS = (
+    ("_core",),
+    ("files", "tokenizer"),
+    ("convert",),
+    ("model_file", "state"),
+    ("generation",),
+    ("model",),
+    ("bench", "chat", "describe"),
+    ("__init__",),
+    ("cli",),
+    ("__main__",),
+)
 
 FORBIDDEN = {
     "prints": r"\b(?:f|s|sn|v\w*)?printf\s*\(|\bf?put(?:s|c|char)\s*\(|\bstd::(?:cout|cerr|clog)\b",
@@ -86,6 +104,60 @@ def check_tree(root: Path) -> list[str]:
     ]
 
 
+def python_layer(module: str) -> int | None:
+    room = module.split(".", maxsplit=1)[0]
+    return next((i for i, rooms in enumerate(PYTHON_LAYERS) if room in rooms), None)
+
+
+def python_imports(path: str, text: str, modules: Sequence[str]) -> Iterator[tuple[int, str]]:
+    """Lines and modules of the package that a file imports, all named from its root."""
+    folders = path.split("/")[:-1]
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = ["rwkv_edge", *folders][: 2 + len(folders) - node.level] if node.level else []
+            whole = ".".join([*above, *([node.module] if node.module else [])])
+            names = [f"{whole}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            package, _, inner = f"{name}.".partition(".")
+            if package == "rwkv_edge":
+                # What is no module, nor in one, comes from the package's __init__.
+                parents = (inner.strip("."), inner.strip(".").rpartition(".")[0])
+                yield node.lineno, next((name for name in parents if name in modules), "__init__")
+
+
+def check_python(sources: Mapping[str, str]) -> Iterator[str]:
+    """Errors of the package's files, named from its root."""
+    named = {
+        path.removesuffix(".py").removesuffix("/__init__").replace("/", "."): path
+        for path in sources
+    }
+    modules = [*named, "_core"]
+    graph: dict[str, set[str]] = {}
+    for module, path in named.items():
+        own = python_layer(module)
+        if own is None:
+            yield f"python/rwkv_edge/{path}: has no place in PYTHON_LAYERS"
+            continue
+        graph[module] = set()
+        for line, target in python_imports(path, sources[path], modules):
+            graph[module].add(target)
+            if (other := python_layer(target)) is not None and other > own:
+                yield f"python/rwkv_edge/{path}:{line}: imports {target}, which is above it"
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        yield f"python/rwkv_edge: a circle of imports: {' -> '.join(error.args[1])}"
+
+
+def check_package(root: Path) -> list[str]:
+    sources = {p.relative_to(root).as_posix(): p.read_text("utf-8") for p in root.rglob("*.py")}
+    return list(check_python(sources)) if sources else [f"{root}: no sources found"]
+
+
 def check_objects(objects: Sequence[str]) -> list[str]:
     kernels = [path for path in objects if re.search(r"\bkernels\b(?!.*\bdispatch\b)", path)]
     if not kernels:
@@ -97,7 +169,8 @@ def check_objects(objects: Sequence[str]) -> list[str]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    errors = check_tree(Path(__file__).parents[1] / "cpp")
+    root = Path(__file__).parents[1]
+    errors = check_tree(root / "cpp") + check_package(root / "python" / "rwkv_edge")
     if arguments:
         errors += check_objects(arguments)
     print("\n".join(errors or ["layers: no violation"]))

@@ -3,28 +3,17 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
-from types import ModuleType
 
+import arm_counts as counts
+import arm_predict as predict
 import pytest
+from make_random_model import Size
 
 BENCH = Path(__file__).parents[2] / "bench"
 
 
-@pytest.fixture
-def counts(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(BENCH)
-    return importlib.import_module("arm_counts")
-
-
-@pytest.fixture
-def predict(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(BENCH)
-    return importlib.import_module("arm_predict")
-
-
-def test_what_lies_between_the_marks_is_counted(counts: ModuleType) -> None:
+def test_what_lies_between_the_marks_is_counted() -> None:
     line = "Trace 0: 0x7ff108000100 [0000000001009331/{:016x}/00000001/00000201] {}\n"
     places = [(0x10, "main"), (0x20, "kernel_begins"), (0x30, "f"), (0x34, ""), (0x30, "f")]
     places += [(0x40, "kernel_ends"), (0x14, "main")]
@@ -44,7 +33,7 @@ DUMP = """
 """
 
 
-def test_the_disassembly_becomes_what_llvm_mca_reads(counts: ModuleType) -> None:
+def test_the_disassembly_becomes_what_llvm_mca_reads() -> None:
     text = dict(counts.instructions(DUMP.splitlines()))
     assert list(text) == list(range(0x402280, 0x402298, 4))
     assert [counts.assembly(each) for each in text.values()] == [
@@ -57,7 +46,7 @@ def test_the_disassembly_becomes_what_llvm_mca_reads(counts: ModuleType) -> None
     ]
 
 
-def test_blocks_are_neighbours_executed_equally_often(counts: ModuleType) -> None:
+def test_blocks_are_neighbours_executed_equally_often() -> None:
     executed = [0, 4, 8, 4, 8, 4, 8, 12, 40, 44]
     assert counts.blocks(executed) == [(1, [0]), (3, [4, 8]), (1, [12]), (1, [40, 44])]
 
@@ -72,7 +61,7 @@ SOURCE = """
 """
 
 
-def test_hand_counts_are_read_from_the_source(counts: ModuleType) -> None:
+def test_hand_counts_are_read_from_the_source() -> None:
     hand = counts.hand_counts(SOURCE)
     assert hand == {
         ("neon", "q4_0", "decode"): 0.5,
@@ -84,7 +73,7 @@ def test_hand_counts_are_read_from_the_source(counts: ModuleType) -> None:
     assert counts.row([count], hand) == "| q4_0 decode | weight |  | 0.550 (1.10) |  |  | 8.0 |  |"
 
 
-def test_every_kernel_counted_by_hand_is_one_that_is_counted(counts: ModuleType) -> None:
+def test_every_kernel_counted_by_hand_is_one_that_is_counted() -> None:
     named = {(case.kernel, case.test) for case in counts.cases()}
     for path in (BENCH.parent / "cpp" / "kernels").glob("neon*.inl"):
         hand = counts.hand_counts(path.read_text("utf-8"))
@@ -109,12 +98,12 @@ Resource pressure per iteration:
 """
 
 
-def test_pressure_is_told_per_part(counts: ModuleType) -> None:
+def test_pressure_is_told_per_part() -> None:
     held = "Resource Pressure [ 40.00% ], Register Dependencies [ 8.07% ]"
     assert counts.pressure(REPORT, 4.0) == f"N1UnitL 2.00, N1UnitL 1.00, {held}"
 
 
-def test_the_slower_of_memory_and_arithmetic_is_predicted(predict: ModuleType) -> None:
+def test_the_slower_of_memory_and_arithmetic_is_predicted() -> None:
     board = predict.Board("A72", cores=2, ghz=1.0, memory_gb=1, bandwidth_gb=4.0, source="")
     load = predict.Load(
         nbytes=10**9, touched=10**8, weights={"q4_0": 10**7}, head=("q8_0", 10**6), state=10**5
@@ -136,8 +125,8 @@ def test_the_slower_of_memory_and_arithmetic_is_predicted(predict: ModuleType) -
     assert many.arithmetic == pytest.approx(10 * 2e9 / (10 * 3e6 + 2e6))
 
 
-def test_a_model_is_counted_as_its_file_would_hold_it(predict: ModuleType) -> None:
-    shape = predict.Size(2, 128, (32, 32, 32, 64), vocab=300)
+def test_a_model_is_counted_as_its_file_would_hold_it() -> None:
+    shape = Size(2, 128, (32, 32, 32, 64), vocab=300)
     load = predict.Load.of(shape, predict.KINDS["q4_0"])
     n, ffn = 128, 512
     assert load.weights["q4_0"] == 2 * (4 * n * n + 2 * n * ffn)

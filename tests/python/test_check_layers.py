@@ -3,26 +3,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
+import check_layers as tool
 import pytest
 
-TOOL = Path(__file__).parents[2] / "tools" / "check_layers.py"
-
-
-@pytest.fixture(scope="module")
-def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("check_layers", TOOL)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+ROOT = Path(__file__).parents[2]
+TOOL = ROOT / "tools" / "check_layers.py"
 
 
 @pytest.mark.parametrize(
@@ -47,7 +37,7 @@ def tool() -> ModuleType:
         ("io/gguf.cpp", "void* p = malloc(3);"),
     ],
 )
-def test_a_planted_violation_is_found(tool: ModuleType, path: str, line: str) -> None:
+def test_a_planted_violation_is_found(path: str, line: str) -> None:
     (error,) = tool.check_source(path, f"// a comment\n\n{line}\n")
     assert error.startswith(f"cpp/{path}:3: ")
 
@@ -63,13 +53,75 @@ def test_a_planted_violation_is_found(tool: ModuleType, path: str, line: str) ->
         ("bindings.cpp", "#include <pybind11/pybind11.h>\n} catch (...) {\n"),
     ],
 )
-def test_what_is_allowed_is_not_reported(tool: ModuleType, path: str, text: str) -> None:
+def test_what_is_allowed_is_not_reported(path: str, text: str) -> None:
     assert list(tool.check_source(path, text)) == []
 
 
-def test_the_tree_has_no_violation(tool: ModuleType) -> None:
-    assert tool.check_tree(TOOL.parents[1] / "cpp") == []
-    assert tool.check_tree(TOOL.parent) != []  # a wrong folder is noticed
+# ---- Python -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "line", "target"),
+    [
+        ("state.py", "from .model import Model", "model"),
+        ("state.py", "from . import _core, chat", "chat"),
+        ("state.py", "from . import __version__", "__init__"),
+        ("state.py", "import rwkv_edge.cli.options", "cli.options"),
+        ("state.py", "from rwkv_edge import bench", "bench"),
+        ("files/form.py", "from ..convert.open import open_checkpoint", "convert.open"),
+        ("files/form.py", "from ..convert import open", "convert.open"),
+        ("files/__init__.py", "from ..convert import convert", "convert"),
+        ("convert/open.py", "def f():\n    from ..model_file import hint", "model_file"),
+        ("convert/open.py", "if TYPE_CHECKING:\n    from .. import state", "state"),
+        ("cli/options.py", "from ..__main__ import main", "__main__"),
+    ],
+)
+def test_an_import_that_reaches_up_is_found(path: str, line: str, target: str) -> None:
+    others = ("model", "chat", "bench", "state", "model_file", "cli/options", "convert/__init__")
+    sources = {f"{name}.py": "" for name in (*others, "convert/open", "__init__", "__main__")}
+    (error,) = tool.check_python({**sources, path: f"import os\n\n{line}\n"})
+    number = 3 + line.count("\n")
+    assert error == f"python/rwkv_edge/{path}:{number}: imports {target}, which is above it"
+
+
+def test_imports_that_are_allowed() -> None:
+    sources = {
+        "__init__.py": "from .model import Model\n",
+        "model.py": "import numpy as np\nfrom . import _core\nfrom .files.form import Form\n",
+        "files/form.py": "import json\nfrom .._core import FormatError\n",
+        "files/pth.py": "from . import form\nfrom .form import Form\n",
+        "cli/__init__.py": "from .. import __version__, _core\n",
+        "cli/chat.py": "def f():\n    from ..chat import Conversation\n",
+        "chat.py": "from .model import Model\n",
+    }
+    assert list(tool.check_python(sources)) == []
+
+
+def test_a_circle_is_found() -> None:
+    """On one floor, and however well it is hidden."""
+    sources = {
+        "convert/a.py": "from .b import f\n",
+        "convert/b.py": "def f():\n    from . import c\n",
+        "convert/c.py": "if TYPE_CHECKING:\n    from .a import A\n",
+    }
+    (error,) = tool.check_python(sources)
+    assert error.startswith("python/rwkv_edge: a circle of imports: convert.")
+    assert {name for name in "abc" if f"convert.{name}" in error} == set("abc")
+
+
+def test_a_room_that_the_table_lacks_is_found() -> None:
+    (error,) = tool.check_python({"new/thing.py": ""})
+    assert error == "python/rwkv_edge/new/thing.py: has no place in PYTHON_LAYERS"
+
+
+# ---- what is there ------------------------------------------------------------------------------
+
+
+def test_the_tree_has_no_violation() -> None:
+    assert tool.check_tree(ROOT / "cpp") == []
+    assert tool.check_package(ROOT / "python" / "rwkv_edge") == []
+    for check in (tool.check_tree, tool.check_package):
+        assert check(ROOT / "docs") != []  # a wrong folder is noticed
 
 
 @pytest.mark.skipif(

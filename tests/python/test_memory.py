@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import make_random_model as tool
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -21,7 +22,6 @@ from rwkv_edge.cli import terminal
 from rwkv_edge.convert.policy import Types
 from rwkv_edge.files import source
 from rwkv_edge.files.form import amount
-from test_random_model import TOOL, tool  # noqa: F401 - a fixture
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits and /proc are Linux's")
 
@@ -67,7 +67,7 @@ def limited(limit: str, room: int, body: str, path: Path) -> subprocess.Complete
 
 
 @pytest.fixture(scope="module")
-def models(tool, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:  # type: ignore[no-untyped-def]  # noqa: F811
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("models")
     size = tool.Size(LAYERS, WIDTH, (32, 32, 32, 64), vocab=300)
     paths = {"gguf": folder / "model.gguf", "pth": folder / "model.pth"}

@@ -3,12 +3,10 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import make_random_model as tool
 import numpy as np
 import pytest
 from rwkv_edge import Model, Session
@@ -16,20 +14,6 @@ from rwkv_edge._core import ModelFile
 from rwkv_edge.convert import convert
 from rwkv_edge.convert.policy import Types
 from rwkv_edge.files.pth import read_pth
-
-TOOL = Path(__file__).parents[2] / "tools" / "make_random_model.py"
-
-
-@pytest.fixture(scope="module")
-def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_random_model", TOOL)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
 
 PARAMETERS = {
     "4": {"0.1b": 193, "0.4b": 461, "1.5b": 1577, "3b": 3062, "7b": 7518, "14b": 14148},
@@ -41,7 +25,7 @@ PARAMETERS = {
 
 
 @pytest.mark.parametrize("version", PARAMETERS)
-def test_number_of_parameters(tool: ModuleType, version: str) -> None:
+def test_number_of_parameters(version: str) -> None:
     """As published, in millions; the 14B of version 6 and the 7.2B by their names."""
     found = {}
     for name, size in tool.SIZES[version].items():
@@ -50,13 +34,13 @@ def test_number_of_parameters(tool: ModuleType, version: str) -> None:
     assert found == pytest.approx(PARAMETERS[version], rel=0.01)
 
 
-def small(tool: ModuleType, version: str, layers: int, width: int) -> Any:
+def small(version: str, layers: int, width: int) -> Any:
     """The shape of a real model, made small."""
     ranks = {"6": (16, 24), "7": (32, 32, 32, 64), "7a": (32, 32, 32, 64)}.get(version, ())
     return tool.Size(layers, width, ranks, version, vocab=300)
 
 
-def test_rows_do_not_depend_on_how_they_are_asked_for(tool: ModuleType) -> None:
+def test_rows_do_not_depend_on_how_they_are_asked_for() -> None:
     tensor = tool.RandomTensor("x", (700, 3), 1, 0.5, 2.0)
     whole = tensor.float32()
     parts = [tensor.float32(a, b) for a, b in ((0, 1), (1, 300), (300, 512), (512, 700))]
@@ -68,8 +52,8 @@ def test_rows_do_not_depend_on_how_they_are_asked_for(tool: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("version", PARAMETERS)
-def test_pth_and_gguf_are_one_model(tool: ModuleType, tmp_path: Path, version: str) -> None:
-    size = small(tool, version, 2, 128)
+def test_pth_and_gguf_are_one_model(tmp_path: Path, version: str) -> None:
+    size = small(version, 2, 128)
     tool.write_gguf(tmp_path / "direct.gguf", size, 7, Types.choose("q4_0", None, None))
     tool.write_pth(tmp_path / "model.pth", size, 7)
     vocab = tmp_path / "vocab.txt"
@@ -83,7 +67,7 @@ def test_pth_and_gguf_are_one_model(tool: ModuleType, tmp_path: Path, version: s
 
 
 @pytest.mark.torch
-def test_torch_reads_the_pth(tool: ModuleType, tmp_path: Path) -> None:
+def test_torch_reads_the_pth(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     tool.write_pth(tmp_path / "model.pth", tool.Size(2, 128, (32, 32, 32, 64), vocab=300), 7)
     theirs = torch.load(tmp_path / "model.pth", weights_only=True, mmap=True)
@@ -101,11 +85,9 @@ def largest(session: Session) -> float:
 
 
 @pytest.mark.parametrize("version", PARAMETERS)
-def test_nothing_blows_up_in_a_thousand_tokens(
-    tool: ModuleType, tmp_path: Path, version: str
-) -> None:
+def test_nothing_blows_up_in_a_thousand_tokens(tmp_path: Path, version: str) -> None:
     path = tmp_path / "model.gguf"
-    tool.write_gguf(path, small(tool, version, 6, 256), 7, Types.choose("f16", None, None))
+    tool.write_gguf(path, small(version, 6, 256), 7, Types.choose("f16", None, None))
     model = Model(path)
     session = model.session()
     tokens = np.random.default_rng(1).integers(0, 300, 1000).tolist()
