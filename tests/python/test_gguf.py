@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import rwkv_edge
 import tiny
+from refusal import refuses
 from rwkv_edge import FormatError, UnsupportedError, _core
 from tiny import ARRAY, BOOL, F32, I32, STRING, U8, U32, U64, Gguf
 
@@ -287,15 +289,6 @@ def spoiled(tmp_path: Path, change: Change) -> Path:
     return path
 
 
-def check_text(
-    error: pytest.ExceptionInfo[BaseException], path: Path, parts: tuple[str, ...]
-) -> None:
-    text = str(error.value)
-    assert text.startswith(f"{path}: ")
-    for part in parts:
-        assert part in text, text
-
-
 def test_the_unspoiled_file_is_a_model(tmp_path: Path) -> None:
     model = rwkv_edge.Model(spoiled(tmp_path, lambda _: None))
     assert (model.arch, model.n_layer, model.n_embd, model.n_vocab) == ("rwkv7", 2, 64, 270)
@@ -306,17 +299,15 @@ def test_the_unspoiled_file_is_a_model(tmp_path: Path) -> None:
 @cases(MALFORMED)
 def test_malformed(tmp_path: Path, change: Change, parts: tuple[str, ...]) -> None:
     path = spoiled(tmp_path, change)
-    with pytest.raises(FormatError) as error:
+    with refuses(FormatError, path, *map(re.escape, parts)):
         rwkv_edge.Model(path)
-    check_text(error, path, parts)
 
 
 @cases(UNSUPPORTED)
 def test_unsupported(tmp_path: Path, change: Change, parts: tuple[str, ...]) -> None:
     path = spoiled(tmp_path, change)
-    with pytest.raises(UnsupportedError) as error:
+    with refuses(UnsupportedError, path, *map(re.escape, parts)):
         rwkv_edge.Model(path)
-    check_text(error, path, parts)
 
 
 @cases(NO_TOKENIZER)
@@ -325,9 +316,8 @@ def test_tokenizer_that_does_not_fit(
 ) -> None:
     path = spoiled(tmp_path, change)
     model = rwkv_edge.Model(path)  # tokens are all that feeding needs
-    with pytest.raises(FormatError) as error:
+    with refuses(FormatError, path, *map(re.escape, parts)):
         model.tokenizer.encode("a")
-    check_text(error, path, parts)
 
 
 def test_every_cut_of_the_header_is_noticed(tmp_path: Path) -> None:
@@ -335,7 +325,7 @@ def test_every_cut_of_the_header_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "cut.gguf"
     for n in [*range(200), *range(200, header_size, 61), header_size, len(whole) - 1]:
         path.write_bytes(whole[:n])
-        with pytest.raises(FormatError, match=r"cut\.gguf: "):
+        with refuses(FormatError, path):
             _core.ModelFile(str(path))
 
 

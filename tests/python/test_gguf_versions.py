@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import rwkv_edge
 import tiny
+from refusal import refuses
 from rwkv_edge import FormatError, UnsupportedError
-from test_gguf import Change, check_text, drop, extra, put, remove, tensor
+from test_gguf import Change, drop, extra, put, remove, tensor
 from tiny import STRING, U32, Gguf
 
 RANKS = {"6": (8, 12), "7": (8, 6, 4, 10), "7a": (8, 6, 4, 10)}
@@ -205,17 +207,15 @@ def test_the_unspoiled_file_is_a_model(tmp_path: Path, version: str) -> None:
 @pytest.mark.parametrize(("version", "change", "parts"), MISFITS.values(), ids=MISFITS)
 def test_misfits(tmp_path: Path, version: str, change: Change, parts: tuple[str, ...]) -> None:
     path = opened(tmp_path, version, change)
-    with pytest.raises(FormatError) as error:
+    with refuses(FormatError, path, *map(re.escape, parts)):
         rwkv_edge.Model(path)
-    check_text(error, path, parts)
 
 
 @pytest.mark.parametrize("arch", OTHERS)
 def test_other_architectures_are_named(tmp_path: Path, arch: str) -> None:
     path = opened(tmp_path, "7", put("general.architecture", STRING, arch))
-    with pytest.raises(UnsupportedError) as error:
+    with refuses(UnsupportedError, path, f"architecture '{arch}'", "rwkv4", "rwkv7a"):
         rwkv_edge.Model(path)
-    check_text(error, path, (f"architecture '{arch}'", "rwkv4", "rwkv7a"))
 
 
 def test_keys_that_only_inform_may_be_wrong_or_missing(tmp_path: Path) -> None:

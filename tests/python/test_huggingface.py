@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tiny
 from reference import Weights
+from refusal import refuses
 from rwkv_edge import FormatError, UnsupportedError
 from rwkv_edge.convert.open import open_checkpoint
 
@@ -322,16 +323,15 @@ def test_torn_shards(tmp_path: Path, case: str) -> None:
     tear, message = TORN[case]
     save_sharded(tmp_path, hub_form(weights_of("4"), "4"))
     tear(tmp_path)
-    with pytest.raises(FormatError, match=message) as error:
+    with refuses(FormatError, tmp_path, message):
         open_checkpoint(tmp_path)
-    assert str(error.value).startswith(str(tmp_path))
 
 
 def test_folders_without_a_model(tmp_path: Path) -> None:
-    with pytest.raises(FormatError, match=r"a folder without any of model\.safetensors, .*it has"):
+    with refuses(FormatError, tmp_path, r"a folder without any of model\.safetensors, .*it has"):
         open_checkpoint(tmp_path)
     ck.write(tmp_path, b"", "RWKV-x070.pth")
-    with pytest.raises(FormatError, match=r"it has: RWKV-x070\.pth\); name the model's file itse"):
+    with refuses(FormatError, tmp_path, r"it has: RWKV-x070\.pth\); name the model's file itse"):
         open_checkpoint(tmp_path)
 
 
@@ -360,9 +360,8 @@ def test_config_that_does_not_fit(tmp_path: Path, case: str) -> None:
     folder = folder_of(tmp_path, version, **changes)
     kind = FormatError if case in MISMATCHES else UnsupportedError
     for path in (folder, folder / "model.safetensors"):
-        with pytest.raises(kind, match=message) as error:
+        with refuses(kind, folder / "config.json", message):
             open_checkpoint(path)
-        assert str(error.value).startswith(str(folder / "config.json"))
 
 
 def test_config_of_a_folder_with_original_names(tmp_path: Path) -> None:
@@ -370,7 +369,7 @@ def test_config_of_a_folder_with_original_names(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(CONFIGS["7"]))
     assert ck.opened(tmp_path) == ck.squeezed(weights_of("7"))
     (tmp_path / "config.json").write_text(json.dumps(CONFIGS["7"] | {"head_dim": 32}))
-    with pytest.raises(FormatError, match="head_dim is 32, but the tensors say 64"):
+    with refuses(FormatError, tmp_path / "config.json", "head_dim is 32, but the tensors say 64"):
         open_checkpoint(tmp_path)
 
 
@@ -378,9 +377,7 @@ def test_config_of_a_folder_with_original_names(tmp_path: Path) -> None:
 def test_config_that_is_malformed(tmp_path: Path, text: str) -> None:
     folder = folder_of(tmp_path, "7")
     (folder / "config.json").write_bytes(text.encode("latin-1"))
-    with pytest.raises(
-        FormatError, match=r"config\.json: the file is no (proper JSON|JSON object)"
-    ):
+    with refuses(FormatError, folder, r"config\.json: the file is no (proper JSON|JSON object)"):
         open_checkpoint(folder)
 
 
@@ -388,7 +385,7 @@ def test_two_tensors_of_one_meaning(tmp_path: Path) -> None:
     named = fla(weights_of("7"))
     named["model.layers.1.attn.receptance.weight"] = named["model.layers.1.attn.r_proj.weight"]
     save(tmp_path / "model.safetensors", named)
-    with pytest.raises(FormatError, match=r"are both blocks\.1\.att\.receptance\.weight"):
+    with refuses(FormatError, tmp_path, r"are both blocks\.1\.att\.receptance\.weight"):
         open_checkpoint(tmp_path)
 
 

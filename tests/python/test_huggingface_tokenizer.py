@@ -11,6 +11,7 @@ from typing import Any
 
 import pile
 import pytest
+from refusal import refuses
 from rwkv_edge import FormatError, UnsupportedError
 from rwkv_edge.tokenizer import HuggingFaceTokenizer
 from test_tokenizer import TEXTS
@@ -124,7 +125,7 @@ def test_bytes_that_a_tokenizer_lacks() -> None:
 
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(UnsupportedError, match=r"^a\.gguf: .*: pip install 'rwkv-edge\[pile\]'"):
+    with refuses(UnsupportedError, "a.gguf", r"pip install 'rwkv-edge\[pile\]'"):
         HuggingFaceTokenizer(pile.text(), "a.gguf")
 
 
@@ -161,14 +162,13 @@ def test_a_bad_tokenizer(name: str) -> None:
     change, message = BAD_TOKENIZERS[name]
     spec = pile.tokenizer()
     change(spec)
-    with pytest.raises(FormatError, match=message) as error:
+    with refuses(FormatError, "a.gguf", message):
         HuggingFaceTokenizer(json.dumps(spec), "a.gguf")
-    assert str(error.value).startswith("a.gguf: ")
 
 
 def test_a_tokenizer_that_is_no_json() -> None:
     for text in ("", "{", "[]", "[" * 100_000):
-        with pytest.raises(FormatError, match=r"^a\.gguf: not a Hugging Face tokenizer"):
+        with refuses(FormatError, "a.gguf", r"^a\.gguf: not a Hugging Face tokenizer"):
             HuggingFaceTokenizer(text, "a.gguf")
 
 
@@ -183,7 +183,5 @@ def test_a_tokenizer_that_is_no_json() -> None:
 def test_tokenizers_over_characters(change: Callable[[dict[str, Any]], None]) -> None:
     spec = pile.tokenizer()
     change(spec)
-    with pytest.raises(
-        UnsupportedError, match=r"a\.gguf: .* expected BPE over bytes.*tokenizer\.model"
-    ):
+    with refuses(UnsupportedError, "a.gguf", r"expected BPE over bytes.*tokenizer\.model"):
         HuggingFaceTokenizer(json.dumps(spec), "a.gguf")

@@ -13,6 +13,7 @@ import checkpoints as ck
 import pytest
 import tiny
 from reference import Weights
+from refusal import refuses
 from rwkv_edge import FormatError, UnsupportedError
 from rwkv_edge.convert.open import open_checkpoint
 
@@ -82,9 +83,8 @@ def test_metadata_is_kept(tmp_path: Path) -> None:
 )
 def test_other_files(tmp_path: Path, data: bytes, error: type[Exception], message: str) -> None:
     path = ck.write(tmp_path, data)
-    with pytest.raises(error, match=message) as caught:
+    with refuses(error, path, message):
         open_checkpoint(path)
-    assert str(caught.value).startswith(str(path))
 
 
 def test_missing_file(tmp_path: Path) -> None:
@@ -112,7 +112,5 @@ def test_converted_by_the_rwkv_package(tmp_path: Path, version: str, strategy: s
     environment = {**os.environ, "RWKV_JIT_ON": "0", "RWKV_CUDA_ON": "0", "RWKV_V7_ON": "0"}
     program = [sys.executable, "-c", CONVERT, str(path), strategy, str(target)]
     subprocess.run(program, env=environment, check=True, capture_output=True, timeout=300)
-    with pytest.raises(
-        UnsupportedError, match=f"by the `rwkv` package for .*{strategy}.*already no"
-    ):
+    with refuses(UnsupportedError, target, f"by the `rwkv` package for .*{strategy}.*already no"):
         open_checkpoint(target)

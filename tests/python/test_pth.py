@@ -12,6 +12,7 @@ import checkpoints as ck
 import ggml_types as ggml
 import numpy as np
 import pytest
+from refusal import refuses
 from rwkv_edge import FormatError, UnsupportedError
 from rwkv_edge.files.pth import read_pth
 
@@ -91,7 +92,7 @@ def test_memo_is_understood(tmp_path: Path) -> None:
     top = {f"entry {i}": "always the same" for i in range(1200)}
     for protocol in (2, 4):
         path = ck.write(tmp_path, ck.Zip({"data.pkl": pickle.dumps(top, protocol)}).to_bytes())
-        with pytest.raises(FormatError, match=r"entry 'entry 0' is a str, expected a tensor"):
+        with refuses(FormatError, path, r"entry 'entry 0' is a str, expected a tensor"):
             read_pth(path)
 
 
@@ -122,10 +123,10 @@ def test_files_of_torch_itself(tmp_path: Path) -> None:
             np.testing.assert_array_equal(found, expected.detach().float().numpy(), err_msg=name)
     for dtype in ("float64", "int8", "uint16", "float8_e4m3fn"):
         torch.save({"a": base.to(getattr(torch, dtype))}, path)
-        with pytest.raises(UnsupportedError, match=f"'a' is {dtype}, expected float32"):
+        with refuses(UnsupportedError, path, f"'a' is {dtype}, expected float32"):
             read_pth(path)
     torch.save(state, path, _use_new_zipfile_serialization=False)
-    with pytest.raises(UnsupportedError, match=r"torch before 1\.6"):
+    with refuses(UnsupportedError, path, r"torch before 1\.6"):
         read_pth(path)
 
 
@@ -267,25 +268,24 @@ UNSUPPORTED: dict[str, tuple[bytes, str]] = {
 def test_malformed(tmp_path: Path, case: str) -> None:
     data, message = MALFORMED[case]
     path = ck.write(tmp_path, data)
-    with pytest.raises(FormatError, match=message) as error:
+    with refuses(FormatError, path, message):
         read_pth(path)
-    assert str(error.value).startswith(str(path))
 
 
 @pytest.mark.parametrize("case", UNSUPPORTED)
 def test_unsupported(tmp_path: Path, case: str) -> None:
     data, message = UNSUPPORTED[case]
     path = ck.write(tmp_path, data)
-    with pytest.raises(UnsupportedError, match=message) as error:
+    with refuses(UnsupportedError, path, message):
         read_pth(path)
-    assert str(error.value).startswith(str(path))
 
 
 def test_nothing_in_the_pickle_is_run(tmp_path: Path) -> None:
     witness = tmp_path / "witness"
     call = ck.Call(ck.Global("pathlib", "Path.touch"), (str(witness),))
-    with pytest.raises(FormatError, match=r"asks for 'pathlib\.Path\.touch'"):
-        read_pth(ck.write(tmp_path, one(call)))
+    path = ck.write(tmp_path, one(call))
+    with refuses(FormatError, path, r"asks for 'pathlib\.Path\.touch'"):
+        read_pth(path)
     assert not witness.exists()
 
 

@@ -14,6 +14,7 @@ import pytest
 import tiny
 from conftest import GetModel
 from numpy.typing import NDArray
+from refusal import refuses
 from rwkv_edge import FormatError, UnsupportedError, _core
 from rwkv_edge._core import ModelFile
 from rwkv_edge.convert import quantize
@@ -197,9 +198,8 @@ def test_llama_cpp_opens_what_we_write(tmp_path: Path, tiny_model: GetModel) -> 
 def test_quantized_input_is_refused(tmp_path: Path, tiny_model: GetModel) -> None:
     path, _ = tiny_model("q8_0", "d128")
     message = r"tensor blk\.0\.\w+\.weight is q8_0 already; quantize the f32, f16 or bf16 file"
-    with pytest.raises(UnsupportedError, match=message) as error:
+    with refuses(UnsupportedError, path, message):
         quantize(path, tmp_path / "out.gguf", type="q4_0")
-    assert str(error.value).startswith(str(path))
     assert not list(tmp_path.iterdir())
 
 
@@ -217,7 +217,7 @@ def test_what_has_its_type_already_is_copied(tmp_path: Path, tiny_model: GetMode
 def test_other_files_are_for_convert(tmp_path: Path, make: Callable[[], bytes]) -> None:
     path = ck.write(tmp_path, make())
     for source in (path, tmp_path):
-        with pytest.raises(FormatError, match="not a GGUF file; `convert` makes one"):
+        with refuses(FormatError, source, "not a GGUF file; `convert` makes one"):
             quantize(source, tmp_path / "out.gguf", type="q4_0")
 
 
@@ -225,7 +225,7 @@ def test_other_architectures_are_refused(tmp_path: Path) -> None:
     model = tiny.tiny_model(tiny.SHAPES["d128"], "f16", seed=1)
     model.file.put("general.architecture", tiny.STRING, "llama")
     path = tiny.write(tmp_path, "in.gguf", model)
-    with pytest.raises(UnsupportedError, match=r"general\.architecture is 'llama', not RWKV"):
+    with refuses(UnsupportedError, path, r"general\.architecture is 'llama', not RWKV"):
         quantize(path, tmp_path / "out.gguf", type="q4_0")
 
 
@@ -235,12 +235,12 @@ def test_values_that_fit_no_type(tmp_path: Path) -> None:
     good = entry.data
     entry.data = np.float32(1e6).tobytes() + good[4:]
     path, target = tiny.write(tmp_path, "in.gguf", model), tmp_path / "out.gguf"
-    with pytest.raises(FormatError, match=r"time_mix_key\.weight holds 1e\+06, too large for f16"):
+    with refuses(FormatError, path, r"time_mix_key\.weight holds 1e\+06, too large for f16"):
         quantize(path, target, type="f16")
     quantize(path, target, type="bf16")
     entry.data = np.float32(np.nan).tobytes() + good[4:]
     path = tiny.write(tmp_path, "in.gguf", model)
-    with pytest.raises(FormatError, match=r"tensor blk\.1\.time_mix_key\.weight holds NaN"):
+    with refuses(FormatError, path, r"tensor blk\.1\.time_mix_key\.weight holds NaN"):
         quantize(path, target, type="q8_0")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.gguf", "out.gguf"]
 
@@ -256,7 +256,7 @@ def test_files_and_names_that_do_not_fit(tmp_path: Path, tiny_model: GetModel) -
     with pytest.raises(FileNotFoundError, match=r"missing\.gguf"):
         quantize(tmp_path / "missing.gguf", target, type="q4_0")
     (tmp_path / "broken.gguf").write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(FormatError, match=r"broken\.gguf"):
+    with refuses(FormatError, tmp_path / "broken.gguf", r"broken\.gguf"):
         quantize(tmp_path / "broken.gguf", target, type="q4_0")
     assert not target.exists()
 

@@ -11,6 +11,7 @@ import pytest
 import tiny
 from numpy.typing import NDArray
 from reference import Weights
+from refusal import refuses
 from rwkv_edge import FormatError
 from rwkv_edge.convert.open import open_checkpoint
 
@@ -132,7 +133,7 @@ def test_names_alone_turn_nothing(tmp_path: Path) -> None:
 def test_nothing_tells(tmp_path: Path) -> None:
     weights = square(weights_of("7"))
     path = save(tmp_path, as_st(weights))
-    with pytest.raises(FormatError, match=r"att\.w2 \[128, 128\] may or may not be transposed"):
+    with refuses(FormatError, path, r"att\.w2 \[128, 128\] may or may not be transposed"):
         open_checkpoint(path)
     # A .pth is always BlinkDL's.
     assert ck.opened(ck.write(tmp_path, ck.pth_of(weights))) == ck.squeezed(weights)
@@ -147,13 +148,14 @@ def test_a_turned_pth(tmp_path: Path) -> None:
 def test_matrices_that_lie_both_ways(tmp_path: Path) -> None:
     weights = as_st(weights_of("7"))
     weights["blocks.1.att.a1"] = weights["blocks.1.att.a1"].T
-    with pytest.raises(FormatError, match=r"a1 \[128, 20\] is not$") as error:
-        open_checkpoint(save(tmp_path, weights))
-    assert "is transposed, blocks.1.att." in str(error.value)
+    path = save(tmp_path, weights)
+    with refuses(FormatError, path, r"is transposed, blocks\.1\.att\..*a1 \[128, 20\] is not$"):
+        open_checkpoint(path)
 
 
 def test_two_tensors_of_one_meaning(tmp_path: Path) -> None:
     weights = as_st(weights_of("6"))
     weights["blocks.1.att.time_faaaa"] = weights["blocks.1.att.time_first"]
-    with pytest.raises(FormatError, match=r"time_first' are both blocks\.1\.att\.time_faaaa"):
-        open_checkpoint(save(tmp_path, weights))
+    path = save(tmp_path, weights)
+    with refuses(FormatError, path, r"time_first' are both blocks\.1\.att\.time_faaaa"):
+        open_checkpoint(path)
