@@ -9,12 +9,7 @@ from typing import Any
 import checkpoints as ck
 import pytest
 import tiny
-from refusal import refuses
-from rwkv_edge import FormatError, UnsupportedError
-from rwkv_edge.convert import convert
-from rwkv_edge.convert.adapter import apply_adapter
-from rwkv_edge.convert.open import open_checkpoint
-from test_adapters import (
+from adapters import (
     LORA,
     RANK,
     Weights,
@@ -24,6 +19,11 @@ from test_adapters import (
     pairs_of,
     peft_folder,
 )
+from refusal import refuses
+from rwkv_edge import FormatError, UnsupportedError
+from rwkv_edge.convert import convert
+from rwkv_edge.convert.adapter import apply_adapter
+from rwkv_edge.convert.open import open_checkpoint
 
 KEY = "blocks.0.att.key"
 LORA_OF_KEY = pairs_of(base_of(), [KEY])

@@ -16,6 +16,7 @@ import checkpoints as ck
 import numpy as np
 import pytest
 import tiny
+from hub import hub_form, save_sharded
 from numpy.typing import NDArray
 from reference import Weights
 from refusal import refuses
@@ -23,6 +24,7 @@ from rwkv_edge import FormatError, Model, UnsupportedError
 from rwkv_edge._core import ModelFile
 from rwkv_edge.convert import convert
 from rwkv_edge.model_file import open_model_file
+from web_rwkv import as_st, save
 
 TOKENS = [1, 299, 5, 5, 0, 77, 12, 250]
 MODELS = [(version, tuned) for version in tiny.VERSIONS for tuned in (False, version != "4")]
@@ -65,9 +67,6 @@ def test_every_format_gives_the_same_bits(
 @pytest.mark.parametrize("version", ["4", "5.2", "6", "7"])
 def test_formats_of_the_hub_and_of_web_rwkv(tmp_path: Path, version: str) -> None:
     pytest.importorskip("safetensors")
-    from test_huggingface import hub_form, save_sharded
-    from test_webrwkv import as_st, save
-
     weights = weights_of(version)
     expected = logits(ck.write(tmp_path, ck.pth_of(weights), "model.pth"))
     np.testing.assert_array_equal(logits(save(tmp_path, as_st(weights))), expected)

@@ -7,17 +7,17 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import adapters
 import checkpoints as ck
 import pile
 import pytest
-import test_adapters as adapters
 import tiny
 from click.testing import CliRunner
+from hub import folder_of
 from rwkv_edge import Model, cli
 from rwkv_edge.convert.vocab import WORLD_FILE, byte_vocabulary, world_file
-from test_huggingface import folder_of
-from test_tokenizer import train
-from test_webrwkv import as_st
+from texts import train
+from web_rwkv import as_st
 
 
 def info(path: Path) -> tuple[str, str]:

@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,13 +13,24 @@ import rwkv_edge
 import tiny
 from refusal import refuses
 from rwkv_edge import FormatError, UnsupportedError, _core
+from spoil import (
+    Change,
+    add_key,
+    as_type,
+    drop,
+    extra,
+    header,
+    patch,
+    put,
+    remove,
+    tensor,
+    vocabulary,
+)
 from tiny import ARRAY, BOOL, F32, I32, STRING, U8, U32, U64, Gguf
 
 SHAPE = tiny.Shape(64, 32, 2, 96, 270, (8, 6, 4, 10), "absent")
 MATRIX = "blk.1.time_mix_key.weight"
 VECTOR = "blk.1.time_mix_k_k.weight"
-
-Change = Callable[[Gguf], object]
 
 
 def good_file() -> Gguf:
@@ -31,47 +40,8 @@ def good_file() -> Gguf:
 # ---- ways to spoil a file -----------------------------------------------------------------------
 
 
-def put(key: str, kind: int, value: Any) -> Change:
-    return lambda file: file.put(key, kind, value)
-
-
 def hyper(key: str, value: int) -> Change:
     return put(f"rwkv7.{key}", U32, value)
-
-
-def drop(key: str) -> Change:
-    return lambda file: file.drop(key)
-
-
-def overwrite(target: object, **fields: Any) -> None:
-    for name, value in fields.items():
-        setattr(target, name, value)
-
-
-def header(**fields: Any) -> Change:
-    """Overrides fields of the file's header: magic, version, n_keys, n_tensors."""
-    return lambda file: overwrite(file, **fields)
-
-
-def tensor(of: str, **fields: Any) -> Change:
-    """Overrides fields of a tensor: name, dims, n_dims, type_id, offset, data."""
-    return lambda file: overwrite(file.tensor(of), **fields)
-
-
-def patch(at: int, raw: bytes) -> Change:
-    return lambda file: file.patches.append((at, raw))
-
-
-def remove(name: str) -> Change:
-    return lambda file: file.tensors.remove(file.tensor(name))
-
-
-def extra(name: str) -> Change:
-    return lambda file: file.tensors.append(tiny.Entry(name, [8], 0, bytes(32)))
-
-
-def as_type(name: str, type_id: int, n_bytes: int) -> Change:
-    return tensor(name, type_id=type_id, data=bytes(n_bytes))
 
 
 def repeat_key(file: Gguf) -> None:
@@ -101,14 +71,6 @@ def cut_last_byte(file: Gguf) -> None:
 def drop_all_data(file: Gguf) -> None:
     for entry in file.tensors:
         entry.data = b""
-
-
-def add_key(name: str | bytes, kind: int, value: bytes) -> Change:
-    return lambda file: file.keys.append((name, kind, value))
-
-
-def vocabulary(size: int) -> Change:
-    return lambda file: tiny.put_vocabulary(file, size)
 
 
 HUGE_LENGTH = struct.pack("<Q", 1 << 40)

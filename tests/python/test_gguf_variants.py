@@ -19,7 +19,7 @@ import tiny
 from numpy.typing import NDArray
 from reference import Weights, multiply, oracle
 from rwkv_edge import Model
-from test_logits import F32_BOUND, rms, rounding, worst
+from tolerances import F32_BOUND, rms, rounding, worst
 
 TOKENS = [int(token) for token in np.random.default_rng(8).integers(0, 300, 24)]
 SEED = 17

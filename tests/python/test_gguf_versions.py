@@ -12,7 +12,7 @@ import rwkv_edge
 import tiny
 from refusal import refuses
 from rwkv_edge import FormatError, UnsupportedError
-from test_gguf import Change, drop, extra, put, remove, tensor
+from spoil import Change, drop, extra, put, remove, tensor
 from tiny import STRING, U32, Gguf
 
 RANKS = {"6": (8, 12), "7": (8, 6, 4, 10), "7a": (8, 6, 4, 10)}

@@ -14,7 +14,7 @@ import pytest
 from refusal import refuses
 from rwkv_edge import FormatError, UnsupportedError
 from rwkv_edge.tokenizer import HuggingFaceTokenizer
-from test_tokenizer import TEXTS
+from texts import TEXTS
 
 
 @pytest.fixture(scope="module")

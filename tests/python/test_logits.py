@@ -20,6 +20,7 @@ from conftest import GetModel
 from numpy.typing import NDArray
 from reference import Array, Linear, State, Weights, comparable, multiply, oracle
 from rwkv_edge import _core
+from tolerances import F32_BOUND, rms, rounding, worst
 
 # The K types come in blocks of 256 columns. Version 4 has huge keys at d128: not for rough types.
 CASES = [(version, kind, "d256") for version in tiny.VERSIONS for kind in ("f32", *ggml.K_TYPES)]
@@ -42,9 +43,6 @@ LONG: Feeds = {
 }
 SHORT: Feeds = {"once": ([24], 1), "steps": ([1] * 24, 1), "split, 3 threads": ([7, 17], 3)}
 
-# A share of the logits' spread, from the second token on. Single precision accumulates some
-# 2^-24 * sqrt(steps) ~ 4e-6 here; a layer norm with eps 1e-6 for 1e-5 is already 1e-3 away.
-F32_BOUND = 5e-5
 # Relative noise that stands for single precision: a few roundings of 2^-24 ~ 6e-8.
 NOISE = 5e-7
 
@@ -99,11 +97,6 @@ def expected(tiny_model: GetModel) -> Expected:
     return get
 
 
-def rounding(x: Array, W: Array) -> Array:
-    """As the engine multiplies by block types: with the inputs rounded to 8 bits."""
-    return multiply(ggml.round_activations(x), W)
-
-
 def disturbing(seed: int) -> Linear:
     """Products whose inputs carry NOISE."""
     rng = np.random.default_rng(seed)
@@ -112,16 +105,6 @@ def disturbing(seed: int) -> Linear:
 
 def state_after(found: Results, chunk: int) -> State:
     return {n: v[chunk].astype(np.float64) for n, v in found.items() if n != "logits"}
-
-
-def worst(difference: Array) -> Array:
-    """The largest deviation of each token's logits: [T]."""
-    largest: Array = np.abs(difference).max(axis=-1)
-    return largest
-
-
-def rms(difference: Array) -> float:
-    return float(np.sqrt((difference**2).mean()))
 
 
 @pytest.mark.parametrize(("version", "kind", "shape"), CASES)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tiny
 from reference import Array, Weights, oracle
-from test_logits import F32_BOUND, worst
+from tolerances import F32_BOUND, worst
 
 TOKENS = [int(token) for token in np.random.default_rng(8).integers(0, 64, 12)]
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from reference import Array, comparable, oracle
 from rwkv_edge import Model, State
 from rwkv_edge.state import StateShape
-from test_logits import F32_BOUND, worst
+from tolerances import F32_BOUND, worst
 
 TOKENS = [int(token) for token in np.random.default_rng(8).integers(0, 300, 20)]
 WITH_MATRIX = [version for version in tiny.VERSIONS if version != "4"]

@@ -14,30 +14,11 @@ from reference import Weights
 from refusal import refuses
 from rwkv_edge import FormatError
 from rwkv_edge.convert.open import open_checkpoint
+from web_rwkv import TURNED, as_st, save
 
 official = pytest.importorskip("safetensors.numpy")
 
-# What the converter of Ai00 does, by parts of names: first it renames, then it turns.
-RENAMES = {"time_faaaa": "time_first", "time_maa": "time_mix"}
-TURNED = ("w1", "w2", "a1", "a2", "g1", "g2", "v1", "v2", "time_state")
 MODELS = [(version, shape) for version in tiny.VERSIONS for shape in tiny.VERSIONS[version]]
-
-
-def as_st(weights: Weights) -> Weights:
-    found: Weights = {}
-    for name, value in weights.items():
-        for old, new in RENAMES.items():
-            name = name.replace(old, new)  # noqa: PLW2901
-        turned = any(part in name for part in TURNED)
-        found[name.lower()] = value.swapaxes(-1, -2) if turned else value
-    return found
-
-
-def save(folder: Path, weights: Weights) -> Path:
-    path = folder / "model.st"
-    whole = {name: np.ascontiguousarray(value) for name, value in weights.items()}
-    official.save_file(whole, path, metadata={"format": "pt"})
-    return path
 
 
 def weights_of(version: str, shape: str = "d128", *, tuned: bool = True) -> Weights:
