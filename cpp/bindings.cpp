@@ -4,6 +4,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <pybind11/stl/filesystem.h>
 
 #include <cmath>
 #include <cstdio>
@@ -156,7 +157,7 @@ struct Parts {
     std::vector<Bytes> tensors;
 };
 
-std::shared_ptr<ModelFile> assemble(const std::string& path, const py::bytes& header,
+std::shared_ptr<ModelFile> assemble(const std::filesystem::path& path, const py::bytes& header,
                                     const std::vector<Bytes>& tensors) {
     const std::shared_ptr<const Parts> owner(new Parts{header, tensors}, [](const Parts* parts) {
         const py::gil_scoped_acquire locked;
@@ -169,7 +170,7 @@ std::shared_ptr<ModelFile> assemble(const std::string& path, const py::bytes& he
     const std::string_view text = owner->header;
     const py::gil_scoped_release unlocked;
     return std::const_pointer_cast<ModelFile>(
-        ModelFile::assemble(std::as_bytes(std::span(text)), views, path, owner));
+        ModelFile::assemble(std::as_bytes(std::span(text)), views, path.string(), owner));
 }
 
 WorldTokenizer world_from_file(const ModelFile& file) {
@@ -270,14 +271,16 @@ void bind_files(py::module_& m) {
         .def_property_readonly("data",
                                [](const TensorInfo& t) { return view_of(t.file, t.view->data); });
     py::class_<MappedFile, std::shared_ptr<MappedFile>>(m, "MappedFile")
-        .def(py::init<const std::string&>(), py::arg("path"),
-             py::call_guard<py::gil_scoped_release>())
+        .def(py::init([](const std::filesystem::path& path) {
+                 return std::make_shared<MappedFile>(path.string());
+             }),
+             py::arg("path"), py::call_guard<py::gil_scoped_release>())
         .def_property_readonly(
             "data", [](const std::shared_ptr<MappedFile>& f) { return view_of(f, f->bytes()); })
         .def("forget", &MappedFile::forget);
     py::class_<ModelFile, std::shared_ptr<ModelFile>>(m, "ModelFile")
-        .def(py::init([](const std::string& path) {
-                 return std::const_pointer_cast<ModelFile>(ModelFile::open(path));
+        .def(py::init([](const std::filesystem::path& path) {
+                 return std::const_pointer_cast<ModelFile>(ModelFile::open(path.string()));
              }),
              py::arg("path"), py::call_guard<py::gil_scoped_release>())
         .def_static("assemble", &assemble, py::arg("path"), py::arg("header"), py::arg("tensors"))

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The engine's boundary (cpp/bindings.cpp). Use the classes of rwkv_edge itself."""
 
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -71,7 +72,7 @@ class TensorInfo:
 class MappedFile:
     """A whole file, mapped for reading. OSError where that fails, FormatError where it is empty."""
 
-    def __init__(self, path: str | bytes) -> None: ...
+    def __init__(self, path: str | PathLike[str]) -> None: ...
     @property
     def data(self) -> NDArray[np.uint8]:
         """All bytes, read-only."""
@@ -79,9 +80,11 @@ class MappedFile:
         """Give back the pages read so far, so that reading 14 GB does not look like using it."""
 
 class ModelFile:
-    def __init__(self, path: str) -> None: ...
+    def __init__(self, path: str | PathLike[str]) -> None: ...
     @staticmethod
-    def assemble(path: str, header: bytes, tensors: list[NDArray[np.uint8]]) -> ModelFile:
+    def assemble(
+        path: str | PathLike[str], header: bytes, tensors: list[NDArray[np.uint8]]
+    ) -> ModelFile:
         """A GGUF file of parts: a header, up to the padding before the tensors' data, and each
         tensor's bytes in the header's order, contiguous and of the size that type and shape ask
         for. They are used in place, or copied where they are misaligned. `path` is for messages.

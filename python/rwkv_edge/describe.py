@@ -28,7 +28,7 @@ def describe(path: Path) -> tuple[str, Lines]:
     if form in VOCABULARIES:
         return describe_vocabulary(path)
     if form is Form.GGUF:
-        file = _core.ModelFile(str(path))
+        file = _core.ModelFile(path)
         return describe_state(path) if file.get(ARCH_KEY) else describe_model(file, form)
     if path.is_dir() and (path / CONFIG).is_file():
         return describe_adapter(read_adapter(path))

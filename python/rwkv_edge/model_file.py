@@ -32,7 +32,7 @@ def open_model_file(
         return assemble(path, vocab)
     if vocab is not None:
         raise ValueError(f"{path}: a GGUF file has its vocabulary inside, so {vocab} is unused")
-    return ModelFile(str(path))
+    return ModelFile(path)
 
 
 def weights_per_token(file: ModelFile) -> list[TensorInfo]:

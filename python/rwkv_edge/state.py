@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from os import PathLike, fspath
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -109,7 +109,7 @@ class State:
         a type that is not read, OSError where it cannot be read.
         """
         if is_gguf(Path(path)):
-            return cls._saved(_core.ModelFile(fspath(path)))
+            return cls._saved(_core.ModelFile(path))
         from .convert.tuned_state import read_tuned_state
 
         values = read_tuned_state(Path(path))

@@ -8,14 +8,17 @@ import re
 import subprocess
 import sys
 import threading
+from importlib.metadata import version
 from pathlib import Path
 
+import checkpoints as ck
 import numpy as np
 import pytest
+import rwkv_edge
 import tiny
 from conftest import GetModel
 from refusal import refuses
-from rwkv_edge import FormatError, Model, Session, UnsupportedError, _core, model
+from rwkv_edge import FormatError, Model, Session, State, UnsupportedError, _core, model
 
 SHAPE = tiny.SHAPES["d192"]
 TOKENS = np.random.default_rng(1).integers(0, SHAPE.vocab, 150)
@@ -38,9 +41,29 @@ def test_a_model_says_what_it_is(loaded: Model, tiny_model: GetModel) -> None:
     assert "rwkv7 with 3 layers, width 192, 6 heads of 32" in repr(loaded)
 
 
-def test_paths_of_any_kind(tiny_model: GetModel) -> None:
-    path = tiny_model("q4_0", "d192")[0]
-    assert Model(str(path)).n_layer == Model(path).n_layer
+@pytest.mark.parametrize(
+    "name", ["a model", "m\u00f6del \u6a21\u578b", os.fsdecode(b"no utf-8 \xff")]
+)
+def test_paths_of_any_kind(tiny_model: GetModel, tmp_path: Path, name: str) -> None:
+    """A GGUF file, a checkpoint and a state, as text or as a path."""
+    file, made = tiny_model("q4_0", "d192")
+    try:
+        path = ck.write(tmp_path, file.read_bytes(), f"{name}.gguf")
+    except OSError as error:
+        pytest.skip(f"no such names here: {error}")
+    expected = Model(file).session().feed([1, 2]).tobytes()
+    for kind in (str, Path):
+        found = Model(kind(path))
+        assert found.path == path
+        assert found.session().feed([1, 2]).tobytes() == expected
+    pth = ck.write(tmp_path, ck.pth_of(made.weights), f"{name}.pth")
+    assert Model(pth).path == pth
+    state = tmp_path / f"{name}.state"
+    Model(path).session().state.save(str(state))
+    assert State.load(state).source == str(state)
+    ck.write(tmp_path, b"no model", path.name)
+    with refuses(FormatError, path, "neither a GGUF"):
+        Model(path)
 
 
 def test_no_path_is_the_bundled_model(
@@ -258,8 +281,6 @@ def test_a_state_outlives_its_model(tiny_model: GetModel) -> None:
 
 
 def test_the_version() -> None:
-    import rwkv_edge
-
-    assert rwkv_edge.__version__.count(".") == 2
+    assert rwkv_edge.__version__ == version("rwkv-edge")
     assert all(hasattr(rwkv_edge, name) for name in rwkv_edge.__all__)
     assert _core.isa() in _core.isa_levels()

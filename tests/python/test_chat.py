@@ -111,7 +111,7 @@ def test_max_tokens_ends_an_answer(model: Model, monkeypatch: pytest.MonkeyPatch
     assert bits(chat.session) == bits_after(model, expected)
 
 
-@pytest.mark.parametrize("how", ["close", "ask", "save"])
+@pytest.mark.parametrize("how", ["close", "ask", "save", "load"])
 def test_a_stopped_answer_ends_its_turn(
     model: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, how: str
 ) -> None:
@@ -126,8 +126,13 @@ def test_a_stopped_answer_ends_its_turn(
         play(monkeypatch, [ING, TURN_END])
         assert "".join(chat.ask("so?")) == "ing"
         expected += [*asked(model, "so?"), ING, TURN_END]
-    else:
+    elif how == "save":
         chat.save(tmp_path / "state")
+        assert State.load(tmp_path / "state").data.tobytes() == bits_after(model, expected)
+    else:
+        model.session().state.save(tmp_path / "state")
+        chat.load(tmp_path / "state")
+        expected = []
     assert list(pieces) == []
     assert bits(chat.session) == bits_after(model, expected)
 

@@ -9,10 +9,12 @@ import json
 import re
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import checkpoints
+import click
 import pytest
 import tiny
 from click.testing import CliRunner
@@ -348,11 +350,40 @@ def test_wrong_usage(arguments: list[str]) -> None:
     assert result.stderr.startswith("Usage: ")
 
 
-@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)], ids=str)
-def test_help(command: list[str]) -> None:
-    result = CliRunner().invoke(cli.main, [*command, "--help"])
+def commands() -> dict[str, click.Command]:
+    context = click.Context(cli.main)
+    found = {name: cli.main.get_command(context, name) for name in cli.main.list_commands(context)}
+    return {name: command for name, command in found.items() if command is not None}
+
+
+def test_help_lists_the_commands() -> None:
+    assert sorted(commands()) == sorted(COMMANDS)
+    result = CliRunner().invoke(cli.main, ["--help"])
     assert result.exit_code == 0
-    assert "Usage: " in result.stdout
+    for name, command in commands().items():
+        start = command.get_short_help_str(40).removesuffix("...")
+        assert re.search(rf"^  {name} +{re.escape(start)}", result.stdout, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_names_every_option(name: str) -> None:
+    result = CliRunner().invoke(cli.main, [name, "--help"])
+    assert result.exit_code == 0
+    assert result.stdout.startswith(f"Usage: main {name} [OPTIONS]")
+    options = [p for p in commands()[name].params if isinstance(p, click.Option)]
+    assert options or name == "info"
+    for option in options:
+        names = ", ".join(sorted(option.opts, key=len))
+        assert re.search(rf"^  {names}(?![\w-])", result.stdout, re.MULTILINE), names
+
+
+def test_what_help_imports() -> None:
+    """Importing numpy takes longer than all the rest."""
+    code = (
+        "import sys; from rwkv_edge.cli import main; main(['--help'], standalone_mode=False); "
+        "sys.exit('numpy' in sys.modules or 'rwkv_edge.convert' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 # ---- progress -----------------------------------------------------------------------------------

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ import pytest
 import tiny
 from conftest import GetModel
 from numpy.typing import NDArray
+from reference import oracle
 from refusal import refuses
 from rwkv_edge import FormatError, Model, State, UnsupportedError
 from rwkv_edge.convert import convert
+from tolerances import F32_BOUND, wrong_by
 
 VERSIONS = tuple(tiny.VERSIONS)
 RECURRENT = tuple(version for version in VERSIONS if version != "4")
@@ -37,10 +40,9 @@ def test_the_parts_of_a_state(loaded: Model, version: str) -> None:
     middle: dict[str, tuple[int, ...]] = dict.fromkeys(("aa", "bb", "pp"), (128,))
     if version != "4":
         middle = {"wkv": (shape.heads, shape.head_size, shape.head_size)}
+    assert loaded.head_size == shape.head_size
+    assert loaded.arch == ("rwkv7a" if version == "7a" else f"rwkv{version[0]}")
     session = loaded.session()
-    assert {name: part.any() for name, part in session.state.numpy().items() if part.any()} == (
-        {"pp": True} if version == "4" else {}
-    )
     session.feed(TOKENS)
     state = session.state
     parts = state.numpy()
@@ -58,19 +60,25 @@ def test_the_parts_of_a_state(loaded: Model, version: str) -> None:
     assert again["att_shift"].tobytes() == parts["att_shift"].tobytes()
 
 
-def test_a_fresh_average_of_version_4_has_no_weight(tiny_model: GetModel) -> None:
-    state = Model(tiny_model("f32", "d128", "4")[0]).session().state
-    assert (state.numpy()["pp"] == np.float32(-1e30)).all()
+def test_the_first_state_is_that_of_the_papers(tiny_model: GetModel, version: str) -> None:
+    path, made = tiny_model("f32", "d192", version)
+    session = Model(path).session()
+    session.feed(TOKENS)
+    session.reset()
+    found = session.state.numpy()
+    for part, right in oracle(made.weights).start().items():
+        assert found[part].tobytes() == right.astype(np.float32).tobytes(), part
 
 
 def test_a_saved_state(loaded: Model, tmp_path: Path) -> None:
     session = loaded.session()
-    session.feed(TOKENS)
+    session.feed(TOKENS[:9])
     session.state.save(tmp_path / "a.state")
     found = State.load(tmp_path / "a.state")
     assert found.data.tobytes() == session.state.data.tobytes()
     assert found.shape == session.state.shape
-    assert loaded.session(found).feed([1]).tobytes() == session.feed([1]).tobytes()
+    expected = session.feed(TOKENS[9:], logits="all")
+    assert loaded.session(found).feed(TOKENS[9:], logits="all").tobytes() == expected.tobytes()
     assert [path.name for path in tmp_path.iterdir()] == ["a.state"]
     with pytest.raises(OSError, match="no such folder"):
         session.state.save(tmp_path / "none" / "a.state")
@@ -172,6 +180,20 @@ def merged_model(folder: Path, version: str) -> Model:
     for name, value in states_of(version).items():
         made.file.tensor(tiny.gguf_name(name)).data = tiny.state_of(value, shape).tobytes()
     return Model(tiny.write(folder, "merged.gguf", made))
+
+
+@pytest.mark.parametrize(("version", "shape"), list(product(RECURRENT, ["d128", "d192"])))
+def test_a_tuned_state_in_the_file_is_where_sessions_begin(
+    tmp_path: Path, version: str, shape: str
+) -> None:
+    """In the orientation that each version has on disk; `test_oracle` shows that turned ones
+    lie far beyond the bound."""
+    made = tiny.tiny_model(tiny.VERSIONS[version][shape], "f32", 4, tuned=True)
+    right, end = oracle(made.weights).forward(TOKENS.tolist())
+    session = Model(tiny.write(tmp_path, "tuned.gguf", made)).session()
+    assert wrong_by(session.feed(TOKENS, logits="all"), right) < F32_BOUND
+    found = session.state.numpy()["wkv"]
+    assert np.abs(found - end["wkv"]).max() < F32_BOUND * end["wkv"].std()
 
 
 def in_st(states: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:

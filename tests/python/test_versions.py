@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is peculiar to a version: how a state begins, what a state is made of, where tables lie."""
+"""What is peculiar to a version: odd sizes, the exponents of version 4, where tables lie."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from itertools import product
 from pathlib import Path
 
 import checkpoints as ck
@@ -16,57 +15,11 @@ import numpy as np
 import pytest
 import tiny
 from conftest import GetModel
-from numpy.typing import NDArray
 from reference import Array, comparable, oracle
-from rwkv_edge import Model, State
-from rwkv_edge.state import StateShape
-from tolerances import F32_BOUND, worst
+from rwkv_edge import Model
+from tolerances import F32_BOUND, worst, wrong_by
 
 TOKENS = [int(token) for token in np.random.default_rng(8).integers(0, 300, 20)]
-WITH_MATRIX = [version for version in tiny.VERSIONS if version != "4"]
-
-
-def wrong_by(found: NDArray[np.float32], right: Array) -> float:
-    """From the second token on, as a share of the logits' spread."""
-    return float(worst(found - right)[1:].max() / right.std())
-
-
-@pytest.mark.parametrize("version", tiny.VERSIONS)
-def test_a_model_says_what_its_state_is_made_of(tiny_model: GetModel, version: str) -> None:
-    model = Model(tiny_model("f32", "d192", version)[0])
-    shape = tiny.VERSIONS[version]["d192"]
-    size = shape.head_size
-    recurrence = [("aa", (192,)), ("bb", (192,)), ("pp", (192,))]
-    if version != "4":
-        recurrence = [("wkv", (shape.heads, size, size))]  # type: ignore[list-item]
-    parts = [("att_shift", (192,)), *recurrence, ("ffn_shift", (192,))]
-    assert model._core.state_parts == parts
-    assert model.head_size == size
-    assert model.arch == ("rwkv7a" if version == "7a" else f"rwkv{version[0]}")
-
-
-@pytest.mark.parametrize("version", tiny.VERSIONS)
-def test_the_first_state_is_that_of_the_papers(tiny_model: GetModel, version: str) -> None:
-    path, made = tiny_model("f32", "d192", version)
-    session = Model(path).session()
-    session.feed(TOKENS)
-    session.reset()
-    found = session.state.numpy()
-    for part, right in oracle(made.weights).start().items():
-        assert found[part].tobytes() == right.astype(np.float32).tobytes(), part
-
-
-@pytest.mark.parametrize("version", tiny.VERSIONS)
-def test_a_saved_state_goes_on_to_the_bit(
-    tmp_path: Path, tiny_model: GetModel, version: str
-) -> None:
-    model = Model(tiny_model("f32", "d192", version)[0])
-    session = model.session()
-    session.feed(TOKENS[:9])
-    session.state.save(tmp_path / "s.state")
-    expected = session.feed(TOKENS[9:], logits="all")
-    again = model.session(State.load(tmp_path / "s.state"))
-    assert again.feed(TOKENS[9:], logits="all").tobytes() == expected.tobytes()
 
 
 @pytest.mark.parametrize("version", tiny.VERSIONS)
@@ -81,35 +34,6 @@ def test_odd_sizes(tmp_path: Path, version: str, width: int, head_size: int) -> 
     right, _ = oracle(made.weights).forward(tokens)
     found = Model(tiny.write(tmp_path, "m.gguf", made)).session().feed(tokens, logits="all")
     assert wrong_by(found, right) < F32_BOUND
-
-
-# ---- tuned states -------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("version", "shape"), list(product(WITH_MATRIX, ["d128", "d192"])))
-def test_a_tuned_state_in_the_file_is_where_sessions_begin(
-    tmp_path: Path, version: str, shape: str
-) -> None:
-    """In the orientation that each version has on disk; `test_oracle` shows that turned ones
-    lie far beyond the bound."""
-    made = tiny.tiny_model(tiny.VERSIONS[version][shape], "f32", 4, tuned=True)
-    right, end = oracle(made.weights).forward(TOKENS)
-    session = Model(tiny.write(tmp_path, "tuned.gguf", made)).session()
-    assert wrong_by(session.feed(TOKENS, logits="all"), right) < F32_BOUND
-    found = session.state.numpy()["wkv"]
-    assert np.abs(found - end["wkv"]).max() < F32_BOUND * end["wkv"].std()
-
-
-@pytest.mark.parametrize("version", WITH_MATRIX)
-def test_a_tuned_state_in_its_own_file_is_the_same(tiny_model: GetModel, version: str) -> None:
-    path, made = tiny_model("f32", "d192", version)
-    shape = tiny.VERSIONS[version]["d192"]
-    states = tiny.random_states(shape, 5)
-    right, _ = oracle(made.weights | states).forward(TOKENS)
-    parts = (("time_state", (shape.heads, shape.head_size, shape.head_size)),)
-    data = np.concatenate([value.reshape(-1) for value in states.values()])
-    state = State(data, StateShape("time_state", shape.layers, parts))
-    assert wrong_by(Model(path).session(state).feed(TOKENS, logits="all"), right) < F32_BOUND
 
 
 # ---- version 4 ----------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ggml_types as ggml
 import numpy as np
+from numpy.typing import NDArray
 from reference import Array, multiply
 
 # A share of the logits' spread, from the second token on. Single precision accumulates some
@@ -25,3 +26,8 @@ def worst(difference: Array) -> Array:
 
 def rms(difference: Array) -> float:
     return float(np.sqrt((difference**2).mean()))
+
+
+def wrong_by(found: NDArray[np.float32], right: Array) -> float:
+    """From the second token on, as a share of the logits' spread."""
+    return float(worst(found - right)[1:].max() / right.std())

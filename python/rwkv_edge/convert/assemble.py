@@ -25,7 +25,7 @@ def assemble(path: Path, vocab: str | PathLike[str] | None) -> ModelFile:
     plans = plan_types(path, outputs, Types.choose(None, None, None))
     metadata |= find_vocabulary(checkpoint.folder, outputs[0].shape[0], vocab)
     arrays = [_bytes(path, o, plan) for o, plan in zip(outputs, plans, strict=True)]
-    return ModelFile.assemble(str(path), header(metadata, plans), arrays)
+    return ModelFile.assemble(path, header(metadata, plans), arrays)
 
 
 def _bytes(path: Path, output: Output, plan: TensorPlan) -> NDArray[np.uint8]:

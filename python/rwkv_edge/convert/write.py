@@ -110,7 +110,7 @@ def quantize(
     types = Types.choose(type, head_type, embd_type)
     if not is_gguf(source):
         raise FormatError(f"{source}: not a GGUF file; `convert` makes one of any type")
-    file = ModelFile(str(source))
+    file = ModelFile(source)
     architecture = file.get("general.architecture")
     if not str(architecture).startswith("rwkv"):
         raise UnsupportedError(f"{source}: general.architecture is {architecture!r}, not RWKV")

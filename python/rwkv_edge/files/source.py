@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
@@ -48,7 +47,7 @@ class MappedFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = _core.MappedFile(os.fsencode(path))
+        self._file = _core.MappedFile(path)
         self._bytes = self._file.data
         self.size = self._bytes.size
 
