@@ -400,14 +400,6 @@ PYBIND11_MODULE(_core, m) {
         [](const std::string& name) { return static_cast<uint32_t>(type_by_name(name).type); },
         py::arg("name"));
     m.def(
-        "type_name",
-        [](uint32_t id) {
-            const TypeInfo* info = find_type(id);
-            if (info == nullptr) throw std::invalid_argument(cat("no type has id ", id));
-            return info->name;
-        },
-        py::arg("id"));
-    m.def(
         "type_block",
         [](const std::string& name) {
             const TypeInfo& info = type_by_name(name);

@@ -16,7 +16,6 @@ class UnsupportedError(RuntimeError):
 TYPE_NAMES: tuple[str, ...]
 
 def type_id(name: str) -> int: ...
-def type_name(id: int) -> str: ...
 def type_block(name: str) -> tuple[int, int]:
     """Values per block, bytes per block."""
 

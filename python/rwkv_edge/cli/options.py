@@ -17,6 +17,7 @@ FILE = click.Path(path_type=Path)
 DEFAULTS = inspect.signature(Session.generate).parameters
 TYPE = click.Choice([*FILE_TYPES, *ALIASES], case_sensitive=False)
 Command = Callable[..., Any]
+model_argument = click.argument("model", required=False, type=FILE)
 
 
 def model_and_threads(command: Command) -> Command:
@@ -44,10 +45,6 @@ def open_model(path: Path | None, vocab: Path | None, threads: int | None) -> Mo
     if model.hint is not None:
         click.echo(model.hint, err=True)
     return model
-
-
-def model_argument(command: Command) -> Command:
-    return click.argument("model", required=False, type=FILE)(command)
 
 
 def sampling_options(command: Command) -> Command:

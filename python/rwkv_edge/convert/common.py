@@ -55,7 +55,7 @@ def add_norm(b: Binder, target: str, source: str, width: int) -> None:
 def add_lerps(b: Binder, target: str, sources: list[str], width: int) -> None:
     """The vectors of a token shift, one after another, as llama.cpp fuses them."""
     shapes = {name: (width,) for name in sources}
-    b.make(target, (len(sources), 1, 1, width), shapes, join)
+    b.make(target, (len(sources), 1, 1, width), shapes, lambda *parts: np.concatenate(parts))
 
 
 def add_gated_channel_mix(b: Binder, i: int, width: int, ffn: int, lerp: str) -> None:
@@ -90,10 +90,6 @@ def check_heads(b: Binder, name: str, heads: int, width: int) -> int:
             "the columns of emb.weight"
         )
     return width // heads
-
-
-def join(*parts: F32) -> F32:
-    return np.concatenate(parts)
 
 
 def decay_factor(time_decay: F32) -> NDArray[Any]:
