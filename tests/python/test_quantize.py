@@ -242,6 +242,12 @@ def test_values_that_fit_no_type(tmp_path: Path) -> None:
     path = tiny.write(tmp_path, "in.gguf", model)
     with refuses(FormatError, path, r"tensor blk\.1\.time_mix_key\.weight holds NaN"):
         quantize(path, target, type="q8_0")
+    entry.data = good
+    norm = model.file.tensor("output_norm.weight")  # which keeps its type
+    norm.data = np.float32(np.inf).tobytes() + norm.data[4:]
+    path = tiny.write(tmp_path, "in.gguf", model)
+    with refuses(FormatError, path, r"tensor output_norm\.weight holds NaN or infinity"):
+        quantize(path, target, type="q8_0")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.gguf", "out.gguf"]
 
 
