@@ -7,8 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import numpy as np
 import tiny
+from rwkv_edge import cli
 
 PROGRAM = [sys.executable, "-m", "rwkv_edge"]
 SECONDS = 300  # on an emulated CPU tens pass
@@ -20,6 +22,12 @@ def run(*arguments: str | Path, stdin: str | bytes = "") -> subprocess.Completed
     data = stdin.encode() if isinstance(stdin, str) else stdin
     command = [*PROGRAM, *map(str, arguments)]
     return subprocess.run(command, input=data, capture_output=True, timeout=SECONDS, check=False)
+
+
+def commands() -> dict[str, click.Command]:
+    context = click.Context(cli.main)
+    found = {name: cli.main.get_command(context, name) for name in cli.main.list_commands(context)}
+    return {name: command for name, command in found.items() if command is not None}
 
 
 def endless_model(folder: Path) -> Path:

@@ -18,7 +18,7 @@ import click
 import pytest
 import tiny
 from click.testing import CliRunner
-from program import GREEDY, PROGRAM, SECONDS, endless_model, run
+from program import GREEDY, PROGRAM, SECONDS, commands, endless_model, run
 from rwkv_edge import Model, State, cli
 from rwkv_edge.cli import terminal
 from scripted import talkative_model
@@ -348,12 +348,6 @@ def test_wrong_usage(arguments: list[str]) -> None:
     result = CliRunner().invoke(cli.main, arguments)
     assert result.exit_code == 2
     assert result.stderr.startswith("Usage: ")
-
-
-def commands() -> dict[str, click.Command]:
-    context = click.Context(cli.main)
-    found = {name: cli.main.get_command(context, name) for name in cli.main.list_commands(context)}
-    return {name: command for name, command in found.items() if command is not None}
 
 
 def test_help_lists_the_commands() -> None:

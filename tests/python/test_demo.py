@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 import pytest
+from program import commands
 from rwkv_edge import Conversation, Model
 from rwkv_edge.cli import main
 from rwkv_edge.cli.terminal import HELP
@@ -37,7 +38,7 @@ def taught() -> list[str]:
 def test_every_command_and_option_that_it_names_exists() -> None:
     lines = [line for answer in taught() for line in re.findall(r"Run: (rwkv-edge .*)", answer)]
     for line in lines:
-        command = main.commands[line.split()[1]]
+        command = commands()[line.split()[1]]
         known = {o for p in command.params if isinstance(p, click.Option) for o in p.opts}
         assert set(re.findall(r"(?<!\S)--?[a-z][a-z-]*", line)) <= known, line
     assert {line.split()[1] for line in lines} == set(main.commands)
@@ -49,7 +50,7 @@ def test_every_chat_command_that_it_names_exists() -> None:
 
 
 def test_the_types_that_it_names_can_be_written() -> None:
-    option = next(p for p in main.commands["quantize"].params if p.name == "kind")
+    option = next(p for p in commands()["quantize"].params if p.name == "kind")
     assert isinstance(option.type, click.Choice)
     named = {kind for answer in taught() for kind in re.findall(r"\b(?:q\d_\d|f16)\b", answer)}
     assert named
