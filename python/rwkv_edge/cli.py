@@ -16,15 +16,15 @@ import click
 
 from . import __version__, _core
 from .chat import TEMPLATES, Conversation
-from .generation import Sampling
-from .model import Model, Session, bundled_model
+from .generation import Answer, Sampling
+from .model import Model, bundled_model
 from .model_file import ALIASES, FILE_TYPES
 from .state import State
 from .terminal import Progress, error_text, prepare_streams, talk, write
 
 FILE = click.Path(path_type=Path)
 INTERRUPTED = 130  # as the shell has it for a program that Ctrl-C ended
-DEFAULTS = inspect.signature(Session.generate).parameters
+DEFAULTS = inspect.signature(Answer).parameters
 TYPE = click.Choice([*FILE_TYPES, *ALIASES], case_sensitive=False)
 Command = Callable[..., Any]
 
