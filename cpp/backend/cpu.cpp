@@ -32,36 +32,14 @@ void reserve(AlignedVector<T>& memory, int64_t n) {
     if (std::ssize(memory) < n) memory.resize(static_cast<std::size_t>(n));
 }
 
-// Activations rounded to 8 bits.
-struct Rounded {
-    AlignedVector<int8_t> q;
-    AlignedVector<int16_t> wide;
-    AlignedVector<float> scale;
-    AlignedVector<int16_t> sums8;
-    AlignedVector<float> scaled_sum;
-
-    void reserve(int64_t values) {
-        rwkv_edge::reserve(q, values);
-        rwkv_edge::reserve(wide, values);
-        rwkv_edge::reserve(scale, values / kBlock);
-        rwkv_edge::reserve(sums8, 4 * values / kBlock);
-        rwkv_edge::reserve(scaled_sum, values / kBlock);
-    }
-    void round(const Kernels& kernels, const float* x, int64_t at, int64_t n) {
-        const int64_t block = at / kBlock;
-        kernels.quantize_activation(x, n,
-                                    {q.data() + at, wide.data() + at, scale.data() + block,
-                                     sums8.data() + 4 * block, scaled_sum.data() + block});
-    }
-};
-
 // An input as the kernels of its products read it. Kept between calls for its memory.
 struct Prepared {
     Input input{};
     int64_t cols = 0;
-    bool wants_rounded = false;
     AlignedVector<float> mixed;  // [tokens, cols], of an input that is a mix
-    Rounded rounded;
+    bool wants_rounded = false;
+    int64_t rounded_bytes = 0;         // of a token
+    AlignedVector<std::byte> rounded;  // as this level has it
 
     const float* floats() const { return input.to == nullptr ? input.x : mixed.data(); }
 };
@@ -251,9 +229,9 @@ private:
         }
         for (std::size_t i = 0; i < prepared_used_; ++i) {
             Prepared& p = prepared_[i];
-            const int64_t values = kChunk * p.cols;
-            if (p.wants_rounded) p.rounded.reserve(values);
-            if (p.input.to != nullptr) reserve(p.mixed, values);
+            p.rounded_bytes = p.wants_rounded ? kernels_.rounded_bytes(p.cols) : 0;
+            reserve(p.rounded, kChunk * p.rounded_bytes);
+            if (p.input.to != nullptr) reserve(p.mixed, kChunk * p.cols);
             if (p.wants_rounded || p.input.to != nullptr) elements += tokens * p.cols;
         }
         if (elements == 0) return;
@@ -269,7 +247,9 @@ private:
         if (in.to != nullptr)
             kernels_.lerp(in.x + at, in.to + at, in.mix + (in.mix_per_token ? at : 0), p.cols,
                           p.mixed.data() + at);
-        if (p.wants_rounded) p.rounded.round(kernels_, p.floats() + at, at, p.cols);
+        if (p.wants_rounded)
+            kernels_.round_activations(p.floats() + at, p.cols,
+                                       p.rounded.data() + t * p.rounded_bytes);
     }
 
     Prepared* find_prepared(const Input& input) {
@@ -282,18 +262,19 @@ private:
     void rows(const MatmulJob& job, int64_t tokens, int64_t first, int64_t last,
               std::byte* scratch) {
         const Prepared& x = *find_prepared(job.x);
-        const Rounded& r = x.rounded;
-        MatmulArgs args{job.w.data,
-                        job.w.row_bytes(),
-                        job.w.cols,
-                        first,
-                        last,
-                        {x.floats(), r.q.data(), r.wide.data(), r.scale.data(), r.sums8.data(),
-                         r.scaled_sum.data()},
-                        tokens,
-                        job.y,
-                        job.w.rows,
-                        scratch};
+        const bool rounded = wants_rounded(kernels_, job.w.type);
+        MatmulArgs args{.w = job.w.data,
+                        .row_bytes = job.w.row_bytes(),
+                        .cols = job.w.cols,
+                        .row_begin = first,
+                        .row_end = last,
+                        .x = rounded ? static_cast<const void*>(x.rounded.data()) : x.floats(),
+                        .x_stride = rounded ? x.rounded_bytes
+                                            : job.w.cols * static_cast<int64_t>(sizeof(float)),
+                        .tokens = tokens,
+                        .y = job.y,
+                        .y_stride = job.w.rows,
+                        .scratch = scratch};
         const Matmul kernel = kernels_.matmul[static_cast<int>(job.w.type)];
         if (kernel != nullptr) {
             kernel(args);
