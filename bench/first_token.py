@@ -28,7 +28,7 @@ def first_token(path: str, threads: int) -> None:
 
     from memory import peak_memory
 
-    print(now, peak_memory(), 4 * session.model._core.state_size)
+    print(now, peak_memory(), session.state.data.nbytes)
 
 
 def main() -> None:

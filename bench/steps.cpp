@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Where the time of a step goes: milliseconds per verb of ops.h, and for products per type and
-// shape the rate at which weights were read. Arguments: MODEL [threads] [tokens per step].
+// shape the rate at which weights were read. Arguments: MODEL [threads]
+// [tokens of each session] [sessions].
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -49,41 +50,28 @@ public:
         }
         timed(name, [&] { ops_->matmul(jobs, tokens); }, bytes);
     }
-    void norm(const float* x, const Norm& norm, int64_t groups, float eps, int64_t tokens,
-              int64_t n, float* y) override {
-        timed("norm", [&] { ops_->norm(x, norm, groups, eps, tokens, n, y); });
+    void norm(const float* x, const Norm& norm, float eps, int64_t tokens, int64_t n,
+              float* y) override {
+        timed("norm", [&] { ops_->norm(x, norm, eps, tokens, n, y); });
     }
-    void token_shift(const float* x, float* last, int64_t tokens, int64_t n,
-                     float* previous) override {
-        timed("token_shift", [&] { ops_->token_shift(x, last, tokens, n, previous); });
-    }
-    void lerp(const float* x, const float* to, const float* mix, bool per_token, int64_t tokens,
-              int64_t n, float* y) override {
-        timed("lerp", [&] { ops_->lerp(x, to, mix, per_token, tokens, n, y); });
-    }
-    void mul(const float* x, const float* z, int64_t tokens, int64_t n, float* y) override {
-        timed("mul", [&] { ops_->mul(x, z, tokens, n, y); });
-    }
-    void l2_normalize(const float* x, const float* weight, int64_t heads, int64_t tokens, int64_t n,
-                      float* y) override {
-        timed("l2_normalize", [&] { ops_->l2_normalize(x, weight, heads, tokens, n, y); });
-    }
-    void bonus(const float* r, const float* k, const float* u, const float* v, int64_t heads,
-               int64_t tokens, int64_t n, float* y) override {
-        timed("bonus", [&] { ops_->bonus(r, k, u, v, heads, tokens, n, y); });
+    void shift(const Shift& args, int64_t tokens) override {
+        timed("shift", [&] { ops_->shift(args, tokens); });
     }
     void matmul_per_token(const float* x, const float* m, int64_t rows, int64_t cols,
                           int64_t tokens, float* y) override {
         timed("matmul_per_token", [&] { ops_->matmul_per_token(x, m, rows, cols, tokens, y); });
     }
-    void wkv4(const Wkv4& args, int64_t tokens) override {
-        timed("wkv4", [&] { ops_->wkv4(args, tokens); });
+    void wkv4(const Wkv4& args) override {
+        timed("wkv4", [&] { ops_->wkv4(args); });
     }
-    void wkv6(const Wkv6& args, int64_t tokens) override {
-        timed("wkv6", [&] { ops_->wkv6(args, tokens); });
+    void wkv6(const Wkv6& args) override {
+        timed("wkv6", [&] { ops_->wkv6(args); });
     }
-    void wkv7(const Wkv7& args, int64_t tokens) override {
-        timed("wkv7", [&] { ops_->wkv7(args, tokens); });
+    void wkv7(const Wkv7& args) override {
+        timed("wkv7", [&] { ops_->wkv7(args); });
+    }
+    void copy(const float* x, int64_t n, float* y) override {
+        timed("copy", [&] { ops_->copy(x, n, y); });
     }
 
 private:
@@ -100,18 +88,24 @@ private:
     std::unique_ptr<Ops> ops_;
 };
 
-void measure(const std::string& path, int threads, int64_t tokens) {
-    const Model model(ModelFile::open(path), threads);
-    TimedOps ops(model.make_ops());
-    Scratch scratch;
-    std::vector<float> state(static_cast<std::size_t>(model.state_size()));
-    std::vector<float> logits(static_cast<std::size_t>(model.config().n_vocab));
+void measure(const std::string& path, int threads, int64_t tokens, int64_t sessions) {
+    const Model model(ModelFile::open(path), make_cpu_backend(threads));
+    Backend& backend = model.backend();
+    tokens = std::min(tokens, backend.chunk() / sessions);
+    TimedOps ops(backend.make_ops());
+    Scratch scratch(backend);
     std::vector<int32_t> ids(static_cast<std::size_t>(tokens));
-    model.init_state(state.data());
+    std::vector<Memory> memories;
+    std::vector<Feed> feeds;
+    for (int64_t i = 0; i < sessions; ++i) {
+        memories.push_back(backend.allocate(model.memory_size()));
+        backend.write(memories.back().get(), model.initial_state());
+        feeds.push_back({ids, memories.back().get(), 1});
+    }
     int32_t next = 0;
     const auto step = [&] {
         for (int32_t& id : ids) id = next++ % static_cast<int32_t>(model.config().n_vocab);
-        model.forward(ops, scratch, ids, state.data(), logits.data(), 1);
+        model.forward(ops, scratch, feeds);
     };
     for (int i = 0; i < 3; ++i) step();
     ops.entries.clear();
@@ -122,9 +116,10 @@ void measure(const std::string& path, int threads, int64_t tokens) {
     const double total = since(start);
     bandwidth = (bandwidth + read_bandwidth(threads)) / 2;
 
-    std::printf("%s, %d threads, %lld tokens a step: %.3f ms, memory reads %.1f GB/s\n",
-                path.c_str(), threads, static_cast<long long>(tokens), 1e3 * total / steps,
-                bandwidth);
+    std::printf(
+        "%s, %d threads, %lld sessions of %lld tokens a step: %.3f ms, memory reads %.1f GB/s\n",
+        path.c_str(), threads, static_cast<long long>(sessions), static_cast<long long>(tokens),
+        1e3 * total / steps, bandwidth);
     double products = 0.0, named = 0.0;
     for (const auto& [name, entry] : ops.entries) {
         named += entry.seconds;
@@ -143,13 +138,13 @@ void measure(const std::string& path, int threads, int64_t tokens) {
 }  // namespace
 
 int main(int argc, char** argv) {
-    if (argc < 2 || argc > 4) {
-        std::fprintf(stderr, "usage: bench_steps MODEL [threads] [tokens per step]\n");
+    if (argc < 2 || argc > 5) {
+        std::fprintf(stderr, "usage: bench_steps MODEL [threads] [tokens] [sessions]\n");
         return 2;
     }
     try {
-        measure(argv[1], argc > 2 ? std::max(1, std::atoi(argv[2])) : 1,
-                argc > 3 ? std::max(1, std::atoi(argv[3])) : 1);
+        const auto number = [&](int i) { return i < argc ? std::max(1, std::atoi(argv[i])) : 1; };
+        measure(argv[1], number(2), number(3), std::min(number(4), 64));
     } catch (const std::exception& error) {
         std::fprintf(stderr, "%s\n", error.what());
         return 1;

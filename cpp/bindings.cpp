@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // The Python module rwkv_edge._core; the only file that knows Python. Checks what numpy hands over,
 // releases the GIL around everything long, turns exceptions into Python's.
+#include <pybind11/native_enum.h>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <pybind11/stl/filesystem.h>
 
+#include <chrono>
 #include <cmath>
 #include <cstdio>
 
@@ -14,7 +16,6 @@
 #include "base/system.h"
 #include "io/model_file.h"
 #include "kernels/dispatch.h"
-#include "model/model.h"
 #include "sampler.h"
 #include "session.h"
 #include "text/world_tokenizer.h"
@@ -208,16 +209,64 @@ py::bytearray new_floats(int64_t n) {
     return py::reinterpret_steal<py::bytearray>(object);
 }
 
-py::bytearray feed(Session& session, const std::vector<int32_t>& ids, int mode) {
-    if (mode < 0 || mode > 2)
-        throw std::invalid_argument(cat("logits is ", mode, ", expected 0 to 2"));
-    if (ids.empty() && mode == 1)
-        throw std::invalid_argument("no tokens, so there is no last one to give logits for");
-    const int64_t rows = mode == 2 ? static_cast<int64_t>(ids.size()) : mode;
-    py::bytearray logits = new_floats(rows * session.model().config().n_vocab);
+// Lets Python in while tokens are read: `progress` is called when their number has changed, and
+// Ctrl-C raises within kPause.
+class Watch {
+public:
+    explicit Watch(py::object progress) : progress_(std::move(progress)) {}
+
+    void operator()(int64_t tokens) {
+        const auto now = std::chrono::steady_clock::now();
+        const bool tell = !progress_.is_none() && tokens != told_;
+        if (!tell && now - last_ < kPause) return;
+        const py::gil_scoped_acquire locked;
+        last_ = now;
+        if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+        if (!tell) return;
+        told_ = tokens;
+        progress_(tokens);
+    }
+
+private:
+    static constexpr std::chrono::milliseconds kPause{50};
+    py::object progress_;
+    int64_t told_ = -1;
+    std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
+};
+
+using PyPart = std::tuple<Session*, std::vector<int32_t>, Session::Logits>;
+
+py::bytearray feed_together(const std::vector<PyPart>& parts, const py::object& progress) {
+    std::vector<Session::Part> views;
+    int64_t values = 0;
+    for (const auto& [session, ids, mode] : parts) {
+        if (session == nullptr) throw std::invalid_argument("a session is None");
+        if (ids.empty() && mode == Session::Logits::Last)
+            throw std::invalid_argument("no tokens, so there is no last one to give logits for");
+        const int64_t rows = mode == Session::Logits::All    ? std::ssize(ids)
+                             : mode == Session::Logits::Last ? 1
+                                                             : 0;
+        values += rows * session->model().config().n_vocab;
+        views.push_back({session, ids, mode});
+    }
+    py::bytearray logits = new_floats(values);
+    float* to = floats(logits).data();
+    Watch watch(progress);
+    const py::gil_scoped_release unlocked;
+    Session::feed_together(views, to, std::ref(watch));
+    return logits;
+}
+
+py::bytearray feed(Session& session, const std::vector<int32_t>& ids, Session::Logits mode,
+                   const py::object& progress) {
+    return feed_together({{&session, ids, mode}}, progress);
+}
+
+py::bytearray last_logits(const Session& session) {
+    py::bytearray logits = new_floats(session.model().config().n_vocab);
     float* to = floats(logits).data();
     const py::gil_scoped_release unlocked;
-    session.feed(ids, static_cast<Session::Logits>(mode), to);
+    session.logits(to);
     return logits;
 }
 
@@ -236,8 +285,15 @@ void set_state(Session& session, const py::bytearray& state) {
     session.set_state(values);
 }
 
-int32_t sample(Sampler& sampler, const py::bytearray& logits) {
-    return sampler.sample(floats(logits));
+// From row `row` of [rows, n_vocab].
+int32_t sample(Sampler& sampler, const py::bytearray& logits, std::size_t row,
+               std::size_t n_vocab) {
+    const std::span<const float> all = floats(logits);
+    if (n_vocab == 0) n_vocab = all.size();
+    if (row >= all.size() / std::max<std::size_t>(n_vocab, 1))
+        throw std::invalid_argument(
+            cat("row ", row, " of logits, found ", all.size(), " values in rows of ", n_vocab));
+    return sampler.sample(all.subspan(row * n_vocab, n_vocab));
 }
 
 void translate(std::exception_ptr error) {
@@ -311,33 +367,44 @@ void bind_files(py::module_& m) {
 }
 
 void bind_engine(py::module_& m) {
-    py::class_<Model, std::shared_ptr<Model>>(m, "Model")
+    const auto config = [](const Runner& r) -> const Config& { return r.model().config(); };
+    py::class_<Runner, std::shared_ptr<Runner>>(m, "Runner")
         .def(py::init([](const std::shared_ptr<ModelFile>& file, int threads) {
-                 return std::make_shared<Model>(file, threads);
+                 return std::make_shared<Runner>(
+                     std::make_shared<Model>(file, make_cpu_backend(threads)));
              }),
              py::arg("file"), py::arg("threads") = 0, py::call_guard<py::gil_scoped_release>())
-        .def_property_readonly("arch", [](const Model& model) { return model.config().arch; })
-        .def_property_readonly("n_layer", [](const Model& model) { return model.config().n_layer; })
-        .def_property_readonly("n_embd", [](const Model& model) { return model.config().n_embd; })
-        .def_property_readonly("n_vocab", [](const Model& model) { return model.config().n_vocab; })
+        .def_property_readonly("arch", [=](const Runner& r) { return config(r).arch; })
+        .def_property_readonly("n_layer", [=](const Runner& r) { return config(r).n_layer; })
+        .def_property_readonly("n_embd", [=](const Runner& r) { return config(r).n_embd; })
+        .def_property_readonly("n_vocab", [=](const Runner& r) { return config(r).n_vocab; })
         .def_property_readonly(
             "state_parts",
-            [](const Model& model) {
+            [](const Runner& r) {
                 py::list parts;
-                for (const StatePart& part : model.state_parts())
+                for (const StatePart& part : r.model().state_parts())
                     parts.append(py::make_tuple(part.name, py::tuple(py::cast(part.shape))));
                 return parts;
             })
-        .def_property_readonly("threads", &Model::threads)
-        .def_property_readonly("state_size", &Model::state_size)
+        .def_property_readonly("threads",
+                               [](const Runner& r) { return r.model().backend().threads(); })
         .def("session",
-             [](const std::shared_ptr<Model>& model) { return std::make_unique<Session>(model); });
+             [](const std::shared_ptr<Runner>& r) { return std::make_unique<Session>(r); });
+    py::native_enum<Session::Logits>(m, "Logits", "enum.Enum")
+        .value("none", Session::Logits::None)
+        .value("last", Session::Logits::Last)
+        .value("all", Session::Logits::All)
+        .finalize();
     py::class_<Session>(m, "Session")
-        .def("feed", &feed, py::arg("tokens"), py::arg("logits"))
+        .def("feed", &feed, py::arg("tokens"), py::arg("logits"), py::arg("progress") = py::none())
+        .def_property_readonly("tokens", &Session::tokens)
+        .def("logits", &last_logits)
         .def("get_state", &get_state)
         .def("set_state", &set_state, py::arg("state"))
         .def("reset", &Session::reset, py::call_guard<py::gil_scoped_release>())
-        .def("fork", &Session::fork, py::call_guard<py::gil_scoped_release>());
+        .def("fork", &Session::fork, py::call_guard<py::gil_scoped_release>())
+        .def("rewind", &Session::rewind, py::arg("to"), py::call_guard<py::gil_scoped_release>());
+    m.def("feed_together", &feed_together, py::arg("parts"), py::arg("progress") = py::none());
     py::class_<Sampler>(m, "Sampler")
         .def(py::init([](double temperature, int64_t top_k, double top_p, double presence_penalty,
                          double frequency_penalty, double penalty_decay, uint64_t seed,
@@ -348,7 +415,7 @@ void bind_engine(py::module_& m) {
              py::arg("temperature"), py::arg("top_k"), py::arg("top_p"),
              py::arg("presence_penalty"), py::arg("frequency_penalty"), py::arg("penalty_decay"),
              py::arg("seed"), py::arg("banned"))
-        .def("sample", &sample, py::arg("logits"))
+        .def("sample", &sample, py::arg("logits"), py::arg("row") = 0, py::arg("n_vocab") = 0)
         .def("accept", &Sampler::accept, py::arg("token"), py::arg("weight") = 1.0)
         .def("reset", &Sampler::reset);
 }

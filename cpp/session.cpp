@@ -9,64 +9,189 @@ namespace rwkv_edge {
 
 namespace {
 
-// Tokens that go through the layers together: enough to reuse each weight, few enough for the
-// caches.
-constexpr std::size_t kChunk = 64;
+// Up to so many tokens a step is not interrupted: it takes little longer than one of one token.
+constexpr int64_t kFewTokens = 8;
 
-}  // namespace
-
-Session::Session(std::shared_ptr<const Model> model)
-    : model_(std::move(model)),
-      ops_(model_->make_ops()),
-      state_(static_cast<std::size_t>(model_->state_size())) {
-    model_->init_state(state_.data());
-}
-
-void Session::feed(std::span<const int32_t> ids, Logits mode, float* logits) {
-    const int64_t n_vocab = model_->config().n_vocab;
+void check_ids(std::span<const int32_t> ids, int64_t n_vocab) {
     for (std::size_t i = 0; i < ids.size(); ++i)
         if (ids[i] < 0 || ids[i] >= n_vocab)
             throw std::invalid_argument(
                 cat("token ", i, " is ", ids[i], ", expected 0 to ", n_vocab - 1));
-    const std::lock_guard lock(mutex_);
-    for (std::size_t begin = 0; begin < ids.size(); begin += kChunk) {
-        const auto chunk = ids.subspan(begin, std::min(kChunk, ids.size() - begin));
-        const bool last = begin + chunk.size() == ids.size();
-        const bool all = mode == Logits::All;
-        const bool wanted = all || (mode == Logits::Last && last);
-        model_->forward(*ops_, scratch_, chunk, state_.data(), wanted ? logits : nullptr,
-                        all ? static_cast<int64_t>(chunk.size()) : 1);
-        if (all) logits += static_cast<int64_t>(chunk.size()) * n_vocab;
+}
+
+// Gives sequences back what they remembered, unless everything succeeded.
+class Undo {
+public:
+    Undo(Backend& backend, int64_t size) : backend_(backend), size_(size) {}
+    ~Undo() {
+        for (const auto& [memory, copy] : copies_) backend_.copy(memory, copy.get(), size_);
     }
+    Undo(const Undo&) = delete;
+    Undo& operator=(const Undo&) = delete;
+
+    void keep(float* memory) {
+        Memory copy = backend_.allocate(size_);
+        backend_.copy(copy.get(), memory, size_);
+        copies_.emplace_back(memory, std::move(copy));
+    }
+    void succeeded() { copies_.clear(); }
+
+private:
+    Backend& backend_;
+    int64_t size_;
+    std::vector<std::pair<float*, Memory>> copies_;
+};
+
+}  // namespace
+
+Runner::Runner(std::shared_ptr<const Model> model)
+    : model_(std::move(model)), ops_(model_->backend().make_ops()), scratch_(model_->backend()) {}
+
+void Runner::step(std::span<const Feed> feeds, std::span<float* const> logits,
+                  const std::function<void()>& between) {
+    const std::lock_guard lock(mutex_);
+    const float* found = model_->forward(*ops_, scratch_, feeds, between);
+    for (std::size_t i = 0; i < feeds.size(); ++i) {
+        const int64_t floats = feeds[i].n_logits * model_->config().n_vocab;
+        if (floats == 0) continue;
+        settled_ = true;  // every verb has run, the head's product too
+        model_->backend().read({logits[i], static_cast<std::size_t>(floats)}, found);
+        found += floats;
+    }
+}
+
+bool Runner::can_fail() const {
+    const std::lock_guard lock(mutex_);
+    return !settled_;
+}
+
+void Runner::logits(const float* memory, float* to) {
+    const std::lock_guard lock(mutex_);
+    const float* found = model_->logits(*ops_, scratch_, memory);
+    model_->backend().read({to, static_cast<std::size_t>(model_->config().n_vocab)}, found);
+}
+
+Session::Session(std::shared_ptr<Runner> runner)
+    : runner_(std::move(runner)), memory_(model().backend().allocate(model().memory_size())) {
+    reset();
+}
+
+Session::Session(const Session& other)
+    : runner_(other.runner_), memory_(model().backend().allocate(model().memory_size())) {
+    rewind(other);
+}
+
+void Session::feed(std::span<const int32_t> ids, Logits mode, float* logits,
+                   const Progress& progress) {
+    const Part part{this, ids, mode};
+    feed_together({&part, 1}, logits, progress);
+}
+
+void Session::feed_together(std::span<const Part> parts, float* logits, const Progress& progress) {
+    if (parts.empty()) return;
+    Runner& runner = *parts[0].session->runner_;
+    const Model& model = runner.model();
+    const int64_t n_vocab = model.config().n_vocab, chunk = model.backend().chunk();
+
+    int64_t left = 0;
+    std::vector<Session*> sessions;
+    std::vector<float*> rows;  // where the logits of each part go
+    for (const Part& part : parts) {
+        if (part.session->runner_.get() != &runner)
+            throw std::invalid_argument("sessions of several models, expected those of one");
+        check_ids(part.ids, n_vocab);
+        const int64_t tokens = std::ssize(part.ids);
+        left += tokens;
+        sessions.push_back(part.session);
+        rows.push_back(logits);
+        if (part.mode == Logits::Last && tokens > 0) logits += n_vocab;
+        if (part.mode == Logits::All) logits += tokens * n_vocab;
+    }
+    std::ranges::sort(sessions);  // so that no two calls wait for each other
+    if (std::ranges::adjacent_find(sessions) != sessions.end())
+        throw std::invalid_argument("a session occurs twice, expected different ones");
+    std::vector<std::unique_lock<std::mutex>> locks;
+    for (const Session* session : sessions) locks.emplace_back(session->mutex_);
+
+    const bool interruptible = progress && left > kFewTokens;
+    Undo undo(model.backend(), model.memory_size());
+    if (interruptible || left > chunk || runner.can_fail())
+        for (const Session* session : sessions) undo.keep(session->memory_.get());
+
+    std::vector<int64_t> fed(parts.size(), 0);
+    std::vector<Feed> feeds;
+    std::vector<float*> to;
+    for (int64_t done = 0; left > 0;) {
+        feeds.clear();
+        to.clear();
+        int64_t room = chunk;
+        for (std::size_t i = 0; i < parts.size() && room > 0; ++i) {
+            const Part& part = parts[i];
+            const auto rest = part.ids.subspan(static_cast<std::size_t>(fed[i]));
+            if (rest.empty()) continue;
+            const int64_t n = std::min(room, std::ssize(rest));
+            const int64_t wanted = part.mode == Logits::All                             ? n
+                                   : part.mode == Logits::Last && n == std::ssize(rest) ? 1
+                                                                                        : 0;
+            feeds.push_back(
+                {rest.first(static_cast<std::size_t>(n)), part.session->memory_.get(), wanted});
+            to.push_back(rows[i]);
+            rows[i] += wanted * n_vocab;
+            fed[i] += n;
+            room -= n;
+        }
+        if (interruptible)
+            runner.step(feeds, to, [&] { progress(done); });
+        else
+            runner.step(feeds, to, {});
+        done += chunk - room;
+        left -= chunk - room;
+    }
+    for (const Part& part : parts) part.session->tokens_ += std::ssize(part.ids);
+    undo.succeeded();
+}
+
+int64_t Session::tokens() const {
+    const std::lock_guard lock(mutex_);
+    return tokens_;
+}
+
+void Session::logits(float* to) const {
+    const std::lock_guard lock(mutex_);
+    if (tokens_ == 0)
+        throw std::invalid_argument("no token was fed yet that logits could come after");
+    runner_->logits(memory_.get(), to);
+}
+
+void Session::rewind(const Session& to) {
+    if (&to == this) return;
+    if (to.runner_ != runner_)
+        throw std::invalid_argument("a session of another model, expected one of this");
+    const std::scoped_lock lock(mutex_, to.mutex_);
+    model().backend().copy(memory_.get(), to.memory_.get(), model().memory_size());
+    tokens_ = to.tokens_;
 }
 
 void Session::copy_state(std::span<float> to) const {
     check_size(to.size());
     const std::lock_guard lock(mutex_);
-    std::copy(state_.begin(), state_.end(), to.begin());
+    model().backend().read(to, memory_.get());
 }
 
 void Session::set_state(std::span<const float> state) {
     check_size(state.size());
     const std::lock_guard lock(mutex_);
-    std::copy(state.begin(), state.end(), state_.begin());
+    model().backend().write(memory_.get(), state);
+    tokens_ = 0;
 }
+
+void Session::reset() { set_state(model().initial_state()); }
 
 void Session::check_size(std::size_t size) const {
-    if (size != state_.size())
+    const auto expected = static_cast<std::size_t>(model().state_size());
+    if (size != expected)
         throw std::invalid_argument(
-            cat("the state has ", size, " values, this model's has ", state_.size()));
-}
-
-void Session::reset() {
-    const std::lock_guard lock(mutex_);
-    model_->init_state(state_.data());
-}
-
-std::unique_ptr<Session> Session::fork() const {
-    auto copy = std::make_unique<Session>(model_);
-    copy_state(copy->state_);
-    return copy;
+            cat("the state has ", size, " values, this model's has ", expected));
 }
 
 }  // namespace rwkv_edge

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// One stream of tokens through a model: the recurrent state and the memory to advance it. Calls
-// from several threads wait for each other.
+// Sequences of tokens on their way through a model. A session is what one sequence remembers; a
+// runner is what all sessions of a model share to advance.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <span>
@@ -12,32 +13,81 @@
 
 namespace rwkv_edge {
 
-class Session {
+// Runs steps of a model, one after the other, with the scratch memory and the verbs for them.
+class Runner {
 public:
-    enum class Logits { None, Last, All };
-
-    explicit Session(std::shared_ptr<const Model> model);
+    explicit Runner(std::shared_ptr<const Model> model);
 
     const Model& model() const { return *model_; }
 
-    // Feeds tokens. `logits` receives [n_vocab] of the last token, [tokens, n_vocab], or nothing.
-    // Throws std::invalid_argument for an id outside the vocabulary, before anything has changed.
-    void feed(std::span<const int32_t> ids, Logits mode, float* logits);
-
-    // The state is one block of model().state_size() floats: layer after layer.
-    void copy_state(std::span<float> to) const;
-    void set_state(std::span<const float> state);
-    void reset();
-    std::unique_ptr<Session> fork() const;
-
 private:
-    void check_size(std::size_t size) const;
+    friend class Session;
+    // One step. `logits[i]` receives [n_logits, n_vocab] of feed i.
+    void step(std::span<const Feed> feeds, std::span<float* const> logits,
+              const std::function<void()>& between);
+    // Whether a step can still fail for want of memory.
+    bool can_fail() const;
+    void logits(const float* memory, float* to);
 
     std::shared_ptr<const Model> model_;
     mutable std::mutex mutex_;
     std::unique_ptr<Ops> ops_;
     Scratch scratch_;
-    AlignedVector<float> state_;
+    bool settled_ = false;
+};
+
+// Calls from several threads wait for each other.
+class Session {
+public:
+    enum class Logits { None, Last, All };
+    // Called now and then while tokens are read, with how many were read in whole steps. May throw.
+    using Progress = std::function<void(int64_t tokens)>;
+
+    // At the model's initial state.
+    explicit Session(std::shared_ptr<Runner> runner);
+    // Where another session stands: to go on beside it, or to rewind to.
+    Session(const Session& other);
+    Session& operator=(const Session&) = delete;
+
+    const Model& model() const { return runner_->model(); }
+
+    // Feeds tokens. `logits` receives [n_vocab] of the last token, [tokens, n_vocab], or nothing.
+    // Throws std::invalid_argument for an id outside the vocabulary, std::bad_alloc, and what
+    // `progress` throws; the session is then where it was.
+    void feed(std::span<const int32_t> ids, Logits mode, float* logits,
+              const Progress& progress = {});
+
+    // The same for several sessions of one runner, which share the steps; each gets what it would
+    // get alone, to the bit. `logits` receives what each part wants, one after the other.
+    struct Part {
+        Session* session;
+        std::span<const int32_t> ids;
+        Logits mode;
+    };
+    static void feed_together(std::span<const Part> parts, float* logits,
+                              const Progress& progress = {});
+
+    // How many tokens were fed since the session was reset or its state was set.
+    int64_t tokens() const;
+    // The logits after the last of them: [n_vocab]. Throws std::invalid_argument if there is none.
+    void logits(float* to) const;
+
+    std::unique_ptr<Session> fork() const { return std::make_unique<Session>(*this); }
+    // Goes to where another session of this runner stands.
+    void rewind(const Session& to);
+
+    // The state is one block of model().state_size() floats: layer after layer.
+    void copy_state(std::span<float> to) const;
+    void set_state(std::span<const float> state);
+    void reset();
+
+private:
+    void check_size(std::size_t size) const;
+
+    std::shared_ptr<Runner> runner_;
+    mutable std::mutex mutex_;
+    Memory memory_;  // [model().memory_size()]
+    int64_t tokens_ = 0;
 };
 
 }  // namespace rwkv_edge

@@ -6,8 +6,11 @@
 #include <deque>
 #include <vector>
 
-#include "backend/ops.h"
+#include "backend/backend.h"
 #include "base/aligned.h"
+#include "base/error.h"
+#include "base/system.h"
+#include "base/thread_pool.h"
 #include "kernels/dispatch.h"
 
 namespace rwkv_edge {
@@ -18,20 +21,24 @@ namespace {
 constexpr int64_t kSerialElements = 16384;
 constexpr int64_t kExpWork = 32;  // what a channel of wkv4 costs, with its four exponentials
 constexpr int64_t kRowGrain = 8;  // kernels work on eight rows at a time
+constexpr int64_t kChunk = 64;    // see Backend::chunk
 
-// Activations rounded to 8 bits, shared by all products of a group that read the same x.
-struct Rounded {
-    const float* x = nullptr;
+// Memory that only grows.
+template <class T>
+void reserve(AlignedVector<T>& memory, int64_t n) {
+    if (std::ssize(memory) < n) memory.resize(static_cast<std::size_t>(n));
+}
+
+// An input as the kernels of its products read it. Kept between calls for its memory.
+struct Prepared {
+    Input input{};
     int64_t cols = 0;
-    AlignedVector<int8_t> q;
-    AlignedVector<int16_t> wide;
-    AlignedVector<float> scale;
-    AlignedVector<int16_t> sums8;
-    AlignedVector<float> scaled_sum;
+    AlignedVector<float> mixed;  // [tokens, cols], of an input that is a mix
+    bool wants_rounded = false;
+    int64_t rounded_bytes = 0;         // of a token
+    AlignedVector<std::byte> rounded;  // as this level has it
 
-    Activation view() const {
-        return {x, q.data(), wide.data(), scale.data(), sums8.data(), scaled_sum.data()};
-    }
+    const float* floats() const { return input.to == nullptr ? input.x : mixed.data(); }
 };
 
 bool wants_rounded(const Kernels& kernels, Type type) {
@@ -40,10 +47,8 @@ bool wants_rounded(const Kernels& kernels, Type type) {
 
 class CpuOps final : public Ops {
 public:
-    explicit CpuOps(std::shared_ptr<ThreadPool> pool)
-        : pool_(std::move(pool)),
-          kernels_(kernels()),
-          scratch_(static_cast<std::size_t>(pool_->size())) {}
+    explicit CpuOps(ThreadPool& pool)
+        : pool_(pool), kernels_(kernels()), scratch_(static_cast<std::size_t>(pool.size())) {}
 
     void embed(const Tensor& table, const int32_t* ids, int64_t tokens, float* y) override {
         const auto* rows = static_cast<const std::byte*>(table.data);
@@ -54,7 +59,6 @@ public:
     }
 
     void matmul(std::span<const MatmulJob> jobs, int64_t tokens) override {
-        round_inputs(jobs, tokens);
         int64_t total = 0, widest = 0;
         for (const MatmulJob& job : jobs) {
             total += job.w.bytes();
@@ -64,9 +68,10 @@ public:
         for (auto& scratch : scratch_)
             if (static_cast<int64_t>(scratch.size()) < 2 * matmul_scratch_bytes(widest))
                 scratch.resize(static_cast<std::size_t>(2 * matmul_scratch_bytes(widest)));
-        pool_->run([&](int worker) {
-            const int64_t begin = total * worker / pool_->size(),
-                          end = total * (worker + 1) / pool_->size();
+        prepare_inputs(jobs, tokens);
+        pool_.run([&](int worker) {
+            const int64_t begin = total * worker / pool_.size(),
+                          end = total * (worker + 1) / pool_.size();
             int64_t before = 0;
             for (const MatmulJob& job : jobs) {
                 const int64_t first = row_at(job.w, begin - before),
@@ -79,52 +84,25 @@ public:
         });
     }
 
-    void norm(const float* x, const Norm& norm, int64_t groups, float eps, int64_t tokens,
-              int64_t n, float* y) override {
-        const int64_t size = n / groups;
+    void norm(const float* x, const Norm& norm, float eps, int64_t tokens, int64_t n,
+              float* y) override {
         each_token(tokens, n, [&](int64_t t) {
-            for (int64_t at = 0; at < n; at += size)
-                kernels_.layer_norm(x + t * n + at, norm.weight + at, norm.bias + at, size, eps,
-                                    y + t * n + at);
+            kernels_.layer_norm(x + t * n, norm.weight, norm.bias, n, eps, y + t * n);
         });
     }
 
-    void token_shift(const float* x, float* last, int64_t tokens, int64_t n,
-                     float* previous) override {
-        const auto bytes = static_cast<std::size_t>(n) * sizeof(float);
-        std::memcpy(previous, last, bytes);
-        std::memcpy(previous + n, x, bytes * static_cast<std::size_t>(tokens - 1));
-        std::memcpy(last, x + (tokens - 1) * n, bytes);
-    }
-
-    void lerp(const float* x, const float* to, const float* mix, bool per_token, int64_t tokens,
-              int64_t n, float* y) override {
-        each_token(tokens, n, [&](int64_t t) {
-            kernels_.lerp(x + t * n, to + t * n, per_token ? mix + t * n : mix, n, y + t * n);
-        });
-    }
-
-    void mul(const float* x, const float* z, int64_t tokens, int64_t n, float* y) override {
-        each_token(tokens, n, [&](int64_t t) { kernels_.mul(x + t * n, z + t * n, n, y + t * n); });
-    }
-
-    void l2_normalize(const float* x, const float* weight, int64_t heads, int64_t tokens, int64_t n,
-                      float* y) override {
-        const int64_t size = n / heads;
-        each_token(tokens, n, [&](int64_t t) {
-            for (int64_t at = 0; at < n; at += size)
-                kernels_.l2_normalize(x + t * n + at, weight + at, size, y + t * n + at);
-        });
-    }
-
-    void bonus(const float* r, const float* k, const float* u, const float* v, int64_t heads,
-               int64_t tokens, int64_t n, float* y) override {
-        const int64_t size = n / heads;
-        each_token(tokens, n, [&](int64_t t) {
-            for (int64_t h = 0; h < n; h += size) {
-                const int64_t at = t * n + h;
-                kernels_.bonus(r + at, k + at, u + h, v + at, size, y + at);
-            }
+    void shift(const Shift& p, int64_t tokens) override {
+        const auto copy_row = [&](const float* from, float* to) {
+            std::memcpy(to, from, static_cast<std::size_t>(p.n) * sizeof(float));
+        };
+        for (const Run& run : p.last.runs) copy_row(p.last.of(run), p.previous + run.begin * p.n);
+        each_token(tokens, p.n, [&](int64_t t) {
+            float* y = p.y + t * p.n;
+            kernels_.layer_norm(p.x + t * p.n, p.norm.weight, p.norm.bias, p.n, p.eps, y);
+            const Run& run = *std::ranges::find_if(
+                p.last.runs, [&](const Run& r) { return t < r.begin + r.tokens; });
+            const bool last = t == run.begin + run.tokens - 1;
+            copy_row(y, last ? p.last.of(run) : p.previous + (t + 1) * p.n);
         });
     }
 
@@ -141,32 +119,60 @@ public:
         });
     }
 
-    void wkv4(const Wkv4& p, int64_t tokens) override {
+    void wkv4(const Wkv4& p) override {
         constexpr int64_t kChannels = 32;  // a thread's share is a multiple of these
-        split(p.n / kChannels, tokens * p.n * kExpWork, [&](int64_t part) {
-            const int64_t at = part * kChannels;
-            kernels_.wkv4({p.a + at, p.b + at, p.p + at, p.w + at, p.u + at, p.k + at, p.v + at,
-                           p.y + at, kChannels, p.n, tokens});
+        each_part(p.state, p.n / kChannels, kChannels * kExpWork, [&](const Run& run, int64_t i) {
+            const int64_t channel = i * kChannels, at = run.begin * p.n + channel;
+            float* a = p.state.of(run) + channel;
+            kernels_.wkv4({a, a + p.n, a + 2 * p.n, p.w + channel, p.u + channel, p.k + at,
+                           p.v + at, p.y + at, kChannels, p.n, run.tokens});
+            for (int64_t t = 0; t < run.tokens; ++t)
+                kernels_.mul(p.y + at + t * p.n, p.r + at + t * p.n, kChannels, p.y + at + t * p.n);
         });
     }
 
-    void wkv6(const Wkv6& p, int64_t tokens) override {
+    void wkv6(const Wkv6& p) override {
         const int64_t n = p.heads * p.size;
-        split(p.heads, tokens * n * p.size, [&](int64_t h) {
-            const int64_t at = h * p.size;
-            kernels_.wkv6({p.state + at * p.size, p.r + at, p.w + at, p.k + at, p.v + at, p.y + at,
-                           p.size, n, p.w_per_token ? n : 0, tokens});
+        each_part(p.state, p.heads, p.size * p.size, [&](const Run& run, int64_t head) {
+            const int64_t h = head * p.size, begin = run.begin * n + h;
+            kernels_.wkv6({p.state.of(run) + h * p.size, p.r + begin,
+                           p.w + (p.w_per_token ? begin : h), p.k + begin, p.v + begin, p.y + begin,
+                           p.size, n, p.w_per_token ? n : 0, run.tokens});
+            for (int64_t at = begin; at < begin + run.tokens * n; at += n) {
+                float* y = p.y + at;
+                kernels_.bonus(p.r + at, p.k + at, p.u + h, p.v + at, p.size, y);
+                kernels_.layer_norm(y, p.norm.weight + h, p.norm.bias + h, p.size, p.eps, y);
+                if (p.g != nullptr) kernels_.mul(y, p.g + at, p.size, y);
+            }
         });
     }
 
-    void wkv7(const Wkv7& p, int64_t tokens) override {
-        const auto head = [&](int64_t h) {
-            const int64_t at = h * p.size;
-            kernels_.wkv7({p.state + at * p.size, p.r + at, p.w + at, p.k + at, p.v + at, p.kk + at,
-                           p.a + at, p.y + at, p.size, p.heads * p.size, tokens});
-        };
-        split(p.heads, tokens * p.heads * p.size * p.size, head);
+    void wkv7(const Wkv7& p) override {
+        const int64_t n = p.heads * p.size;
+        reserve(keys_, kChunk * n);
+        each_part(p.state, p.heads, p.size * p.size, [&](const Run& run, int64_t head) {
+            const int64_t h = head * p.size, begin = run.begin * n + h, size = p.size;
+            float* kk = keys_.data();
+            for (int64_t at = begin; at < begin + run.tokens * n; at += n) {
+                float* scaled = p.y + at;  // free until the recurrence writes it
+                kernels_.l2_normalize(p.k + at, p.k_k + h, size, kk + at);
+                kernels_.mul(p.k + at, p.a + at, size, scaled);
+                kernels_.lerp(p.k + at, scaled, p.k_a + h, size, p.k + at);
+                if (p.first_v != nullptr)
+                    kernels_.lerp(p.v + at, p.first_v + at, p.v_mix + at, size, p.v + at);
+            }
+            kernels_.wkv7({p.state.of(run) + h * size, p.r + begin, p.w + begin, p.k + begin,
+                           p.v + begin, kk + begin, p.a + begin, p.y + begin, size, n, run.tokens});
+            for (int64_t at = begin; at < begin + run.tokens * n; at += n) {
+                float* y = p.y + at;
+                kernels_.layer_norm(y, p.norm.weight + h, p.norm.bias + h, size, p.eps, y);
+                kernels_.bonus(p.r + at, p.k + at, p.r_k + h, p.v + at, size, y);
+                kernels_.mul(y, p.g + at, size, y);
+            }
+        });
     }
+
+    void copy(const float* x, int64_t n, float* y) override { std::copy_n(x, n, y); }
 
 private:
     // body(i) for i in [0, n), in parallel if `elements` of work are worth it.
@@ -176,8 +182,8 @@ private:
             for (int64_t i = 0; i < n; ++i) body(i);
             return;
         }
-        pool_->run([&](int worker) {
-            const Range range = part(n, 1, worker, pool_->size());
+        pool_.run([&](int worker) {
+            const Range range = part(n, 1, worker, pool_.size());
             for (int64_t i = range.begin; i < range.end; ++i) body(i);
         });
     }
@@ -187,6 +193,15 @@ private:
         split(tokens, tokens * n, body);
     }
 
+    // body(run, i) for i in [0, parts) of every sequence; a token of a part costs `elements`.
+    template <class Body>
+    void each_part(const States& state, int64_t parts, int64_t elements, const Body& body) {
+        int64_t tokens = 0;
+        for (const Run& run : state.runs) tokens += run.tokens;
+        split(std::ssize(state.runs) * parts, tokens * parts * elements,
+              [&](int64_t i) { body(state.runs[static_cast<std::size_t>(i / parts)], i % parts); });
+    }
+
     // The row, a multiple of the grain, in which byte `offset` of a matrix lies.
     static int64_t row_at(const Tensor& w, int64_t offset) {
         if (offset <= 0) return 0;
@@ -194,49 +209,70 @@ private:
         return offset / w.row_bytes() / kRowGrain * kRowGrain;
     }
 
-    // Rounds every distinct input of the block-typed products, once.
-    void round_inputs(std::span<const MatmulJob> jobs, int64_t tokens) {
-        rounded_used_ = 0;
+    // Every distinct input as the kernels of its products want it: mixed, and rounded or not.
+    void prepare_inputs(std::span<const MatmulJob> jobs, int64_t tokens) {
+        prepared_used_ = 0;
+        int64_t elements = 0;
         for (const MatmulJob& job : jobs) {
-            if (!wants_rounded(kernels_, job.w.type) || find_rounded(job.x) != nullptr) continue;
-            if (rounded_used_ == rounded_.size()) rounded_.emplace_back();
-            Rounded& r = rounded_[rounded_used_++];
-            r.x = job.x;
-            r.cols = job.w.cols;
-            const auto values = static_cast<std::size_t>(tokens * r.cols);
-            if (r.q.size() < values) {
-                r.wide.resize(values);
-                r.scale.resize(values / kBlock);
-                r.sums8.resize(4 * values / kBlock);
-                r.scaled_sum.resize(values / kBlock);
-                r.q.resize(values);  // last: its size says that there was memory for all
+            Prepared* p = find_prepared(job.x);
+            if (p == nullptr) {
+                if (prepared_used_ == prepared_.size()) prepared_.emplace_back();
+                p = &prepared_[prepared_used_++];
+                p->input = job.x;
+                p->cols = job.w.cols;
+                p->wants_rounded = false;
             }
-            each_token(tokens, r.cols, [&](int64_t t) {
-                const int64_t at = t * r.cols, block = at / kBlock;
-                kernels_.quantize_activation(
-                    r.x + at, r.cols,
-                    {r.q.data() + at, r.wide.data() + at, r.scale.data() + block,
-                     r.sums8.data() + 4 * block, r.scaled_sum.data() + block});
-            });
+            p->wants_rounded |= wants_rounded(kernels_, job.w.type);
         }
+        for (std::size_t i = 0; i < prepared_used_; ++i) {
+            Prepared& p = prepared_[i];
+            p.rounded_bytes = p.wants_rounded ? kernels_.rounded_bytes(p.cols) : 0;
+            reserve(p.rounded, kChunk * p.rounded_bytes);
+            if (p.input.to != nullptr) reserve(p.mixed, kChunk * p.cols);
+            if (p.wants_rounded || p.input.to != nullptr) elements += tokens * p.cols;
+        }
+        if (elements == 0) return;
+        const auto inputs = static_cast<int64_t>(prepared_used_);
+        split(inputs * tokens, elements, [&](int64_t i) {
+            prepare(prepared_[static_cast<std::size_t>(i % inputs)], i / inputs);
+        });
     }
 
-    const Rounded* find_rounded(const float* x) const {
-        for (std::size_t i = 0; i < rounded_used_; ++i)
-            if (rounded_[i].x == x) return &rounded_[i];
+    void prepare(Prepared& p, int64_t t) {
+        const int64_t at = t * p.cols;
+        const Input& in = p.input;
+        if (in.to != nullptr)
+            kernels_.lerp(in.x + at, in.to + at, in.mix + (in.mix_per_token ? at : 0), p.cols,
+                          p.mixed.data() + at);
+        if (p.wants_rounded)
+            kernels_.round_activations(p.floats() + at, p.cols,
+                                       p.rounded.data() + t * p.rounded_bytes);
+    }
+
+    Prepared* find_prepared(const Input& input) {
+        for (std::size_t i = 0; i < prepared_used_; ++i)
+            if (prepared_[i].input == input) return &prepared_[i];
         return nullptr;
     }
 
     // One thread's share of a product: rows [first, last) for all tokens, with the epilogue.
     void rows(const MatmulJob& job, int64_t tokens, int64_t first, int64_t last,
-              std::byte* scratch) const {
-        MatmulArgs args{job.w.data, job.w.row_bytes(),
-                        job.w.cols, first,
-                        last,       {job.x, nullptr, nullptr, nullptr, nullptr, nullptr},
-                        tokens,     job.y,
-                        job.w.rows, scratch};
+              std::byte* scratch) {
+        const Prepared& x = *find_prepared(job.x);
+        const bool rounded = wants_rounded(kernels_, job.w.type);
+        MatmulArgs args{.w = job.w.data,
+                        .row_bytes = job.w.row_bytes(),
+                        .cols = job.w.cols,
+                        .row_begin = first,
+                        .row_end = last,
+                        .x = rounded ? static_cast<const void*>(x.rounded.data()) : x.floats(),
+                        .x_stride = rounded ? x.rounded_bytes
+                                            : job.w.cols * static_cast<int64_t>(sizeof(float)),
+                        .tokens = tokens,
+                        .y = job.y,
+                        .y_stride = job.w.rows,
+                        .scratch = scratch};
         const Matmul kernel = kernels_.matmul[static_cast<int>(job.w.type)];
-        if (wants_rounded(kernels_, job.w.type)) args.x = find_rounded(job.x)->view();
         if (kernel != nullptr) {
             kernel(args);
         } else {
@@ -289,17 +325,66 @@ private:
         }
     }
 
-    std::shared_ptr<ThreadPool> pool_;
+    ThreadPool& pool_;
     const Kernels& kernels_;
     std::vector<AlignedVector<std::byte>> scratch_;  // one per worker
-    std::deque<Rounded> rounded_;                    // kept between calls for their memory
-    std::size_t rounded_used_ = 0;
+    std::deque<Prepared> prepared_;
+    std::size_t prepared_used_ = 0;
+    AlignedVector<float> keys_;  // [tokens, n] kk of wkv7
+};
+
+int count_threads(int wanted) {
+    if (wanted < 0 || wanted > 1024)
+        throw std::invalid_argument(cat("threads is ", wanted, ", expected 0 (automatic) to 1024"));
+    if (wanted > 0) return wanted;
+    return std::clamp(usable_cpus(), 1, 8);
+}
+
+class CpuBackend final : public Backend {
+public:
+    explicit CpuBackend(int threads) : pool_(count_threads(threads)) {}
+
+    std::string name() const override { return cat("cpu ", kernels().isa); }
+    int threads() const override { return pool_.size(); }
+
+    Tensor matrix(const Tensor& in_file) override { return in_file; }
+    Tensor table(const Tensor& in_file) override { return in_file; }
+    const float* vector(const Tensor& in_file) override {
+        if (in_file.type == Type::F32) return static_cast<const float*>(in_file.data);
+        const int64_t n = in_file.rows * in_file.cols;
+        AlignedVector<float>& wide = widened_.emplace_back(static_cast<std::size_t>(n));
+        type_info(in_file.type).dequantize(in_file.data, wide.data(), n);
+        return wide.data();
+    }
+
+    Memory allocate(int64_t floats) override {
+        return Memory(AlignedAllocator<float>().allocate(static_cast<std::size_t>(floats)),
+                      GiveBack{this});
+    }
+    void write(float* to, std::span<const float> from) override { std::ranges::copy(from, to); }
+    void read(std::span<float> to, const float* from) override {
+        std::copy_n(from, to.size(), to.data());
+    }
+    void copy(float* to, const float* from, int64_t floats) override {
+        std::copy_n(from, floats, to);
+    }
+
+    int64_t chunk() const override { return kChunk; }
+    std::unique_ptr<Ops> make_ops() override { return std::make_unique<CpuOps>(pool_); }
+
+private:
+    void give_back(float* memory) noexcept override {
+        AlignedAllocator<float>().deallocate(memory, 0);
+    }
+
+    ThreadPool pool_;
+    std::deque<AlignedVector<float>> widened_;  // vectors that are not F32 in the file
 };
 
 }  // namespace
 
-std::unique_ptr<Ops> make_cpu_ops(std::shared_ptr<ThreadPool> pool) {
-    return std::make_unique<CpuOps>(std::move(pool));
+std::shared_ptr<Backend> make_cpu_backend(int threads) {
+    return std::make_shared<CpuBackend>(threads);
 }
 
 }  // namespace rwkv_edge

@@ -1,19 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
-// The verbs in which a model speaks to the hardware. Every verb takes tokens >= 1: decoding is one
-// token, reading a prompt is many, and there is no second path. Matrices are row-major; [tokens, n]
-// means that token t begins at t * n. An Ops belongs to one session and is not thread-safe.
+// The verbs in which a model speaks to the hardware. A step takes tokens >= 1, of one sequence or
+// of many: decoding is one token, reading a prompt is many, and there is no second path. Matrices
+// are row-major; [tokens, n] means that token t begins at t * n. Only the verbs that remember
+// (shift, wkv4, wkv6, wkv7) know that tokens belong to sequences.
+//
+// An Ops is not thread-safe. It takes the memory for Backend::chunk() tokens when a verb first
+// needs it; once a step of a model has succeeded, no later step of up to that many tokens can fail.
 #pragma once
 
 #include <cstdint>
-#include <memory>
 #include <span>
 
-#include "base/thread_pool.h"
 #include "quant/types.h"
 
 namespace rwkv_edge {
 
-// A weight matrix where it lies in the file. Never owns.
+// A weight matrix where it lies. Never owns.
 struct Tensor {
     const void* data = nullptr;
     Type type = Type::F32;
@@ -34,13 +36,39 @@ struct Norm {
     const float* bias;    // [n]
 };
 
+// The tokens [begin, begin + tokens) of a step are those of one sequence, in order.
+struct Run {
+    int64_t begin, tokens;
+    float* state;  // what the sequence remembers, updated in place
+};
+
+// One array in the state of every sequence of a step: it begins `offset` floats into each.
+struct States {
+    std::span<const Run> runs;
+    int64_t offset = 0;
+
+    float* of(const Run& run) const { return run.state + offset; }
+    States operator+(int64_t floats) const { return {runs, offset + floats}; }
+};
+
+// What a product multiplies: x, or, with `to`, the mix x + (to - x) o mix. A mix need not be
+// stored.
+struct Input {
+    const float* x;             // [tokens, cols]
+    const float* to = nullptr;  // [tokens, cols]
+    const float* mix = nullptr;
+    bool mix_per_token = false;  // mix is [tokens, cols], else [cols]
+
+    bool operator==(const Input&) const = default;
+};
+
 enum class Activate { None, Tanh, Sigmoid, Silu, Relu2, Decay6, Decay7 };
 
 // y = activate(scale * x w^T + bias) * gate, and then, if given, residual += y.
 struct MatmulJob {
     Tensor w;
-    const float* x;  // [tokens, w.cols]
-    float* y;        // [tokens, w.rows]
+    Input x;
+    float* y;  // [tokens, w.rows]
     Activate activate = Activate::None;
     const float* bias = nullptr;  // [w.rows]
     const float* gate = nullptr;  // [tokens, w.rows]
@@ -48,29 +76,54 @@ struct MatmulJob {
     float scale = 1.0f;
 };
 
-// k, v, y are [tokens, n]; w, u are [n]; a, b, p are [n] each, updated in place.
-struct Wkv4 {
-    float *a, *b, *p;
-    const float *w, *u, *k, *v;
-    float* y;
+// Token shift. y = norm(x); previous[t] = y[t - 1] of the same sequence. Before its first token
+// stands what `last` remembers, which becomes the y of its last token.
+struct Shift {
+    const float* x;  // [tokens, n]
+    Norm norm;
+    float eps;
+    States last;          // [n]
+    float *y, *previous;  // [tokens, n]
     int64_t n;
 };
 
-// r, k, v, y are [tokens, heads * size], and so is w if per token, else [heads * size]; state is
-// [heads, size, size], updated in place.
+// RWKV-4's recurrence, y = r o wkv. The state is [3, n]: a, b, p.
+struct Wkv4 {
+    States state;
+    const float *w, *u;      // [n]
+    const float *r, *k, *v;  // [tokens, n]
+    float* y;                // [tokens, n]
+    int64_t n;
+};
+
+// The recurrence of RWKV-5 and 6 and what follows it: y = norm(wkv + bonus of u) o g. Each head is
+// normalised by itself. The state is [heads, size, size].
 struct Wkv6 {
-    float* state;
-    const float *r, *w, *k, *v;
-    float* y;
+    States state;
+    const float *r, *w, *k, *v;  // [tokens, heads * size]; w may be [heads * size]
+    const float* u;              // [heads * size]
+    const float* g;              // [tokens, heads * size], or null for none
+    Norm norm;
+    float eps;
+    float* y;  // [tokens, heads * size]
     int64_t heads, size;
     bool w_per_token;
 };
 
-// r, w, k, v, kk, a, y are [tokens, heads * size]; state is [heads, size, size], updated in place.
+// The recurrence of RWKV-7 with what stands around it:
+//   kk = k o k_k, of length 1 in each head;  k <- k o (1 + (a - 1) o k_a)
+//   v <- v + (first_v - v) o v_mix, where given
+//   y = (norm(wkv) + bonus of r_k) o g
+// k and v may be overwritten. The state is [heads, size, size].
 struct Wkv7 {
-    float* state;
-    const float *r, *w, *k, *v, *kk, *a;
-    float* y;
+    States state;
+    const float *r, *w, *a, *g;    // [tokens, heads * size]
+    float *k, *v;                  // [tokens, heads * size]
+    const float *first_v, *v_mix;  // [tokens, heads * size], or both null
+    const float *k_k, *k_a, *r_k;  // [heads * size]
+    Norm norm;
+    float eps;
+    float* y;  // [tokens, heads * size]
     int64_t heads, size;
 };
 
@@ -78,36 +131,22 @@ class Ops {
 public:
     virtual ~Ops() = default;
 
-    // y[t] = row ids[t] of the table, as floats: [tokens, table.cols]
+    // y[t] = row ids[t] of the table, as floats: [tokens, table.cols]. ids are the host's.
     virtual void embed(const Tensor& table, const int32_t* ids, int64_t tokens, float* y) = 0;
     // Independent products, as one parallel region.
     virtual void matmul(std::span<const MatmulJob> jobs, int64_t tokens) = 0;
-    // Normalises each of the `groups` equal parts of a token's n values.
-    virtual void norm(const float* x, const Norm& norm, int64_t groups, float eps, int64_t tokens,
-                      int64_t n, float* y) = 0;
-    // previous[t] = x[t - 1], with `last` before the first token; then last = x[tokens - 1].
-    virtual void token_shift(const float* x, float* last, int64_t tokens, int64_t n,
-                             float* previous) = 0;
-    // y = x + (to - x) * mix; mix is [n] or, if per_token, [tokens, n]. y may be x.
-    virtual void lerp(const float* x, const float* to, const float* mix, bool per_token,
-                      int64_t tokens, int64_t n, float* y) = 0;
-    // y = x * z, all [tokens, n]. y may be x.
-    virtual void mul(const float* x, const float* z, int64_t tokens, int64_t n, float* y) = 0;
-    // y = x * weight, each of `heads` parts scaled to length 1. weight is [n].
-    virtual void l2_normalize(const float* x, const float* weight, int64_t heads, int64_t tokens,
-                              int64_t n, float* y) = 0;
-    // y += (sum over a head of r * k * u) * v. u is [n], the others [tokens, n].
-    virtual void bonus(const float* r, const float* k, const float* u, const float* v,
-                       int64_t heads, int64_t tokens, int64_t n, float* y) = 0;
+    virtual void norm(const float* x, const Norm& norm, float eps, int64_t tokens, int64_t n,
+                      float* y) = 0;
+    virtual void shift(const Shift& args, int64_t tokens) = 0;
     // y = x m with a matrix for each token: x is [tokens, rows], m [tokens, rows, cols], y [tokens,
     // cols].
     virtual void matmul_per_token(const float* x, const float* m, int64_t rows, int64_t cols,
                                   int64_t tokens, float* y) = 0;
-    virtual void wkv4(const Wkv4& args, int64_t tokens) = 0;
-    virtual void wkv6(const Wkv6& args, int64_t tokens) = 0;
-    virtual void wkv7(const Wkv7& args, int64_t tokens) = 0;
+    virtual void wkv4(const Wkv4& args) = 0;
+    virtual void wkv6(const Wkv6& args) = 0;
+    virtual void wkv7(const Wkv7& args) = 0;
+    // y = x, both [n]
+    virtual void copy(const float* x, int64_t n, float* y) = 0;
 };
-
-std::unique_ptr<Ops> make_cpu_ops(std::shared_ptr<ThreadPool> pool);
 
 }  // namespace rwkv_edge

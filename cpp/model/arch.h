@@ -8,8 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "backend/ops.h"
-#include "base/aligned.h"
+#include "backend/backend.h"
 #include "io/model_file.h"
 #include "model/binder.h"
 
@@ -22,62 +21,68 @@ struct Config {
     float norm_eps = 1e-5f;
 };
 
-// Memory of a forward pass, kept from one to the next. A sublayer takes buffers in order and gives
-// all back at its end.
+// The memory of steps, with room for chunk() tokens from the first on, so that no address changes
+// between two steps. Buffers are taken in order and given back from the last.
 class Scratch {
 public:
-    AlignedVector<float>& persistent() { return persistent_; }  // through all layers
-    float* take(int64_t n) {
+    explicit Scratch(Backend& backend) : backend_(backend) {}
+
+    // [chunk, width]
+    float* take(int64_t width) { return take(width, backend_.chunk()); }
+    float* take(int64_t width, int64_t rows) {
         if (used_ == buffers_.size()) buffers_.emplace_back();
-        AlignedVector<float>& buffer = buffers_[used_++];
-        if (buffer.size() < static_cast<std::size_t>(n)) buffer.resize(static_cast<std::size_t>(n));
-        return buffer.data();
+        Buffer& buffer = buffers_[used_++];
+        if (buffer.floats < width * rows) {
+            buffer.memory = backend_.allocate(width * rows);
+            buffer.floats = width * rows;
+        }
+        return buffer.memory.get();
     }
-    void reset() { used_ = 0; }
+    std::size_t used() const { return used_; }
+    void give_back(std::size_t used) { used_ = used; }
 
 private:
-    AlignedVector<float> persistent_;
-    std::vector<AlignedVector<float>> buffers_;
+    struct Buffer {
+        Memory memory;
+        int64_t floats = 0;
+    };
+    Backend& backend_;
+    std::vector<Buffer> buffers_;
     std::size_t used_ = 0;
 };
 
-// A chunk of tokens on its way through one sublayer.
+// A step on its way through one sublayer.
 struct Step {
     Ops& ops;
     Scratch& scratch;
     int64_t tokens;
     const int32_t* ids;
     const float* embedded;  // [tokens, n_embd] what went into the first layer
-    const float* x;         // [tokens, n_embd] the sublayer's input, normalised
-    float* residual;        // [tokens, n_embd] to which the sublayer adds its output
-    float* state;           // [state_size] of this sublayer in this layer, of this session
-    float* carry;           // [tokens, carry_width] of the time mix, from layer to layer
+    float* residual;        // [tokens, n_embd] what the sublayer reads, and adds its output to
+    Norm norm;              // of what it reads
+    float norm_eps;
+    States state;  // of this sublayer in this layer
+    float* carry;  // [tokens, carry_width] of the time mix, from layer to layer
 };
 
-// Token shift: a sublayer's input beside that of the token before, and mixes of the two. Its state
-// begins with the last input.
+// Token shift: a sublayer's normalised input beside that of the token before, and mixes of the two.
+// Its state begins with the last input.
 class Shifted {
 public:
-    Shifted(Step& step, int64_t n)
-        : step_(step), n_(n), previous_(step.scratch.take(step.tokens * n)) {
-        step.ops.token_shift(step.x, step.state, step.tokens, n, previous_);
+    Shifted(Step& step, int64_t n) : x_(step.scratch.take(n)), previous_(step.scratch.take(n)) {
+        step.ops.shift({step.residual, step.norm, step.norm_eps, step.state, x_, previous_, n},
+                       step.tokens);
     }
-    const float* previous() const { return previous_; }  // [tokens, n]
-    // x + (previous - x) o mix: RWKV-6 and 7
-    float* to_previous(const float* mix) const { return mixed(step_.x, previous_, mix); }
+    const float* x() const { return x_; }  // [tokens, n]
+    // x + (previous - x) o mix: RWKV-6 and 7. RWKV-6 has mixes that depend on the token.
+    Input to_previous(const float* mix, bool per_token = false) const {
+        return {x_, previous_, mix, per_token};
+    }
     // previous + (x - previous) o mix: RWKV-4 and 5
-    float* to_current(const float* mix) const { return mixed(previous_, step_.x, mix); }
+    Input to_current(const float* mix) const { return {previous_, x_, mix}; }
 
 private:
-    float* mixed(const float* from, const float* to, const float* mix) const {
-        float* y = step_.scratch.take(step_.tokens * n_);
-        step_.ops.lerp(from, to, mix, false, step_.tokens, n_, y);
-        return y;
-    }
-
-    Step& step_;
-    int64_t n_;
-    float* previous_;
+    float *x_, *previous_;
 };
 
 // An array that a sublayer remembers from token to token.
@@ -85,7 +90,7 @@ struct StatePart {
     std::string name;
     std::vector<int64_t> shape;
     float initial = 0.0f;
-    std::vector<const float*> learnt;  // the initial values of each layer, if the file has them
+    std::vector<std::vector<float>> learnt;  // initial values by layer, if the file has them
 
     int64_t size() const;
 };

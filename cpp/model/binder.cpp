@@ -40,7 +40,7 @@ void Binder::wrong_shape(const TensorView& tensor, const std::string& expected) 
                           shape_text(tensor.shape), ", expected ", expected));
 }
 
-Tensor Binder::matrix(const std::string& name, const Shape& shape) {
+Tensor Binder::find_matrix(const std::string& name, const Shape& shape) {
     const TensorView& tensor = find(name);
     // The columns of a block type are those of its blocks, also where there is but one row or one.
     const bool other_columns =
@@ -50,6 +50,21 @@ Tensor Binder::matrix(const std::string& name, const Shape& shape) {
     return {tensor.data.data(), tensor.type, product(shape) / shape.back(), shape.back()};
 }
 
+Tensor Binder::matrix(const std::string& name, const Shape& shape) {
+    return backend_.matrix(find_matrix(name, shape));
+}
+
+std::vector<Tensor> Binder::matrices(const std::string& name, const Shape& shape, int64_t count) {
+    const Tensor all = find_matrix(name, shape);
+    std::vector<Tensor> parts;
+    for (int64_t i = 0; i < count; ++i) parts.push_back(backend_.matrix(all.part(i, count)));
+    return parts;
+}
+
+Tensor Binder::table(const std::string& name, const Shape& shape) {
+    return backend_.table(find_matrix(name, shape));
+}
+
 int64_t Binder::rows_of(const std::string& name, int64_t cols) {
     const TensorView& tensor = find(name);
     if (tensor.shape.size() != 2 || tensor.shape[1] != cols)
@@ -57,15 +72,23 @@ int64_t Binder::rows_of(const std::string& name, int64_t cols) {
     return tensor.shape[0];
 }
 
-const float* Binder::vector(const std::string& name, const Shape& shape) {
+Tensor Binder::find_vector(const std::string& name, const Shape& shape) {
     const TensorView& tensor = find(name);
     const int64_t n = product(shape);
     const Shape found = squeezed(tensor.shape);
     if (found != squeezed(shape) && found != squeezed({n})) wrong_shape(tensor, shape_text(shape));
-    if (tensor.type == Type::F32) return reinterpret_cast<const float*>(tensor.data.data());
-    AlignedVector<float>& wide = owned_.emplace_back(static_cast<std::size_t>(n));
-    type_info(tensor.type).dequantize(tensor.data.data(), wide.data(), n);
-    return wide.data();
+    return {tensor.data.data(), tensor.type, 1, n};
+}
+
+const float* Binder::vector(const std::string& name, const Shape& shape) {
+    return backend_.vector(find_vector(name, shape));
+}
+
+std::vector<float> Binder::host_vector(const std::string& name, const Shape& shape) {
+    const Tensor tensor = find_vector(name, shape);
+    std::vector<float> values(static_cast<std::size_t>(tensor.cols));
+    type_info(tensor.type).dequantize(tensor.data, values.data(), tensor.cols);
+    return values;
 }
 
 Norm Binder::norm(const std::string& name, int64_t n) {

@@ -5,7 +5,6 @@
 #include <cmath>
 
 #include "base/error.h"
-#include "base/system.h"
 
 namespace rwkv_edge {
 
@@ -62,13 +61,6 @@ Config read_config(const ModelFile& file, const char* arch) {
     return c;
 }
 
-int count_threads(int wanted) {
-    if (wanted < 0 || wanted > 1024)
-        throw std::invalid_argument(cat("threads is ", wanted, ", expected 0 (automatic) to 1024"));
-    if (wanted > 0) return wanted;
-    return std::clamp(usable_cpus(), 1, 8);
-}
-
 }  // namespace
 
 int64_t StatePart::size() const {
@@ -86,7 +78,7 @@ void Sublayer::init_state(int64_t layer, float* state) const {
         if (part.learnt.empty())
             std::fill_n(state, part.size(), part.initial);
         else
-            std::copy_n(part.learnt[static_cast<std::size_t>(layer)], part.size(), state);
+            std::ranges::copy(part.learnt[static_cast<std::size_t>(layer)], state);
         state += part.size();
     }
 }
@@ -108,7 +100,7 @@ std::vector<StatePart> wkv_state(const Config& config, Binder& binder, int64_t h
     const auto name = [](int64_t layer) { return cat("blk.", layer, ".time_mix_state.weight"); };
     if (binder.has(name(0)))
         for (int64_t i = 0; i < config.n_layer; ++i)
-            wkv.learnt.push_back(binder.vector(name(i), wkv.shape));
+            wkv.learnt.push_back(binder.host_vector(name(i), wkv.shape));
     return {{"att_shift", {config.n_embd}, 0.0f, {}}, std::move(wkv)};
 }
 
@@ -126,13 +118,14 @@ std::vector<float> read_output_scales(const Config& config, const ModelFile& fil
     return scales;
 }
 
-Model::Model(std::shared_ptr<const ModelFile> file, int threads) : file_(std::move(file)) {
+Model::Model(std::shared_ptr<const ModelFile> file, std::shared_ptr<Backend> backend)
+    : file_(std::move(file)), backend_(std::move(backend)) {
     const Version& version = find_version(*file_);
     config_ = read_config(*file_, version.arch);
-    Binder binder(*file_);
+    Binder binder(*file_, *backend_);
     const int64_t n = config_.n_embd;
     config_.n_vocab = binder.rows_of("token_embd.weight", n);
-    embedding_ = binder.matrix("token_embd.weight", {config_.n_vocab, n});
+    embedding_ = binder.table("token_embd.weight", {config_.n_vocab, n});
     head_ = binder.matrix("output.weight", {config_.n_vocab, n});
     input_norm_ = binder.norm("token_embd_norm", n);
     output_norm_ = binder.norm("output_norm", n);
@@ -142,8 +135,6 @@ Model::Model(std::shared_ptr<const ModelFile> file, int threads) : file_(std::mo
     time_mix_ = version.time_mix(config_, binder);
     channel_mix_ = version.channel_mix(config_, binder);
     binder.finish();
-    owned_ = binder.take_owned();
-    pool_ = std::make_shared<ThreadPool>(count_threads(threads));
 }
 
 std::vector<StatePart> Model::state_parts() const {
@@ -156,45 +147,87 @@ int64_t Model::state_size() const {
     return config_.n_layer * (time_mix_->state_size() + channel_mix_->state_size());
 }
 
-void Model::init_state(float* state) const {
+std::vector<float> Model::initial_state() const {
+    std::vector<float> state(static_cast<std::size_t>(state_size()));
+    float* at = state.data();
     for (int64_t i = 0; i < config_.n_layer; ++i)
         for (const Sublayer* half : {time_mix_.get(), channel_mix_.get()}) {
-            half->init_state(i, state);
-            state += half->state_size();
+            half->init_state(i, at);
+            at += half->state_size();
         }
+    return state;
 }
 
-void Model::forward(Ops& ops, Scratch& scratch, std::span<const int32_t> ids, float* state,
-                    float* logits, int64_t n_logits) const {
-    const auto tokens = static_cast<int64_t>(ids.size());
+const float* Model::forward(Ops& ops, Scratch& scratch, std::span<const Feed> feeds,
+                            const std::function<void()>& between) const {
     const int64_t n = config_.n_embd;
-    const auto normed = [&](const float* in, const Norm& norm, int64_t count, float* out) {
-        ops.norm(in, norm, 1, config_.norm_eps, count, n, out);
-    };
-    AlignedVector<float>& memory = scratch.persistent();
-    memory.resize(static_cast<std::size_t>(tokens * (3 * n + time_mix_->carry_width())));
-    float *embedded = memory.data(), *x = embedded + tokens * n, *input = x + tokens * n;
-    float* carry = input + tokens * n;
+    std::vector<int32_t> ids, outputs;  // outputs: tokens whose output is wanted
+    std::vector<Run> runs;
+    for (const Feed& feed : feeds) {
+        runs.push_back({std::ssize(ids), std::ssize(feed.ids), feed.memory});
+        ids.insert(ids.end(), feed.ids.begin(), feed.ids.end());
+        for (int64_t i = feed.n_logits; i > 0; --i)
+            outputs.push_back(static_cast<int32_t>(std::ssize(ids) - i));
+    }
+    const int64_t tokens = std::ssize(ids), n_logits = std::ssize(outputs);
+    std::vector<int64_t> last;  // where in outputs a feed's last token is
+    for (std::size_t i = 0, row = 0; i < feeds.size(); ++i) {
+        row += static_cast<std::size_t>(feeds[i].n_logits);
+        last.push_back(feeds[i].n_logits > 0 ? static_cast<int64_t>(row) - 1 : std::ssize(outputs));
+        if (feeds[i].n_logits == 0)
+            outputs.push_back(static_cast<int32_t>(runs[i].begin + runs[i].tokens - 1));
+    }
+
+    scratch.give_back(0);
+    float *embedded = scratch.take(n), *x = scratch.take(n), *output = scratch.take(n);
+    float* carry = scratch.take(time_mix_->carry_width());
+    float* logits = n_logits > 0 ? scratch.take(config_.n_vocab, n_logits) : nullptr;
+    const std::size_t taken = scratch.used();
 
     ops.embed(embedding_, ids.data(), tokens, x);
-    normed(x, input_norm_, tokens, embedded);
-    std::copy_n(embedded, tokens * n, x);
-    Step step{ops, scratch, tokens, ids.data(), embedded, input, x, state, carry};
+    ops.norm(x, input_norm_, config_.norm_eps, tokens, n, embedded);
+    ops.copy(embedded, tokens * n, x);
+    Step step{.ops = ops,
+              .scratch = scratch,
+              .tokens = tokens,
+              .ids = ids.data(),
+              .embedded = embedded,
+              .residual = x,
+              .norm = {},
+              .norm_eps = config_.norm_eps,
+              .state = {runs},
+              .carry = carry};
     const auto run = [&](const Sublayer& half, int64_t layer, const Norm& norm) {
-        normed(x, norm, tokens, input);
-        scratch.reset();
+        if (between) between();
+        step.norm = norm;
+        scratch.give_back(taken);
         half.run(layer, step);
-        step.state += half.state_size();
+        step.state.offset += half.state_size();
     };
     for (int64_t i = 0; i < config_.n_layer; ++i) {
         const LayerNorms& norms = layer_norms_[static_cast<std::size_t>(i)];
         run(*time_mix_, i, norms.time_mix);
         run(*channel_mix_, i, norms.channel_mix);
     }
-    if (logits == nullptr) return;
-    normed(x + (tokens - n_logits) * n, output_norm_, n_logits, input);
-    const MatmulJob head{.w = head_, .x = input, .y = logits};
-    ops.matmul({&head, 1}, n_logits);
+
+    const int64_t rows = std::ssize(outputs);
+    ops.embed({x, Type::F32, tokens, n}, outputs.data(), rows, embedded);
+    ops.norm(embedded, output_norm_, config_.norm_eps, rows, n, output);
+    for (std::size_t i = 0; i < feeds.size(); ++i)
+        ops.copy(output + last[i] * n, n, feeds[i].memory + state_size());
+    return head(ops, output, n_logits, logits);
+}
+
+const float* Model::logits(Ops& ops, Scratch& scratch, const float* memory) const {
+    scratch.give_back(0);
+    return head(ops, memory + state_size(), 1, scratch.take(config_.n_vocab, 1));
+}
+
+const float* Model::head(Ops& ops, const float* outputs, int64_t rows, float* logits) const {
+    if (rows == 0) return nullptr;
+    const MatmulJob head{.w = head_, .x = {outputs}, .y = logits};
+    ops.matmul({&head, 1}, rows);
+    return logits;
 }
 
 }  // namespace rwkv_edge

@@ -1,40 +1,52 @@
 // SPDX-License-Identifier: Apache-2.0
-// A model: its file, its weights in place, its threads. Immutable after loading; any number of
-// sessions share it.
+// A model: its file, and its weights on a backend. Immutable after loading.
 #pragma once
 
+#include <functional>
 #include <memory>
 
-#include "base/thread_pool.h"
 #include "model/arch.h"
 
 namespace rwkv_edge {
 
+// What one sequence feeds in a step.
+struct Feed {
+    std::span<const int32_t> ids;  // at least one
+    float* memory;                 // [memory_size] of the backend, updated in place
+    int64_t n_logits;              // logits are wanted after the last n_logits tokens
+};
+
 class Model {
 public:
-    // threads = 0 means one per CPU that this process may use, at most 8: decoding is bound by
-    // memory. Throws FormatError, UnsupportedError, std::invalid_argument.
-    Model(std::shared_ptr<const ModelFile> file, int threads);
+    // Throws FormatError, UnsupportedError, std::invalid_argument.
+    Model(std::shared_ptr<const ModelFile> file, std::shared_ptr<Backend> backend);
 
     const Config& config() const { return config_; }
     const ModelFile& file() const { return *file_; }
-    int threads() const { return pool_->size(); }
-    int64_t state_size() const;                  // floats
-    std::vector<StatePart> state_parts() const;  // of one layer; a state is layer after layer
-    void init_state(float* state) const;
-    std::unique_ptr<Ops> make_ops() const { return make_cpu_ops(pool_); }
+    Backend& backend() const { return *backend_; }
 
-    // Runs a chunk of tokens through all layers and updates `state`. If `logits` is not null,
-    // writes [n_logits, n_vocab] for the last n_logits tokens.
-    void forward(Ops& ops, Scratch& scratch, std::span<const int32_t> ids, float* state,
-                 float* logits, int64_t n_logits) const;
+    std::vector<StatePart> state_parts() const;  // of one layer; a state is layer after layer
+    int64_t state_size() const;                  // floats
+    std::vector<float> initial_state() const;
+    // What a sequence keeps from step to step: its state, and the last token's output, [n_embd],
+    // from which the head makes logits.
+    int64_t memory_size() const { return state_size() + config_.n_embd; }
+
+    // Runs a step of up to chunk() tokens through all layers. Returns the logits, [n, n_vocab] on
+    // the backend and valid until the next step, feed by feed; null where none is wanted.
+    // `between` is called now and then and may throw, which leaves the step half done.
+    const float* forward(Ops& ops, Scratch& scratch, std::span<const Feed> feeds,
+                         const std::function<void()>& between = {}) const;
+    // The logits that the last step of a sequence would have given, [n_vocab].
+    const float* logits(Ops& ops, Scratch& scratch, const float* memory) const;
 
 private:
+    const float* head(Ops& ops, const float* outputs, int64_t rows, float* logits) const;
+
     std::shared_ptr<const ModelFile> file_;
+    std::shared_ptr<Backend> backend_;
     Config config_;
-    std::shared_ptr<ThreadPool> pool_;
     std::unique_ptr<Sublayer> time_mix_, channel_mix_;
-    std::deque<AlignedVector<float>> owned_;  // vectors that were not F32 in the file
     Tensor embedding_, head_;
     Norm input_norm_{}, output_norm_{};
     struct LayerNorms {

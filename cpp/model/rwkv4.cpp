@@ -22,8 +22,8 @@ public:
 
     void run(int64_t index, Step& s) const override {
         const Layer& l = layers_[static_cast<std::size_t>(index)];
-        const int64_t tokens = s.tokens, n = n_embd_;
-        const auto vector = [&] { return s.scratch.take(tokens * n); };
+        const int64_t n = n_embd_;
+        const auto vector = [&] { return s.scratch.take(n); };
 
         const Shifted x(s, n);
         float *r = vector(), *k = vector(), *v = vector(), *y = vector();
@@ -32,13 +32,18 @@ public:
             {.w = l.key, .x = x.to_current(l.mix_k), .y = k},
             {.w = l.value, .x = x.to_current(l.mix_v), .y = v},
         };
-        s.ops.matmul(projections, tokens);
+        s.ops.matmul(projections, s.tokens);
 
-        float *aa = s.state + n, *bb = aa + n, *pp = bb + n;
-        s.ops.wkv4({aa, bb, pp, l.decay, l.first, k, v, y, n}, tokens);
-        s.ops.mul(y, r, tokens, n, y);
-        const MatmulJob output{.w = l.output, .x = y, .y = vector(), .residual = s.residual};
-        s.ops.matmul({&output, 1}, tokens);
+        s.ops.wkv4({.state = s.state + n,
+                    .w = l.decay,
+                    .u = l.first,
+                    .r = r,
+                    .k = k,
+                    .v = v,
+                    .y = y,
+                    .n = n});
+        const MatmulJob output{.w = l.output, .x = {y}, .y = vector(), .residual = s.residual};
+        s.ops.matmul({&output, 1}, s.tokens);
     }
 
 private:
@@ -96,26 +101,26 @@ public:
 
     void run(int64_t index, Step& s) const override {
         const Layer& l = layers_[static_cast<std::size_t>(index)];
-        const int64_t tokens = s.tokens, n = n_embd_;
-        const auto vector = [&] { return s.scratch.take(tokens * n); };
+        const int64_t n = n_embd_;
+        const auto vector = [&] { return s.scratch.take(n); };
 
         const Shifted x(s, n);
         const auto mixed = [&](const float* mix) {
             return mix_previous_ ? x.to_previous(mix) : x.to_current(mix);
         };
-        float *r = vector(), *hidden = s.scratch.take(tokens * n_ffn_);
+        float *r = vector(), *hidden = s.scratch.take(n_ffn_);
         const MatmulJob inputs[] = {
             {.w = l.receptance, .x = mixed(l.mix_r), .y = r, .activate = Activate::Sigmoid},
             {.w = l.key, .x = mixed(l.mix_k), .y = hidden, .activate = Activate::Relu2},
         };
-        s.ops.matmul(inputs, tokens);
+        s.ops.matmul(inputs, s.tokens);
         const MatmulJob value{.w = l.value,
-                              .x = hidden,
+                              .x = {hidden},
                               .y = vector(),
                               .gate = r,
                               .residual = s.residual,
                               .scale = l.value_scale};
-        s.ops.matmul({&value, 1}, tokens);
+        s.ops.matmul({&value, 1}, s.tokens);
     }
 
 private:

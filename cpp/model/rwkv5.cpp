@@ -22,8 +22,8 @@ public:
 
     void run(int64_t index, Step& s) const override {
         const Layer& l = layers_[static_cast<std::size_t>(index)];
-        const int64_t tokens = s.tokens, n = n_embd_;
-        const auto vector = [&] { return s.scratch.take(tokens * n); };
+        const int64_t n = n_embd_;
+        const auto vector = [&] { return s.scratch.take(n); };
 
         const Shifted x(s, n);
         float *r = vector(), *k = vector(), *v = vector(), *g = vector(), *y = vector();
@@ -31,19 +31,25 @@ public:
             {.w = l.receptance, .x = x.to_current(l.mix_r), .y = r},
             {.w = l.key, .x = x.to_current(l.mix_k), .y = k},
             {.w = l.value, .x = x.to_current(l.mix_v), .y = v},
-            {.w = l.gate,
-             .x = has_gate_ ? x.to_current(l.mix_g) : nullptr,
-             .y = g,
-             .activate = Activate::Silu},
+            {.w = l.gate, .x = x.to_current(l.mix_g), .y = g, .activate = Activate::Silu},
         };
-        s.ops.matmul({projections, has_gate_ ? 4u : 3u}, tokens);
+        s.ops.matmul({projections, has_gate_ ? 4u : 3u}, s.tokens);
 
-        s.ops.wkv6({s.state + n, r, l.decay, k, v, y, n_head_, head_size_, false}, tokens);
-        s.ops.bonus(r, k, l.first, v, n_head_, tokens, n, y);
-        s.ops.norm(y, l.group_norm, n_head_, kGroupNormEps, tokens, n, y);
-        if (has_gate_) s.ops.mul(y, g, tokens, n, y);
-        const MatmulJob output{.w = l.output, .x = y, .y = vector(), .residual = s.residual};
-        s.ops.matmul({&output, 1}, tokens);
+        s.ops.wkv6({.state = s.state + n,
+                    .r = r,
+                    .w = l.decay,
+                    .k = k,
+                    .v = v,
+                    .u = l.first,
+                    .g = has_gate_ ? g : nullptr,
+                    .norm = l.group_norm,
+                    .eps = kGroupNormEps,
+                    .y = y,
+                    .heads = n_head_,
+                    .size = head_size_,
+                    .w_per_token = false});
+        const MatmulJob output{.w = l.output, .x = {y}, .y = vector(), .residual = s.residual};
+        s.ops.matmul({&output, 1}, s.tokens);
     }
 
 private:

@@ -29,68 +29,78 @@ public:
 
     void run(int64_t index, Step& s) const override {
         const Layer& l = layers_[static_cast<std::size_t>(index)];
-        const int64_t tokens = s.tokens, n = n_embd_;
-        const auto vector = [&] { return s.scratch.take(tokens * n); };
+        const int64_t n = n_embd_;
+        const auto vector = [&] { return s.scratch.take(n); };
 
-        const std::array<float*, kMixCount> x = mixed(l, s);
+        const Shifted x(s, n);
+        const std::array<const float*, kMixCount> mix = mixes(l, s, x);
+        const auto mixed = [&](Mix j) { return x.to_previous(mix[j], true); };
         float *r = vector(), *k = vector(), *v = vector(), *g = vector(), *w = vector();
-        float* w1 = s.scratch.take(tokens * l.decay_inner.rows);
+        float* w1 = s.scratch.take(l.decay_inner.rows);
         const MatmulJob projections[] = {
-            {.w = l.receptance, .x = x[kR], .y = r},
-            {.w = l.key, .x = x[kK], .y = k},
-            {.w = l.value, .x = x[kV], .y = v},
-            {.w = l.gate, .x = x[kG], .y = g, .activate = Activate::Silu},
-            {.w = l.decay_inner, .x = x[kW], .y = w1, .activate = Activate::Tanh},
+            {.w = l.receptance, .x = mixed(kR), .y = r},
+            {.w = l.key, .x = mixed(kK), .y = k},
+            {.w = l.value, .x = mixed(kV), .y = v},
+            {.w = l.gate, .x = mixed(kG), .y = g, .activate = Activate::Silu},
+            {.w = l.decay_inner, .x = mixed(kW), .y = w1, .activate = Activate::Tanh},
         };
-        s.ops.matmul(projections, tokens);
+        s.ops.matmul(projections, s.tokens);
         // w = exp(-exp(time_decay + tanh(x_w D1) D2))
         const MatmulJob decay{
-            .w = l.decay_outer, .x = w1, .y = w, .activate = Activate::Decay6, .bias = l.decay};
-        s.ops.matmul({&decay, 1}, tokens);
+            .w = l.decay_outer, .x = {w1}, .y = w, .activate = Activate::Decay6, .bias = l.decay};
+        s.ops.matmul({&decay, 1}, s.tokens);
 
         float* y = vector();
-        s.ops.wkv6({s.state + n, r, w, k, v, y, n_head_, head_size_, true}, tokens);
-        s.ops.bonus(r, k, l.first, v, n_head_, tokens, n, y);
-        s.ops.norm(y, l.group_norm, n_head_, kGroupNormEps, tokens, n, y);
-        s.ops.mul(y, g, tokens, n, y);
-        const MatmulJob output{
-            .w = l.output, .x = y, .y = vector(), .residual = s.residual, .scale = l.output_scale};
-        s.ops.matmul({&output, 1}, tokens);
+        s.ops.wkv6({.state = s.state + n,
+                    .r = r,
+                    .w = w,
+                    .k = k,
+                    .v = v,
+                    .u = l.first,
+                    .g = g,
+                    .norm = l.group_norm,
+                    .eps = kGroupNormEps,
+                    .y = y,
+                    .heads = n_head_,
+                    .size = head_size_,
+                    .w_per_token = true});
+        const MatmulJob output{.w = l.output,
+                               .x = {y},
+                               .y = vector(),
+                               .residual = s.residual,
+                               .scale = l.output_scale};
+        s.ops.matmul({&output, 1}, s.tokens);
     }
 
 private:
     struct Layer {
-        const float* mix_x;                          // [n_embd]
-        std::array<const float*, kMixCount> mix;     // [n_embd] each
-        std::array<Tensor, kMixCount> inner, outer;  // of the mixes, which depend on the token
-        Tensor decay_inner, decay_outer;             // D1, D2
-        const float *decay, *first;                  // time_decay, u
+        const float* mix_x;                       // [n_embd]
+        std::array<const float*, kMixCount> mix;  // [n_embd] each
+        std::vector<Tensor> inner, outer;         // A_j, B_j of the mixes
+        Tensor decay_inner, decay_outer;          // D1, D2
+        const float *decay, *first;               // time_decay, u
         Tensor receptance, key, value, gate, output;
         Norm group_norm;
         float output_scale;
     };
 
-    // x_j = x + (previous - x) o (mix_j + tanh(z A_j) B_j), z = x + (previous - x) o mix_x
-    std::array<float*, kMixCount> mixed(const Layer& l, Step& s) const {
-        const int64_t tokens = s.tokens, n = n_embd_;
-        const Shifted shifted(s, n);
-        const float* z = shifted.to_previous(l.mix_x);
-
+    // Of x_j = x + (previous - x) o mix_j, by token: mix_j + tanh(z A_j) B_j, where z = x +
+    // (previous - x) o mix_x.
+    std::array<const float*, kMixCount> mixes(const Layer& l, Step& s, const Shifted& x) const {
         MatmulJob inner[kMixCount], outer[kMixCount];
+        std::array<const float*, kMixCount> mix;
         for (std::size_t j = 0; j < kMixCount; ++j) {
-            float* narrow = s.scratch.take(tokens * l.inner[j].rows);
-            inner[j] = {.w = l.inner[j], .x = z, .y = narrow, .activate = Activate::Tanh};
-            outer[j] = {
-                .w = l.outer[j], .x = narrow, .y = s.scratch.take(tokens * n), .bias = l.mix[j]};
+            float *narrow = s.scratch.take(l.inner[j].rows), *y = s.scratch.take(n_embd_);
+            inner[j] = {.w = l.inner[j],
+                        .x = x.to_previous(l.mix_x),
+                        .y = narrow,
+                        .activate = Activate::Tanh};
+            outer[j] = {.w = l.outer[j], .x = {narrow}, .y = y, .bias = l.mix[j]};
+            mix[j] = y;
         }
-        s.ops.matmul(inner, tokens);
-        s.ops.matmul(outer, tokens);
-        std::array<float*, kMixCount> x;
-        for (std::size_t j = 0; j < kMixCount; ++j) {
-            x[j] = outer[j].y;
-            s.ops.lerp(s.x, shifted.previous(), x[j], true, tokens, n, x[j]);
-        }
-        return x;
+        s.ops.matmul(inner, s.tokens);
+        s.ops.matmul(outer, s.tokens);
+        return mix;
     }
 
     Layer bind(Binder& binder, int64_t index) const {
@@ -121,15 +131,13 @@ private:
         const float* all = binder.has(fused) ? binder.vector(fused, {kMixCount, n_embd_}) : nullptr;
         const int64_t rows = binder.rows_of(prefix + "w1.weight", n_embd_);
         const int64_t rank = std::max<int64_t>(rows / kMixCount, 1);
-        const Tensor inner = binder.matrix(prefix + "w1.weight", {kMixCount * rank, n_embd_});
-        const Tensor outer = binder.matrix(prefix + "w2.weight", {kMixCount, n_embd_, rank});
+        l.inner = binder.matrices(prefix + "w1.weight", {kMixCount * rank, n_embd_}, kMixCount);
+        l.outer = binder.matrices(prefix + "w2.weight", {kMixCount, n_embd_, rank}, kMixCount);
         for (int j = 0; j < kMixCount; ++j) {
             const auto i = static_cast<std::size_t>(j);
             l.mix[i] = all != nullptr
                            ? all + j * n_embd_
                            : binder.vector(cat(prefix, "lerp_", kMixes[j], ".weight"), {n_embd_});
-            l.inner[i] = inner.part(j, kMixCount);
-            l.outer[i] = outer.part(j, kMixCount);
         }
     }
 

@@ -22,21 +22,17 @@ public:
 
     void run(int64_t index, Step& s) const override {
         const Layer& l = layers_[static_cast<std::size_t>(index)];
-        Ops& ops = s.ops;
-        const int64_t tokens = s.tokens, n = n_embd_;
-        const auto vector = [&] { return s.scratch.take(tokens * n); };
+        const int64_t n = n_embd_;
+        const auto vector = [&] { return s.scratch.take(n); };
+        const auto inner = [&](const Lora& lora) { return s.scratch.take(lora.inner.rows); };
 
         const Shifted x(s, n);
-        const float *x_r = x.to_previous(l.mix_r), *x_w = x.to_previous(l.mix_w),
-                    *x_k = x.to_previous(l.mix_k);
-        const float *x_v = x.to_previous(l.mix_v), *x_a = x.to_previous(l.mix_a),
-                    *x_g = x.to_previous(l.mix_g);
+        const Input x_r = x.to_previous(l.mix_r), x_w = x.to_previous(l.mix_w),
+                    x_k = x.to_previous(l.mix_k), x_v = x.to_previous(l.mix_v),
+                    x_a = x.to_previous(l.mix_a), x_g = x.to_previous(l.mix_g);
 
         const bool first = index == 0;
         float *r = vector(), *k = vector(), *v = first ? s.carry : vector();
-        const auto inner = [&](const Lora& lora) {
-            return s.scratch.take(tokens * lora.inner.rows);
-        };
         float *w1 = inner(l.decay), *a1 = inner(l.in_context_rate), *g1 = inner(l.gate);
         float* v1 = first ? nullptr : inner(l.value_mix);
         const MatmulJob projections[] = {
@@ -48,44 +44,49 @@ public:
             {.w = l.gate.inner, .x = x_g, .y = g1, .activate = Activate::Sigmoid},
             {.w = l.value_mix.inner, .x = x_v, .y = v1},
         };
-        ops.matmul({projections, first ? 6u : 7u}, tokens);
+        s.ops.matmul({projections, first ? 6u : 7u}, s.tokens);
 
-        float *w = vector(), *a = vector(), *g = vector(), *v_mix = vector();
+        float *w = vector(), *a = vector(), *g = vector(), *v_mix = first ? nullptr : vector();
         const MatmulJob outers[] = {
             {.w = l.decay.outer,
-             .x = w1,
+             .x = {w1},
              .y = w,
              .activate = Activate::Decay7,
              .bias = l.decay.bias},
             {.w = l.in_context_rate.outer,
-             .x = a1,
+             .x = {a1},
              .y = a,
              .activate = Activate::Sigmoid,
              .bias = l.in_context_rate.bias},
-            {.w = l.gate.outer, .x = g1, .y = g},
+            {.w = l.gate.outer, .x = {g1}, .y = g},
             {.w = l.value_mix.outer,
-             .x = v1,
+             .x = {v1},
              .y = v_mix,
              .activate = Activate::Sigmoid,
              .bias = l.value_mix.bias},
         };
-        ops.matmul({outers, first ? 3u : 4u}, tokens);
-
-        // kk = k o k_k, of length 1 in each head;  k <- k o (1 + (a - 1) o k_a);  v <- v + (v_first
-        // - v) o mix
-        float *kk = vector(), *k_a = vector();
-        ops.l2_normalize(k, l.k_k, n_head_, tokens, n, kk);
-        ops.mul(k, a, tokens, n, k_a);
-        ops.lerp(k, k_a, l.k_a, false, tokens, n, k);
-        if (!first) ops.lerp(v, s.carry, v_mix, true, tokens, n, v);
+        s.ops.matmul({outers, first ? 3u : 4u}, s.tokens);
 
         float* y = vector();
-        ops.wkv7({s.state + n, r, w, k, v, kk, a, y, n_head_, head_size_}, tokens);
-        ops.norm(y, l.group_norm, n_head_, kGroupNormEps, tokens, n, y);
-        ops.bonus(r, k, l.r_k, v, n_head_, tokens, n, y);
-        ops.mul(y, g, tokens, n, y);
-        const MatmulJob output{.w = l.output, .x = y, .y = vector(), .residual = s.residual};
-        ops.matmul({&output, 1}, tokens);
+        s.ops.wkv7({.state = s.state + n,
+                    .r = r,
+                    .w = w,
+                    .a = a,
+                    .g = g,
+                    .k = k,
+                    .v = v,
+                    .first_v = first ? nullptr : s.carry,
+                    .v_mix = v_mix,
+                    .k_k = l.k_k,
+                    .k_a = l.k_a,
+                    .r_k = l.r_k,
+                    .norm = l.group_norm,
+                    .eps = kGroupNormEps,
+                    .y = y,
+                    .heads = n_head_,
+                    .size = head_size_});
+        const MatmulJob output{.w = l.output, .x = {y}, .y = vector(), .residual = s.residual};
+        s.ops.matmul({&output, 1}, s.tokens);
     }
 
 private:
@@ -165,14 +166,13 @@ public:
 
     void run(int64_t index, Step& s) const override {
         const Layer& l = layers_[static_cast<std::size_t>(index)];
-        const int64_t tokens = s.tokens, n = n_embd_;
-        const float* x_k = Shifted(s, n).to_previous(l.mix_k);
+        const Input x_k = Shifted(s, n_embd_).to_previous(l.mix_k);
 
-        float *hidden = s.scratch.take(tokens * n_ffn_), *y = s.scratch.take(tokens * n);
+        float *hidden = s.scratch.take(n_ffn_), *y = s.scratch.take(n_embd_);
         const MatmulJob key{.w = l.key, .x = x_k, .y = hidden, .activate = Activate::Relu2};
-        s.ops.matmul({&key, 1}, tokens);
-        const MatmulJob value{.w = l.value, .x = hidden, .y = y, .residual = s.residual};
-        s.ops.matmul({&value, 1}, tokens);
+        s.ops.matmul({&key, 1}, s.tokens);
+        const MatmulJob value{.w = l.value, .x = {hidden}, .y = y, .residual = s.residual};
+        s.ops.matmul({&value, 1}, s.tokens);
     }
 
 private:

@@ -27,7 +27,7 @@ public:
             layers_.push_back(
                 {binder.vector(prefix + "lerp_k.weight", {n_embd_}),
                  matrix("key.weight", n_ffn_, n_embd_), matrix("value.weight", n_embd_, n_ffn_),
-                 matrix("s_emb.weight", config.n_vocab, kSide * kSide),
+                 binder.table(prefix + "s_emb.weight", {config.n_vocab, kSide * kSide}),
                  matrix("s_emb_x.weight", kSide * kSide, n_embd_),
                  matrix("s1.weight", kSide, n_embd_), matrix("s2.weight", n_ffn_, kSide),
                  binder.vector(prefix + "s0.weight", {n_ffn_})});
@@ -36,28 +36,31 @@ public:
 
     void run(int64_t index, Step& s) const override {
         const Layer& l = layers_[static_cast<std::size_t>(index)];
-        const int64_t tokens = s.tokens, n = n_embd_;
-        const auto take = [&](int64_t width) { return s.scratch.take(tokens * width); };
+        const auto take = [&](int64_t width) { return s.scratch.take(width); };
 
-        const float* x_k = Shifted(s, n).to_previous(l.mix_k);
+        const Shifted x(s, n_embd_);
 
-        float *square = take(kSide * kSide), *narrow = take(kSide), *turned = take(kSide);
-        s.ops.embed(l.table, s.ids, tokens, square);
+        float *square = take(kSide * kSide), *narrow = take(kSide), *changed = take(kSide);
+        s.ops.embed(l.table, s.ids, s.tokens, square);
         const MatmulJob inner[] = {
-            {.w = l.table_x, .x = s.embedded, .y = take(kSide * kSide), .residual = square},
-            {.w = l.inner, .x = s.x, .y = narrow},
+            {.w = l.table_x, .x = {s.embedded}, .y = take(kSide * kSide), .residual = square},
+            {.w = l.inner, .x = {x.x()}, .y = narrow},
         };
-        s.ops.matmul(inner, tokens);
-        s.ops.matmul_per_token(narrow, square, kSide, kSide, tokens, turned);
+        s.ops.matmul(inner, s.tokens);
+        s.ops.matmul_per_token(narrow, square, kSide, kSide, s.tokens, changed);
 
         float *gate = take(n_ffn_), *hidden = take(n_ffn_);
-        const MatmulJob outer{.w = l.outer, .x = turned, .y = gate, .bias = l.bias};
-        s.ops.matmul({&outer, 1}, tokens);
-        const MatmulJob key{
-            .w = l.key, .x = x_k, .y = hidden, .activate = Activate::Relu2, .gate = gate};
-        s.ops.matmul({&key, 1}, tokens);
-        const MatmulJob value{.w = l.value, .x = hidden, .y = take(n), .residual = s.residual};
-        s.ops.matmul({&value, 1}, tokens);
+        const MatmulJob outer{.w = l.outer, .x = {changed}, .y = gate, .bias = l.bias};
+        s.ops.matmul({&outer, 1}, s.tokens);
+        const MatmulJob key{.w = l.key,
+                            .x = x.to_previous(l.mix_k),
+                            .y = hidden,
+                            .activate = Activate::Relu2,
+                            .gate = gate};
+        s.ops.matmul({&key, 1}, s.tokens);
+        const MatmulJob value{
+            .w = l.value, .x = {hidden}, .y = take(n_embd_), .residual = s.residual};
+        s.ops.matmul({&value, 1}, s.tokens);
     }
 
 private:

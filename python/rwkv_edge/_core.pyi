@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The engine's boundary (cpp/bindings.cpp). Use the classes of rwkv_edge itself."""
 
+from collections.abc import Callable, Sequence
+from enum import Enum
 from os import PathLike
 from typing import Any
 
@@ -104,7 +106,9 @@ class ModelFile:
     def forget(self) -> None:
         """As that of MappedFile; nothing happens to an assembled file."""
 
-class Model:
+class Runner:
+    """A model on a backend, and what its sessions share to advance."""
+
     def __init__(self, file: ModelFile, threads: int = 0) -> None: ...
     @property
     def arch(self) -> str: ...
@@ -117,19 +121,41 @@ class Model:
     @property
     def threads(self) -> int: ...
     @property
-    def state_size(self) -> int: ...
-    @property
     def state_parts(self) -> list[tuple[str, tuple[int, ...]]]:
         """Names and shapes of what makes up each layer's part of a state, in order."""
     def session(self) -> Session: ...
 
+class Logits(Enum):
+    """Those that a feed returns."""
+
+    none = 0
+    last = 1
+    all = 2
+
 class Session:
-    # Logits and states are float32. logits: 0 for none, 1 for the last token's, 2 for all.
-    def feed(self, tokens: list[int], logits: int) -> bytearray: ...
+    # Logits and states are float32.
+    def feed(
+        self, tokens: list[int], logits: Logits, progress: Callable[[int], object] | None = None
+    ) -> bytearray:
+        """Feeds all tokens or, where `progress` or a signal handler raises, none."""
+    @property
+    def tokens(self) -> int:
+        """Fed since the session was reset or its state was set."""
+    def logits(self) -> bytearray:
+        """After the last token fed."""
     def get_state(self) -> bytearray: ...
     def set_state(self, state: bytearray) -> None: ...
     def reset(self) -> None: ...
     def fork(self) -> Session: ...
+    def rewind(self, to: Session) -> None:
+        """Goes to where another session of the same runner stands."""
+
+def feed_together(
+    parts: Sequence[tuple[Session, list[int], Logits]],
+    progress: Callable[[int], object] | None = None,
+) -> bytearray:
+    """Feeds several sessions of one runner in the same steps; returns what each part asked for,
+    one after the other."""
 
 class Sampler:
     def __init__(
@@ -143,7 +169,8 @@ class Sampler:
         seed: int,
         banned: list[int],
     ) -> None: ...
-    def sample(self, logits: bytearray) -> int: ...
+    def sample(self, logits: bytearray, row: int = 0, n_vocab: int = 0) -> int:
+        """From one row of [rows, n_vocab]; 0: all are one row."""
     def accept(self, token: int, weight: float = 1.0) -> None: ...
     def reset(self) -> None: ...
 

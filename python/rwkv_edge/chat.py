@@ -79,6 +79,22 @@ def clean(text: str) -> str:
     return re.sub("\n{2,}", "\n", re.sub("\r\n?", "\n", text)).strip()
 
 
+@dataclass
+class Turn:
+    """An answer that is being given."""
+
+    begun: bool = False
+    """Whether the question was read."""
+    tail: str = ""
+    """The last characters of the answer."""
+
+    @property
+    def missing(self) -> str:
+        """What ends the turn after them."""
+        newlines = len(self.tail) - len(self.tail.rstrip("\n"))
+        return TURN_END[newlines:] if self.begun else ""
+
+
 class Conversation:
     """A session that alternates between a user and the model.
 
@@ -108,12 +124,12 @@ class Conversation:
         self._begin = state
         fresh = state is None or state.tuned
         self._system = clean((self.template.opening if fresh else "") if system is None else system)
-        self._running: Generator[str, None, None] | None = None
+        self._turn: Turn | None = None  # an answer that did not end its turn yet
         self.reset()
 
     def reset(self) -> None:
         """Forget everything but the state and the system text that the conversation began with."""
-        self._finish()
+        self._turn = None
         self.session.reset(self._begin)
         if self._system:
             self._feed(self.template.system.format(self._system))
@@ -131,39 +147,51 @@ class Conversation:
         message = clean(text)
         if not message:
             raise ValueError("the message is empty")
-        self._finish()
+        self._end_turn()
+        self._turn = Turn()
         prompt = self.session.model.tokenizer.encode(self.template.ask.format(message))
-        self._running = self._ask(prompt, progress, sampling)
-        return self._running
+        return self._ask(self._turn, prompt, progress, sampling)
 
     def _ask(
-        self, prompt: list[int], progress: FeedProgress | None, sampling: Sampling
+        self, turn: Turn, prompt: list[int], progress: FeedProgress | None, sampling: Sampling
     ) -> Generator[str, None, None]:
+        if turn is not self._turn:
+            return
         self.session.read(prompt, progress=progress)
-        shown, tail = False, ""
+        turn.begun = True
+        shown = False
         try:
             with closing(self.session.generate(stop=self.stop, **sampling)) as pieces:
                 for piece in pieces:
-                    tail = (tail + piece)[-len(TURN_END) :]
+                    turn.tail = (turn.tail + piece)[-len(TURN_END) :]
                     text = piece if shown else piece.lstrip()
                     if text:
                         shown = True
                         yield text
         finally:
-            newlines = len(tail) - len(tail.rstrip("\n"))
-            if newlines < len(TURN_END):
-                self._feed(TURN_END[newlines:])
+            if turn is self._turn:
+                self._end_turn()
+
+    def _end_turn(self) -> None:
+        """End the turn of an answer, which may be half-way."""
+        turn, self._turn = self._turn, None
+        if turn is not None and turn.missing:
+            self._feed(turn.missing)
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write the conversation's state.
+        """Write the conversation's state; while an answer is given, as if it ended with the words
+        that were yielded.
 
         Raises ValueError where `path` is the model's file, OSError where it cannot be written.
         """
         model = self.session.model.path
         if Path(path).exists() and model.exists() and model.samefile(path):
             raise ValueError(f"{path}: is the model itself; name another file")
-        self._finish()
-        self.session.state.save(path)
+        session = self.session
+        if self._turn is not None and self._turn.missing:
+            session = session.fork()
+            session.read(session.model.tokenizer.encode(self._turn.missing))
+        session.state.save(path)
 
     def load(self, path: str | PathLike[str]) -> None:
         """Go on with a saved conversation, and with its system text.
@@ -171,14 +199,8 @@ class Conversation:
         Raises FormatError for a file that is no state or of another model, OSError where it cannot
         be read; the conversation is then what it was.
         """
-        self._finish()
         self.session.reset(State.load(path))
+        self._turn = None
 
     def _feed(self, text: str) -> None:
-        self.session.feed(self.session.model.tokenizer.encode(text), logits="none")
-
-    def _finish(self) -> None:
-        """End an answer that was left half-way, and its turn."""
-        if self._running is not None:
-            self._running.close()
-            self._running = None
+        self.session.read(self.session.model.tokenizer.encode(text))

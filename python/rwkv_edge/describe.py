@@ -13,7 +13,7 @@ from .convert.tuned_state import NAME
 from .convert.vocab import UNUSED, byte_vocabulary, read_vocabulary
 from .files.form import VOCABULARIES, Form, amount, form_of
 from .model_file import bytes_by_type, open_model_file
-from .state import ARCH_KEY, State
+from .state import ARCH_KEY, State, StateShape
 
 Lines = list[tuple[str, str]]  # each with its name
 
@@ -95,9 +95,11 @@ def describe_tokenizer(file: _core.ModelFile) -> str:
 def describe_memory(file: _core.ModelFile) -> str:
     """Of a session, or why there can be none."""
     try:
-        return f"{amount(4 * _core.Model(file, 1).state_size)} per session"
+        runner = _core.Runner(file, 1)
     except (_core.FormatError, _core.UnsupportedError) as error:
         return f"none: {str(error).removeprefix(f'{file.path}: ')}"
+    shape = StateShape(runner.arch, runner.n_layer, tuple(runner.state_parts))
+    return f"{amount(4 * shape.n_layer * shape.layer_size)} per session"
 
 
 def describe_state(path: Path) -> tuple[str, Lines]:

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sampling text token by token, and leaving a session as if only the emitted text had been fed."""
+"""Text from logits, and a session that stands where the text stops."""
 
 from __future__ import annotations
 
+import os
 from bisect import bisect_right
-from collections import deque
 from collections.abc import Generator, Sequence
-from functools import partial
 from typing import TypedDict
 
 from . import _core
@@ -15,8 +14,6 @@ from .tokenizer import END_OF_TEXT, StreamDecoder, Tokenizer
 Floats = bytearray
 """Of 32 bits, as the engine takes and gives them. Text is generated without numpy, which takes
 longer to import than a model to open."""
-# Which logits a feed returns, as the engine numbers them.
-LOGITS = {"none": 0, "last": 1, "all": 2}
 
 # Of these and their runs, numbers and columns, the frequency penalty does not count occurrences.
 NEVER_FREQUENT = b" \t0123456789"
@@ -35,66 +32,179 @@ class Sampling(TypedDict, total=False):
     seed: int | None
 
 
-class Trail:
-    """The sampled tokens, how far they have been fed, and the way back to where the text stops."""
+class Answer:
+    """A text in the making: it takes logits, gives text, and says which token to feed next.
 
-    def __init__(self, session: _core.Session, tokenizer: Tokenizer, logits: Floats) -> None:
-        self.emitted = 0
-        """How many bytes of the tokens' text the caller has got."""
-        self._session = session
-        self._feed = partial(session.feed, logits=LOGITS["last"])
+    It knows no session: whoever feeds tokens, of one answer or of many, asks it after each step.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        banned: list[int],
+        *,
+        stop: str | Sequence[str] = (),
+        max_tokens: int = 256,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 0.3,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        penalty_decay: float = 0.996,
+        seed: int | None = None,
+    ) -> None:
+        """`Session.generate` says what the options mean. Raises ValueError for one out of range."""
+        if max_tokens < 0:
+            raise ValueError(f"max_tokens: found {max_tokens}, expected at least 0")
+        self._sampler = _core.Sampler(
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            penalty_decay=penalty_decay,
+            seed=int.from_bytes(os.urandom(8), "little") if seed is None else seed,
+            banned=banned,
+        )
+        self._stops = stop_bytes(stop)
+        self._left = max_tokens
         self._tokenizer = tokenizer
-        self._tokens: list[int] = []
-        self._ends: list[int] = []  # where the text of each token ends; may be one ahead of _tokens
-        self._last = deque([(0, logits)], maxlen=1)  # tokens fed, and the logits after them
-        self._checkpoint: tuple[int, Floats, Floats] | None = None
+        self._decoder = StreamDecoder()
+        self._held = b""  # the end of the tokens' text, which may begin a stop string
+        self._given = 0  # bytes of the tokens' text that were returned
+        self._ends: list[int] = []  # where the text of each token ends
+        self.tokens: list[int] = []
+        """All that were sampled, but for the one that ends a document."""
+        self.complete = False
+        """Whether no token follows."""
 
     @property
-    def logits(self) -> Floats:
-        return self._last[0][1]
+    def all_given(self) -> bool:
+        """Whether the text of all tokens was returned."""
+        return self._given == (self._ends[-1] if self._ends else 0)
 
-    @property
-    def size(self) -> int:
-        """Bytes of text of all tokens."""
-        return self._ends[-1] if self._ends else 0
+    def take(self, logits: Floats, row: int = 0, n_vocab: int = 0) -> str:
+        """Sample the next token from a row of [rows, n_vocab] logits (0: all are one row).
 
-    def add(self, token: int) -> bytes:
-        """Note a sampled token; returns its bytes."""
-        data = self._tokenizer.token_bytes(token)
-        self._ends.append(self.size + len(data))
-        self._tokens.append(token)
-        return data
-
-    def feed(self) -> None:
-        """Feed the token added last, keeping a way back if some text is still held."""
-        fed, logits = self._last[0]
-        all_out = self.emitted == self.size
-        if not all_out and self._checkpoint is None:
-            self._checkpoint = fed, self._session.get_state(), logits
-        ids = self._tokens[fed:]
-        # All in C, so that Ctrl-C cannot fall between feeding the token and counting it.
-        self._last.extend(zip([fed + 1], map(self._feed, [ids]), strict=True))
-        if all_out:
-            self._checkpoint = None
-
-    def settle(self) -> Floats:
-        """Leave the session where the emitted text ends; returns its logits there.
-
-        Where that is inside a token, the beginning of it is encoded anew.
+        Returns the text that is now certain: whole characters that begin no stop string. Unless the
+        answer is complete, the last of `tokens` is the one to feed next.
         """
-        kept = bisect_right(self._ends, self.emitted)
-        tokens = self._tokens[:kept]
-        begun = self.emitted - (self._ends[kept - 1] if kept else 0)
-        if begun:
-            data = self._tokenizer.token_bytes(self._tokens[kept])
-            tokens += self._tokenizer.encode(data[:begun])
-        fed, logits = self._last[0]
-        if fed > kept:
-            assert self._checkpoint is not None
-            fed, state, logits = self._checkpoint
-            self._session.set_state(state)
-        rest = tokens[fed:]
-        return self._feed(rest) if rest else logits
+        token = self._sampler.sample(logits, row, n_vocab) if self._left else END_OF_TEXT
+        if token == END_OF_TEXT:
+            return self._finish(self._held)
+        self._left -= 1
+        data = self._tokenizer.token_bytes(token)
+        self._ends.append((self._ends[-1] if self._ends else 0) + len(data))
+        self.tokens.append(token)
+        self._sampler.accept(token, 0.0 if data in NEVER_FREQUENT else 1.0)
+        self._held += data
+        stop = find_stop(self._held, self._stops)
+        if stop >= 0:
+            return self._finish(self._held[:stop])
+        if not self._left:
+            return self._finish(self._held)
+        cut = len(self._held) - held_back(self._held, self._stops)
+        text = self._decoder.push(self._held[:cut])
+        self._held = self._held[cut:]
+        self._given = self._ends[-1] - len(self._held) - self._decoder.pending
+        return text
+
+    def _finish(self, rest: bytes) -> str:
+        self.complete = True
+        self._given += self._decoder.pending + len(rest)
+        return self._decoder.push(rest) + self._decoder.flush()
+
+    def given(self) -> tuple[int, list[int]]:
+        """What the returned text consists of: so many of `tokens`, and where it ends inside the
+        next one, the tokens of its beginning.
+        """
+        whole = bisect_right(self._ends, self._given)
+        begun = self._given - (self._ends[whole - 1] if whole else 0)
+        if not begun:
+            return whole, []
+        return whole, self._tokenizer.encode(
+            self._tokenizer.token_bytes(self.tokens[whole])[:begun]
+        )
+
+
+class Stream:
+    """An answer and the engine's session that feeds it."""
+
+    def __init__(self, core: _core.Session, prompt: list[int], answer: Answer) -> None:
+        """Without a prompt, the answer goes on from the last token that was fed."""
+        self.answer = answer
+        self.ended = False
+        """Whether no text follows, and the session stands where it ends."""
+        self._core = core
+        self._prompt: list[int] | None = prompt or None
+        self._start = core.tokens + len(prompt)
+        self._mark: _core.Session | None = None  # where all text was given
+
+    def part(self) -> tuple[_core.Session, list[int], _core.Logits]:
+        """What to feed next: the prompt, and then the token that was sampled last."""
+        if self._prompt:
+            return self._core, self._prompt, _core.Logits.last
+        if self.answer.all_given:
+            self._mark = None
+        elif self._mark is None:
+            self._mark = self._core.fork()
+        return self._core, self.answer.tokens[-1:], _core.Logits.last
+
+    def take(self, logits: Floats, row: int = 0, n_vocab: int = 0) -> str:
+        """The text that is certain after the logits of `part`."""
+        self._prompt = None
+        text = self.answer.take(logits, row, n_vocab)
+        if self.answer.complete:
+            self.settle()
+        return text
+
+    def take_last(self) -> str:
+        """The text that is certain after the last token fed, where there is no prompt."""
+        return "" if self._prompt else self.take(self._core.logits())
+
+    def settle(self) -> None:
+        """End, and leave the session where the text ends that was returned."""
+        if not self.ended:
+            self.ended = True
+            self._settle(self._core)
+            self._mark = None
+
+    def settled_fork(self) -> _core.Session:
+        """A second session where that text ends; this one goes on."""
+        fork = self._core.fork()
+        self._settle(fork)
+        return fork
+
+    def _settle(self, core: _core.Session) -> None:
+        if core.tokens < self._start:  # the prompt was not read
+            return
+        # What was fed is counted by the engine: an interrupt cannot fall between the two.
+        whole, begun = self.answer.given()
+        if core.tokens - self._start > whole:
+            assert self._mark is not None
+            core.rewind(self._mark)
+        rest = self.answer.tokens[core.tokens - self._start : whole] + begun
+        if rest:
+            core.feed(rest, _core.Logits.none)
+
+
+def run(streams: Sequence[Stream], n_vocab: int) -> Generator[tuple[int, str], None, None]:
+    """Feed streams of one model together until all have ended; yields the texts with the numbers
+    of their streams. Whenever it stops, the sessions stand where their texts end.
+    """
+    try:
+        for i, stream in enumerate(streams):
+            if not stream.ended and (text := stream.take_last()):
+                yield i, text
+        while active := [i for i, stream in enumerate(streams) if not stream.ended]:
+            logits = _core.feed_together([streams[i].part() for i in active])
+            for row, i in enumerate(active):
+                # the one who got the text before may have ended this stream
+                if not streams[i].ended and (text := streams[i].take(logits, row, n_vocab)):
+                    yield i, text
+    finally:
+        for stream in streams:
+            stream.settle()
 
 
 def stop_bytes(stop: str | Sequence[str]) -> list[bytes]:
@@ -120,38 +230,3 @@ def held_back(text: bytes, stops: Sequence[bytes]) -> int:
         if any(stop.startswith(text[-size:]) for stop in stops):
             return size
     return 0
-
-
-def generate(
-    trail: Trail,
-    sampler: _core.Sampler,
-    *,
-    max_tokens: int,
-    stops: Sequence[bytes],
-) -> Generator[str, None, None]:
-    """Sample up to max_tokens tokens and yield their text, up to a stop string or END_OF_TEXT."""
-    decoder = StreamDecoder()
-    held = b""
-    for _ in range(max_tokens):
-        token = sampler.sample(trail.logits)
-        if token == END_OF_TEXT:
-            break
-        data = trail.add(token)
-        sampler.accept(token, 0.0 if data in NEVER_FREQUENT else 1.0)
-        held += data
-        stop = find_stop(held, stops)
-        cut = stop if stop >= 0 else len(held) - held_back(held, stops)
-        text = decoder.push(held[:cut])
-        held = held[cut:]
-        if stop >= 0:
-            text += decoder.flush()
-        trail.emitted = trail.size - len(held) - decoder.pending
-        if text:
-            yield text
-        if stop >= 0:
-            return
-        trail.feed()
-    text = decoder.push(held) + decoder.flush()
-    trail.emitted = trail.size
-    if text:
-        yield text

@@ -3,16 +3,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Generator, Iterable, Sequence
 from functools import cached_property
 from operator import index
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, overload
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeVar, overload
 
 from . import _core
-from .generation import LOGITS, Floats, Trail, generate, stop_bytes
+from .generation import Answer, Sampling, Stream, run
 from .model_file import hint, open_model_file
 from .state import ARCH_KEY, State, StateShape
 from .tokenizer import END_OF_TEXT, Tokenizer, tokenizer_from_file
@@ -20,10 +19,9 @@ from .tokenizer import END_OF_TEXT, Tokenizer, tokenizer_from_file
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from typing_extensions import Unpack
 
-# Tokens between two calls of a progress function.
-PROGRESS_CHUNK = 64
-
+T = TypeVar("T")
 FeedProgress = Callable[[int, int], None]  # tokens fed, tokens in all
 
 
@@ -69,7 +67,7 @@ class Model:
                 f"{self._file.path}: a saved state, not a model; "
                 "`rwkv-edge chat MODEL --state FILE` goes on from it"
             )
-        self._core = _core.Model(self._file, threads or 0)
+        self._core = _core.Runner(self._file, threads or 0)
         self.path = Path(self._file.path)
 
     def __repr__(self) -> str:
@@ -141,6 +139,13 @@ class Model:
             session.reset(state)
         return session
 
+    def batch(self, sessions: Iterable[Session]) -> Batch:
+        """Sessions of this model, to go on together.
+
+        Raises ValueError where one occurs twice or is of another model.
+        """
+        return Batch(self, sessions)
+
 
 class Session:
     """One text as the model has read it so far. To be used by one thread at a time."""
@@ -148,10 +153,26 @@ class Session:
     def __init__(self, model: Model, core: _core.Session) -> None:
         """For `Model.session` and `Session.fork`."""
         self.model = model
-        self._core = core
-        self._fresh = True
-        self._logits: Floats | None = None  # after the last token, where known
-        self._running: Generator[str, None, None] | None = None
+        self._engine = core
+        self._from_start = True  # and not from a state after some text
+        self._stream: Stream | None = None  # the text that is being generated
+
+    @property
+    def _writable(self) -> _core.Session:
+        """The engine's session, to change it: where the text yielded so far ends, and no more of it
+        will follow.
+        """
+        if self._stream is not None:
+            self._stream.settle()
+            self._stream = None
+        return self._engine
+
+    @property
+    def _readable(self) -> _core.Session:
+        """The engine's session, to look at: where the text yielded so far ends."""
+        if self._stream is None or self._stream.ended:
+            return self._engine
+        return self._stream.settled_fork()
 
     @overload
     def feed(
@@ -182,23 +203,15 @@ class Session:
         [T, n_vocab] after each, or None. `progress` is called now and then, and may raise.
         Raises ValueError for a token outside the vocabulary.
         """
-        if logits not in LOGITS:
-            raise ValueError(f"logits: found '{logits}', expected 'last', 'all' or 'none'")
-        self._finish()
-        found = self._feed(self._checked(tokens), LOGITS[logits], progress)
-        if logits == "none":
-            return None
-        import numpy as np
-
-        shape = (-1, self.model.n_vocab) if logits == "all" else (-1,)
-        return np.frombuffer(found, np.float32).reshape(shape)
+        mode = logits_mode(logits)
+        found = self._feed(self._checked(tokens), mode, progress)
+        return rows_of(found, mode, self.model.n_vocab)
 
     def read(
         self, tokens: Iterable[SupportsIndex], *, progress: FeedProgress | None = None
     ) -> None:
         """Read tokens as `feed` does, for `generate` to go on from there."""
-        self._finish()
-        self._feed(self._checked(tokens), LOGITS["last"], progress)
+        self._feed(self._checked(tokens), _core.Logits.none, progress)
 
     def _checked(self, tokens: Iterable[SupportsIndex]) -> list[int]:
         ids = self._ids(tokens)
@@ -219,125 +232,206 @@ class Session:
             raise ValueError(f"token {outside} is outside the vocabulary of {self.model.n_vocab}")
         return ids
 
-    def _feed(self, ids: list[int], logits: int, progress: FeedProgress | None = None) -> Floats:
-        size = PROGRESS_CHUNK if progress else len(ids)
-        chunks = [ids[at : at + size] for at in range(0, len(ids), size)]
-        # A single token is quick, and a copy of the state would cost a good part of its time.
-        before = self._core.get_state() if len(ids) > 1 else None
-        found = []
-        try:
-            for i, chunk in enumerate(chunks):
-                if progress:
-                    progress(i * size, len(ids))
-                wanted = i == len(chunks) - 1 or logits == LOGITS["all"]
-                found.append(self._core.feed(chunk, logits if wanted else LOGITS["none"]))
-        except BaseException:
-            if before is not None:
-                self._core.set_state(before)
-            raise
-        self._fresh = False
-        rows = bytearray().join(found)
-        self._logits = rows[-4 * self.model.n_vocab :] or None  # of the last token, 4 bytes each
-        return rows
+    def _feed(
+        self, ids: list[int], logits: _core.Logits, progress: FeedProgress | None
+    ) -> bytearray:
+        return self._writable.feed(ids, logits, of_all(progress, len(ids)))
 
     @property
     def state(self) -> State:
-        """A copy of what the session remembers."""
-        self._finish()
+        """A copy of what the session remembers; while text is generated, of where the text yielded
+        so far ends.
+        """
         import numpy as np
 
-        return State(np.frombuffer(self._core.get_state(), np.float32), self.model._shape)
+        return State(np.frombuffer(self._readable.get_state(), np.float32), self.model._shape)
 
     def reset(self, state: State | None = None) -> None:
         """Go to the beginning, to where `state` was copied, or to a tuned state.
 
         Raises FormatError where the state is of another model.
         """
-        self._finish()
         if state is None:
-            self._core.reset()
+            self._writable.reset()
         else:
             fitted = state.fitted(self.model._shape, str(self.model.path))
-            self._core.set_state(bytearray(fitted.data))
-        self._fresh = state is None or state.tuned
-        self._logits = None
+            self._writable.set_state(bytearray(fitted.data))
+        self._from_start = state is None or state.tuned
 
     def fork(self) -> Session:
-        """A second session that goes on from here on its own."""
-        self._finish()
-        twin = Session(self.model, self._core.fork())
-        twin._fresh, twin._logits = self._fresh, self._logits
+        """A second session that goes on from here on its own: while text is generated, from where
+        the text yielded so far ends.
+        """
+        twin = Session(self.model, self._readable.fork())
+        twin._from_start = self._from_start
         return twin
+
+    def rewind(self, to: Session) -> None:
+        """Go to where another session of this model stands, such as a fork made earlier.
+
+        Raises ValueError for a session of another model.
+        """
+        if to.model is not self.model:
+            raise ValueError(f"a session of {to.model}, expected one of {self.model}")
+        self._writable.rewind(to._readable)
+        self._from_start = to._from_start
 
     def generate(
         self,
         prompt: str | Sequence[int] = "",
         *,
-        max_tokens: int = 256,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 0.3,
-        presence_penalty: float = 0.0,
-        frequency_penalty: float = 0.0,
-        penalty_decay: float = 0.996,
         stop: str | Sequence[str] = (),
-        seed: int | None = None,
+        **sampling: Unpack[Sampling],
     ) -> Generator[str, None, None]:
         """Read the prompt and yield what follows, piece by piece, in whole characters.
 
-        It ends after `max_tokens` tokens, at the token that ends a document, or before a stop
+        It ends after `max_tokens` (256) tokens, at the token that ends a document, or before a stop
         string. Then, or when the iterator is closed early, the session stands exactly behind the
-        text that was yielded, ready for more. An empty prompt goes on from the last token fed; at
-        the very beginning it stands for the token that ends a document.
+        text that was yielded, ready for more. In between, `state` and `fork` copy it from there;
+        whatever changes the session ends the text. An empty prompt goes on from the last token fed;
+        at the very beginning it stands for the token that ends a document.
 
-        Of the tokens, the most likely are kept: as few as hold `top_p` of the probability (1: all),
-        and at most `top_k` (0: any number). Then `temperature` sharpens (< 1) or flattens (> 1)
-        their probabilities; 0 always takes the first. A token's logit is lowered by
-        `presence_penalty` once it was generated, and by `frequency_penalty` times its count, of
-        which each later token leaves `penalty_decay`; digits and blanks are not counted. Equal
-        seeds give equal text; None is random.
+        Of the tokens, the most likely are kept: as few as hold `top_p` (0.3) of the probability (1:
+        all), and at most `top_k` (0: any number). Then `temperature` (1) sharpens (< 1) or flattens
+        (> 1) their probabilities; 0 always takes the first. A token's logit is lowered by
+        `presence_penalty` (0) once it was generated, and by `frequency_penalty` (0) times its
+        count, of which each later token leaves `penalty_decay` (0.996); digits and blanks are not
+        counted. Equal seeds give equal text; `seed` None is random.
 
         Raises ValueError for options out of range, and for an empty prompt after a state was set.
         """
-        self._finish()
-        if max_tokens < 0:
-            raise ValueError(f"max_tokens: found {max_tokens}, expected at least 0")
-        sampler = _core.Sampler(
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            presence_penalty=presence_penalty,
-            frequency_penalty=frequency_penalty,
-            penalty_decay=penalty_decay,
-            seed=int.from_bytes(os.urandom(8), "little") if seed is None else seed,
-            banned=self.model._without_text,
-        )
-        encode = self.model.tokenizer.encode
+        stream = self._generating(prompt, stop, sampling)
+        return (text for _, text in run([stream], self.model.n_vocab))
+
+    def _generating(
+        self, prompt: str | Sequence[int], stop: str | Sequence[str], sampling: Sampling
+    ) -> Stream:
+        model = self.model
+        answer = Answer(model.tokenizer, model._without_text, stop=stop, **sampling)
+        encode = model.tokenizer.encode
         ids = self._ids(encode(prompt) if isinstance(prompt, str) else prompt)
-        if not ids and self._fresh:
+        core = self._writable
+        if not ids and not core.tokens:
+            if not self._from_start:
+                raise ValueError("the prompt is empty, and the last token's logits are not known")
             ids = [END_OF_TEXT]
-        if not ids and self._logits is None:
-            raise ValueError("the prompt is empty, and the last token's logits are not known")
-        self._running = self._generate(ids or None, sampler, max_tokens, stop_bytes(stop))
-        return self._running
+        self._stream = Stream(core, ids, answer)
+        return self._stream
 
-    def _generate(
+
+class Batch:
+    """Sessions of one model that go on together.
+
+    A step reads the weights once for all of them, so eight sessions take far less time than one
+    after the other. Each gets, to the bit, what it would get alone. To be used by one thread at a
+    time.
+    """
+
+    def __init__(self, model: Model, sessions: Iterable[Session]) -> None:
+        """For `Model.batch`."""
+        self.model = model
+        self.sessions = tuple(sessions)
+        if any(session.model is not model for session in self.sessions):
+            raise ValueError(f"a session of another model, expected sessions of {model}")
+        if len(set(self.sessions)) < len(self.sessions):
+            raise ValueError("a session occurs twice, expected different ones")
+
+    @overload
+    def feed(
         self,
-        prompt: list[int] | None,
-        sampler: _core.Sampler,
-        max_tokens: int,
-        stops: Sequence[bytes],
-    ) -> Generator[str, None, None]:
-        logits = self._logits if prompt is None else self._feed(prompt, LOGITS["last"])
-        assert logits is not None
-        trail = Trail(self._core, self.model.tokenizer, logits)
-        try:
-            yield from generate(trail, sampler, max_tokens=max_tokens, stops=stops)
-        finally:
-            self._logits = trail.settle()
+        tokens: Iterable[Iterable[SupportsIndex]],
+        *,
+        logits: Literal["last"] = "last",
+        progress: FeedProgress | None = None,
+    ) -> NDArray[np.float32]: ...
+    @overload
+    def feed(
+        self,
+        tokens: Iterable[Iterable[SupportsIndex]],
+        *,
+        logits: Literal["none"],
+        progress: FeedProgress | None = None,
+    ) -> None: ...
+    def feed(
+        self,
+        tokens: Iterable[Iterable[SupportsIndex]],
+        *,
+        logits: Literal["last", "none"] = "last",
+        progress: FeedProgress | None = None,
+    ) -> NDArray[np.float32] | None:
+        """Feed each session tokens of its own, at least one: all of them, or when an exception ends
+        the call, none.
 
-    def _finish(self) -> None:
-        """End a generation that was left half-way, so that the state is where its text is."""
-        if self._running is not None:
-            self._running.close()
-            self._running = None
+        Returns the logits after the last token of each session, float32 [n_sessions, n_vocab], or
+        None. Raises ValueError for a token outside the vocabulary.
+        """
+        mode = logits_mode(logits)
+        if mode == _core.Logits.all:
+            raise ValueError("logits: found 'all', expected 'last' or 'none' for several sessions")
+        ids = [
+            session._checked(each)
+            for session, each in zip(self.sessions, self._each(tokens, "tokens"), strict=True)
+        ]
+        parts = [(s._writable, each, mode) for s, each in zip(self.sessions, ids, strict=True)]
+        found = _core.feed_together(parts, of_all(progress, sum(map(len, ids))))
+        return rows_of(found, mode, self.model.n_vocab, len(self.sessions))
+
+    def generate(
+        self,
+        prompts: str | Iterable[str | Sequence[int]] = "",
+        *,
+        stop: str | Sequence[str] = (),
+        **sampling: Unpack[Sampling],
+    ) -> Generator[tuple[int, str], None, None]:
+        """Read a prompt for each session, or the same for all, and yield what follows: (number of
+        the session, piece), as the pieces come.
+
+        Each session's text is what `Session.generate` would yield with these options; the one of
+        session i has the seed `seed` + i. Raises ValueError as it does.
+        """
+        each = [prompts] * len(self.sessions) if isinstance(prompts, str) else prompts
+        streams = []
+        for i, (session, prompt) in enumerate(
+            zip(self.sessions, self._each(each, "prompts"), strict=True)
+        ):
+            own = sampling.copy()
+            if (seed := own.get("seed")) is not None:
+                own["seed"] = seed + i
+            streams.append(session._generating(prompt, stop, own))
+        return run(streams, self.model.n_vocab)
+
+    def _each(self, values: Iterable[T], name: str) -> list[T]:
+        found = list(values)
+        if len(found) != len(self.sessions):
+            raise ValueError(
+                f"{name}: found {len(found)}, expected {len(self.sessions)}, one for each session"
+            )
+        return found
+
+
+def logits_mode(logits: str) -> _core.Logits:
+    if logits not in ("last", "all", "none"):
+        raise ValueError(f"logits: found '{logits}', expected 'last', 'all' or 'none'")
+    return _core.Logits[logits]
+
+
+def rows_of(
+    found: bytearray, mode: _core.Logits, n_vocab: int, rows: int | None = None
+) -> NDArray[np.float32] | None:
+    """Logits as the engine gives them, as an array: [n_vocab] of the last token or [rows, n_vocab];
+    None where none were asked for.
+    """
+    if mode == _core.Logits.none:
+        return None
+    import numpy as np
+
+    flat = mode == _core.Logits.last and rows is None
+    return np.frombuffer(found, np.float32).reshape((n_vocab,) if flat else (-1, n_vocab))
+
+
+def of_all(progress: FeedProgress | None, total: int) -> Callable[[int], None] | None:
+    """A progress function as the engine calls it, with the tokens fed."""
+    if progress is None:
+        return None
+    call = progress
+    return lambda done: call(done, total)

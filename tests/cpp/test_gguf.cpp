@@ -87,7 +87,7 @@ TEST(altered_bytes_give_an_error_or_a_model) {
             auto altered = bytes;
             altered[at] = static_cast<std::byte>(rng());
             try {
-                const Model model(parse(altered), 1);
+                const Model model(parse(altered), make_cpu_backend(1));
                 ++models;
             } catch (const FormatError&) {
                 ++errors;
@@ -124,7 +124,7 @@ TEST(a_file_in_parts_is_the_same_model) {
         size += tensor.data.size();
     }
     CHECK(built->size() == size && built->path() == "parts");
-    const Model model(built, 1);
+    const Model model(built, make_cpu_backend(1));
     built.reset();
     CHECK(!alive.expired());  // the model holds them
 }

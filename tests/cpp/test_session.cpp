@@ -18,11 +18,11 @@ using Ids = std::vector<int32_t>;
 using Floats = std::vector<float>;
 
 // The bytes of a parsed file must outlive the model.
-std::shared_ptr<const Model> model(const std::string& version, int threads) {
+std::shared_ptr<Runner> model(const std::string& version, int threads) {
     static std::map<std::string, std::vector<std::byte>> files;
     std::vector<std::byte>& bytes = files[version];
     if (bytes.empty()) bytes = tiny_model(version, 1).bytes();
-    return std::make_shared<Model>(ModelFile::parse(bytes, "tiny.gguf"), threads);
+    return open_model(bytes, threads);
 }
 
 Ids prompt(std::size_t n, unsigned seed = 1) {
@@ -109,6 +109,119 @@ TEST(state_reset_and_fork) {
         CHECK_CASE(state_of(session) == saved, version);
         CHECK_THROWS(std::invalid_argument, std::to_string(saved.size()),
                      session.set_state(Floats(3)));
+    }
+}
+
+TEST(a_session_goes_back_to_where_another_stands) {
+    for (const std::string& version : kTinyVersions) {
+        const auto shared = model(version, 1);
+        Session session(shared);
+        CHECK(session.tokens() == 0);
+        CHECK_THROWS(std::invalid_argument, "no token was fed", session.logits(nullptr));
+        const Floats after = feed_last(session, prompt(5));
+        const auto mark = session.fork();
+        const Floats there = state_of(session);
+        feed_last(session, prompt(70, 3));
+        session.rewind(*mark);
+        Floats again(kVocab);
+        session.logits(again.data());
+        CHECK_CASE(state_of(session) == there && again == after, version);
+        session.rewind(session);
+        CHECK_CASE(state_of(session) == there, version);
+        session.set_state(there);
+        CHECK(session.tokens() == 0 && mark->tokens() == 5);
+        Session stranger(model(version, 1));
+        CHECK_THROWS(std::invalid_argument, "another model", stranger.rewind(session));
+    }
+}
+
+// Sessions that read prompts, speak, start, end, fork and go back, in steps of many: each gets what
+// it gets alone.
+TEST(company_changes_no_bit) {
+    std::mt19937 rng(5);
+    for (const std::string& version : kTinyVersions)
+        for (int threads : {1, 3}) {
+            const auto shared = model(version, threads), other = model(version, 1);
+            std::vector<std::unique_ptr<Session>> together, alone;
+            const auto start = [&] {
+                together.push_back(std::make_unique<Session>(shared));
+                alone.push_back(std::make_unique<Session>(other));
+            };
+            for (int i = 0; i < 5; ++i) start();
+            for (int round = 0; round < 8; ++round) {
+                std::vector<Ids> ids;
+                std::vector<Session::Part> parts;
+                Floats expected;
+                for (std::size_t i = 0; i < together.size(); ++i)  // at times a whole prompt
+                    ids.push_back(prompt(rng() % 4 == 0 ? rng() % 150 : rng() % 3, rng()));
+                for (std::size_t i = 0; i < together.size(); ++i) {
+                    const auto mode = static_cast<Session::Logits>(rng() % 3);
+                    parts.push_back({together[i].get(), ids[i], mode});
+                    const Floats all = feed_all(*alone[i], ids[i]);
+                    if (mode == Session::Logits::All)
+                        expected.insert(expected.end(), all.begin(), all.end());
+                    if (mode == Session::Logits::Last && !all.empty())
+                        expected.insert(expected.end(), all.end() - kVocab, all.end());
+                }
+                Floats found(expected.size());
+                Session::feed_together(parts, found.data());
+                CHECK_CASE(found == expected, version);
+                for (std::size_t i = 0; i < together.size(); ++i)
+                    CHECK_CASE(state_of(*together[i]) == state_of(*alone[i]), version);
+                // one ends, one starts, one goes on twice, one goes back to where another is
+                const std::size_t gone = rng() % together.size();
+                for (auto* sessions : {&together, &alone}) {
+                    sessions->erase(sessions->begin() + static_cast<std::ptrdiff_t>(gone));
+                    sessions->push_back(sessions->front()->fork());
+                    (*sessions)[1]->rewind(*(*sessions)[2]);
+                }
+                if (round % 2 == 0) start();
+            }
+        }
+}
+
+TEST(only_different_sessions_of_one_model_feed_together) {
+    const auto shared = model("7", 1);
+    Session a(shared), b(model("7", 1));
+    const Ids ids = prompt(3);
+    const auto feed = [&](Session& first, Session& second) {
+        const Session::Part parts[] = {{&first, ids, Session::Logits::None},
+                                       {&second, ids, Session::Logits::None}};
+        Session::feed_together(parts, nullptr);
+    };
+    CHECK_THROWS(std::invalid_argument, "several models", feed(a, b));
+    CHECK_THROWS(std::invalid_argument, "twice", feed(a, a));
+    CHECK(a.tokens() == 0);
+    Session::feed_together({}, nullptr);
+}
+
+// Whatever moment it comes at, between two steps or between two layers.
+TEST(an_interrupted_feed_changes_nothing) {
+    struct Stop {};
+    const Ids first = prompt(100), second = prompt(40, 2);
+    for (const std::string& version : kTinyVersions) {
+        const auto shared = model(version, 2);
+        Session a(shared), b(shared);
+        feed_last(a, prompt(3));
+        const Floats state_a = state_of(a), state_b = state_of(b);
+        Floats logits(2 * kVocab);
+        const Session::Part parts[] = {{&a, first, Session::Logits::Last},
+                                       {&b, second, Session::Logits::Last}};
+        int calls = 0;
+        for (int stop_at = 0;; ++stop_at) {
+            calls = 0;
+            try {
+                Session::feed_together(parts, logits.data(), [&](int64_t tokens) {
+                    CHECK(tokens == 0 || tokens == 64 || tokens == 128);
+                    if (calls++ == stop_at) throw Stop();
+                });
+                break;
+            } catch (const Stop&) {
+                CHECK_CASE(state_of(a) == state_a && state_of(b) == state_b, version);
+                CHECK(a.tokens() == 3 && b.tokens() == 0);
+            }
+        }
+        CHECK_CASE(calls == 3 * 4, version);  // three steps through two halves of two layers
     }
 }
 

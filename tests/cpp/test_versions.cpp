@@ -15,19 +15,17 @@ using Floats = std::vector<float>;
 
 // Owns the bytes that its model lies in.
 struct Opened {
-    explicit Opened(const GgufBytes& file)
-        : bytes(file.bytes()),
-          model(std::make_shared<Model>(ModelFile::parse(bytes, "tiny.gguf"), 1)) {}
+    explicit Opened(const GgufBytes& file) : bytes(file.bytes()), runner(open_model(bytes, 1)) {}
 
     Floats logits() const {
         const int32_t ids[] = {1, 39, 7, 7, 0, 22, 3};
         Floats out(std::size(ids) * 40);
-        Session(model).feed(ids, Session::Logits::All, out.data());
+        Session(runner).feed(ids, Session::Logits::All, out.data());
         return out;
     }
 
     std::vector<std::byte> bytes;
-    std::shared_ptr<const Model> model;
+    std::shared_ptr<Runner> runner;
 };
 
 // With every tensor that its version can have.
@@ -225,7 +223,7 @@ TEST(parts_of_a_state_and_what_they_begin_with) {
         const Opened opened(tiny_model(version, 1));
         std::vector<std::string> names;
         std::size_t size = 0;
-        for (const StatePart& part : opened.model->state_parts()) {
+        for (const StatePart& part : opened.runner->model().state_parts()) {
             names.push_back(part.name);
             size += static_cast<std::size_t>(part.size());
             CHECK((part.shape == (part.name == "wkv" ? std::vector<int64_t>{2, 32, 32}
@@ -235,7 +233,7 @@ TEST(parts_of_a_state_and_what_they_begin_with) {
         CHECK((names == (is_4 ? std::vector<std::string>{"att_shift", "aa", "bb", "pp", "ffn_shift"}
                               : std::vector<std::string>{"att_shift", "wkv", "ffn_shift"})));
         CHECK(size == (is_4 ? 5 * 64 : 2 * 64 + 64 * 32));
-        Floats fresh = state_of(Session(opened.model));
+        Floats fresh = state_of(Session(opened.runner));
         CHECK(fresh.size() == 2 * size);
         for (std::size_t layer = 0; is_4 && layer < 2; ++layer) {
             const std::size_t pp = layer * size + 3 * 64;
@@ -251,7 +249,7 @@ TEST(sessions_begin_with_the_state_of_the_file) {
         if (version == "4") continue;
         GgufBytes file = tiny_model(version, 1, {.state = true});
         const Opened learnt(file);
-        Session session(learnt.model);
+        Session session(learnt.runner);
         Floats state = state_of(session);
         const std::size_t matrices = 64 * 32, size = matrices + 2 * 64;
         for (std::size_t layer = 0; layer < 2; ++layer) {
@@ -268,7 +266,7 @@ TEST(sessions_begin_with_the_state_of_the_file) {
         const Opened plain(file);
         const int32_t ids[] = {1, 39, 7};
         Floats expected(40), given(40), without(40);
-        Session resumed(plain.model), fresh(plain.model);
+        Session resumed(plain.runner), fresh(plain.runner);
         resumed.set_state(state_of(session));
         session.feed(ids, Session::Logits::Last, expected.data());
         resumed.feed(ids, Session::Logits::Last, given.data());

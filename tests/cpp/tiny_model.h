@@ -249,6 +249,12 @@ inline GgufBytes tiny_model(const std::string& version, unsigned seed,
     return TinyModel(version, seed, shape).file;
 }
 
+// A model of a parsed file on the CPU; the bytes must outlive it.
+inline std::shared_ptr<Runner> open_model(std::span<const std::byte> bytes, int threads) {
+    return std::make_shared<Runner>(
+        std::make_shared<Model>(ModelFile::parse(bytes, "tiny.gguf"), make_cpu_backend(threads)));
+}
+
 inline std::vector<float> state_of(const Session& session) {
     std::vector<float> state(static_cast<std::size_t>(session.model().state_size()));
     session.copy_state(state);

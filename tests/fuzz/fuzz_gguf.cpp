@@ -51,8 +51,8 @@ void touch(const ModelFile& file) {
 
 // The logits of a few tokens.
 std::vector<float> run(std::shared_ptr<const ModelFile> file) {
-    const auto model = std::make_shared<const Model>(std::move(file), 1);
-    Session session(model);
+    const auto model = std::make_shared<const Model>(std::move(file), make_cpu_backend(1));
+    Session session(std::make_shared<Runner>(model));
     std::vector<float> logits(static_cast<size_t>(model->config().n_vocab));
     const int32_t ids[] = {0, static_cast<int32_t>(model->config().n_vocab - 1), 0};
     session.feed(ids, Session::Logits::Last, logits.data());

@@ -44,7 +44,7 @@ class ScriptedSampler:
         self.banned = banned
         self.options.update(options)
 
-    def sample(self, _: bytearray) -> int:
+    def sample(self, _logits: bytearray, _row: int, _n_vocab: int) -> int:
         token = self.script.pop(0)
         if not isinstance(token, int):
             raise token

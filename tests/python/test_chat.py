@@ -111,7 +111,7 @@ def test_max_tokens_ends_an_answer(model: Model, monkeypatch: pytest.MonkeyPatch
     assert bits(chat.session) == bits_after(model, expected)
 
 
-@pytest.mark.parametrize("how", ["close", "ask", "save", "load"])
+@pytest.mark.parametrize("how", ["close", "ask", "reset", "load"])
 def test_a_stopped_answer_ends_its_turn(
     model: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, how: str
 ) -> None:
@@ -126,15 +126,42 @@ def test_a_stopped_answer_ends_its_turn(
         play(monkeypatch, [ING, TURN_END])
         assert "".join(chat.ask("so?")) == "ing"
         expected += [*asked(model, "so?"), ING, TURN_END]
-    elif how == "save":
-        chat.save(tmp_path / "state")
-        assert State.load(tmp_path / "state").data.tobytes() == bits_after(model, expected)
-    else:
-        model.session().state.save(tmp_path / "state")
-        chat.load(tmp_path / "state")
+    elif how == "reset":
+        chat.reset()
         expected = []
+    else:
+        other = model.session()
+        other.feed([THE])
+        other.state.save(tmp_path / "state")
+        chat.load(tmp_path / "state")
+        expected = [THE]
     assert list(pieces) == []
     assert bits(chat.session) == bits_after(model, expected)
+
+
+def test_saving_in_the_middle_of_an_answer(
+    model: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    chat = Conversation(model)
+    play(monkeypatch, [THE, ING, *byte_tokens("\n"), THE, TURN_END])
+    pieces = chat.ask("hi")
+    assert [next(pieces), next(pieces)] == ["the", "ing"]
+    chat.save(tmp_path / "state")
+    other = model.session(State.load(tmp_path / "state"))
+    assert bits(other) == bits_after(model, [*asked(model, "hi"), THE, ING, TURN_END])
+    assert list(pieces) == ["\n the"]  # and the answer goes on
+    expected = [*asked(model, "hi"), THE, ING, *byte_tokens("\n"), THE, TURN_END]
+    assert bits(chat.session) == bits_after(model, expected)
+
+
+def test_a_question_that_was_never_read(model: Model) -> None:
+    chat = Conversation(model)
+    first = chat.ask("hi")
+    second = chat.ask("so?")
+    assert list(first) == []
+    assert bits(chat.session) == bits_after(model, [])
+    second.close()
+    assert bits(chat.session) == bits_after(model, [])
 
 
 def test_an_error_in_an_answer_ends_its_turn(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,6 @@ import click
 import pytest
 from program import commands
 from rwkv_edge import Conversation, Model
-from rwkv_edge.cli import main
 from rwkv_edge.cli.terminal import HELP
 from rwkv_edge.model import bundled_model
 
@@ -41,7 +40,7 @@ def test_every_command_and_option_that_it_names_exists() -> None:
         command = commands()[line.split()[1]]
         known = {o for p in command.params if isinstance(p, click.Option) for o in p.opts}
         assert set(re.findall(r"(?<!\S)--?[a-z][a-z-]*", line)) <= known, line
-    assert {line.split()[1] for line in lines} == set(main.commands)
+    assert {line.split()[1] for line in lines} == set(commands())
 
 
 def test_every_chat_command_that_it_names_exists() -> None:

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import signal
 import time
+import weakref
 from collections.abc import Sequence
 from itertools import islice
 from typing import Any
@@ -174,6 +176,52 @@ def test_any_other_use_of_the_session_ends_a_generation(
     session.feed([ING])
     assert bits(session) == bits_after(model, [*PROMPT, THE, ING])
     assert list(pieces) == []
+
+
+def test_looks_at_the_middle_of_a_generation(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    # After " the", "\n\n" may begin a stop string: the session is ahead of the text.
+    play(monkeypatch, [THE, TURN_END, THE, ING])
+    session, other = model.session(), model.session()
+    pieces = session.generate(PROMPT, stop="\n\nUser:", max_tokens=4)
+    assert bits(session.fork()) == bits_after(model, [])  # nothing was read yet
+    assert next(pieces) == " the"
+    there = bits_after(model, [*PROMPT, THE])
+    assert bits(session) == bits(session.fork()) == there
+    other.rewind(session)
+    assert bits(other) == there
+    assert "".join(pieces) == "\n\n theing"
+    assert bits(session) == bits_after(model, [*PROMPT, THE, TURN_END, THE, ING])
+
+
+def test_a_generation_that_was_overtaken_changes_nothing(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    play(monkeypatch, [THE, TURN_END, ING])
+    session = model.session()
+    first = session.generate(PROMPT, stop="\n\nUser:")
+    assert next(first) == " the"
+    second = session.generate([ING], max_tokens=1)
+    assert list(first) == []
+    assert bits(session) == bits_after(model, [*PROMPT, THE])
+    session.feed([USER])
+    first.close()
+    second.close()
+    assert bits(session) == bits_after(model, [*PROMPT, THE, USER])
+
+
+def test_a_loop_left_early_keeps_no_memory(model: Model) -> None:
+    """Whoever holds the session holds no generator, so no cycle waits for the collector."""
+    gc.collect()
+    gc.disable()
+    try:
+        session = model.session()
+        gone = weakref.ref(session)
+        for _ in session.generate(PROMPT, max_tokens=9, temperature=0):
+            break
+        del session
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_an_error_leaves_what_was_yielded(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,10 +11,11 @@ from typing import Any
 import click
 
 from ..files.form import ALIASES, FILE_TYPES
-from ..model import Model, Session
+from ..generation import Answer
+from ..model import Model
 
 FILE = click.Path(path_type=Path)
-DEFAULTS = inspect.signature(Session.generate).parameters
+DEFAULTS = inspect.signature(Answer).parameters
 TYPE = click.Choice([*FILE_TYPES, *ALIASES], case_sensitive=False)
 Command = Callable[..., Any]
 model_argument = click.argument("model", required=False, type=FILE)

@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: Apache-2.0
+// A backend is one class and its verbs, and nothing else. Here is one whose pointers point nowhere:
+// to every address that it gives out a constant is added, which only its own functions take off
+// again before the CPU's do the work. Code of the model that followed such a pointer would crash,
+// and code that mixed up two kinds of memory would find wrong values.
+#include <cstdint>
+#include <deque>
+#include <map>
+#include <vector>
+
+#include "check.h"
+#include "tiny_model.h"
+
+using namespace rwkv_edge;
+
+namespace {
+
+// No address of a program has the second highest bit set and the highest not.
+constexpr std::uintptr_t kFar = std::uintptr_t{1} << (8 * sizeof(std::uintptr_t) - 2);
+
+template <class T>
+T* far_from(T* near) {
+    return near == nullptr ? nullptr
+                           : reinterpret_cast<T*>(reinterpret_cast<std::uintptr_t>(near) + kFar);
+}
+template <class T>
+T* near_from(T* far) {
+    return far == nullptr ? nullptr
+                          : reinterpret_cast<T*>(reinterpret_cast<std::uintptr_t>(far) - kFar);
+}
+Tensor near_from(Tensor far) {
+    far.data = near_from(far.data);
+    return far;
+}
+Norm near_from(const Norm& far) { return {near_from(far.weight), near_from(far.bias)}; }
+Input near_from(Input far) {
+    return {near_from(far.x), near_from(far.to), near_from(far.mix), far.mix_per_token};
+}
+
+class FarOps final : public Ops {
+public:
+    explicit FarOps(std::unique_ptr<Ops> cpu) : cpu_(std::move(cpu)) {}
+
+    void embed(const Tensor& table, const int32_t* ids, int64_t tokens, float* y) override {
+        cpu_->embed(near_from(table), ids, tokens, near_from(y));
+    }
+    void matmul(std::span<const MatmulJob> jobs, int64_t tokens) override {
+        std::vector<MatmulJob> near(jobs.begin(), jobs.end());
+        for (MatmulJob& job : near) {
+            job.w = near_from(job.w);
+            job.x = near_from(job.x);
+            job.y = near_from(job.y);
+            job.bias = near_from(job.bias);
+            job.gate = near_from(job.gate);
+            job.residual = near_from(job.residual);
+        }
+        cpu_->matmul(near, tokens);
+    }
+    void norm(const float* x, const Norm& norm, float eps, int64_t tokens, int64_t n,
+              float* y) override {
+        cpu_->norm(near_from(x), near_from(norm), eps, tokens, n, near_from(y));
+    }
+    void shift(const Shift& far, int64_t tokens) override {
+        cpu_->shift({near_from(far.x), near_from(far.norm), far.eps, near_from(far.last),
+                     near_from(far.y), near_from(far.previous), far.n},
+                    tokens);
+    }
+    void matmul_per_token(const float* x, const float* m, int64_t rows, int64_t cols,
+                          int64_t tokens, float* y) override {
+        cpu_->matmul_per_token(near_from(x), near_from(m), rows, cols, tokens, near_from(y));
+    }
+    void wkv4(const Wkv4& far) override {
+        Wkv4 p = far;
+        near(p.w, p.u, p.r, p.k, p.v, p.y);
+        p.state = near_from(far.state);
+        cpu_->wkv4(p);
+    }
+    void wkv6(const Wkv6& far) override {
+        Wkv6 p = far;
+        near(p.r, p.w, p.k, p.v, p.u, p.g, p.y);
+        p.norm = near_from(far.norm);
+        p.state = near_from(far.state);
+        cpu_->wkv6(p);
+    }
+    void wkv7(const Wkv7& far) override {
+        Wkv7 p = far;
+        near(p.r, p.w, p.a, p.g, p.k, p.v, p.first_v, p.v_mix, p.k_k, p.k_a, p.r_k, p.y);
+        p.norm = near_from(far.norm);
+        p.state = near_from(far.state);
+        cpu_->wkv7(p);
+    }
+    void copy(const float* x, int64_t n, float* y) override {
+        cpu_->copy(near_from(x), n, near_from(y));
+    }
+
+private:
+    template <class... Pointers>
+    static void near(Pointers&... pointers) {
+        ((pointers = near_from(pointers)), ...);
+    }
+    States near_from(const States& far) {
+        runs_.assign(far.runs.begin(), far.runs.end());
+        for (Run& run : runs_) run.state = ::near_from(run.state);
+        return {runs_, far.offset};
+    }
+    template <class T>
+    static T near_from(T far) {
+        return ::near_from(far);
+    }
+
+    std::unique_ptr<Ops> cpu_;
+    std::vector<Run> runs_;
+};
+
+class FarBackend final : public Backend {
+public:
+    std::string name() const override { return "far"; }
+    int threads() const override { return 1; }
+    // A copy, so that the pointer into the file is of no use to anybody.
+    Tensor matrix(const Tensor& in_file) override { return far_copy(in_file); }
+    Tensor table(const Tensor& in_file) override { return far_copy(in_file); }
+    const float* vector(const Tensor& in_file) override {
+        return far_from(cpu_->vector(::near_from(far_copy(in_file))));
+    }
+    Memory allocate(int64_t floats) override {
+        Memory near = cpu_->allocate(floats);
+        float* far = far_from(near.get());
+        memory_[far] = std::move(near);
+        return Memory(far, GiveBack{this});
+    }
+    void write(float* to, std::span<const float> from) override {
+        cpu_->write(::near_from(to), from);
+    }
+    void read(std::span<float> to, const float* from) override {
+        cpu_->read(to, ::near_from(from));
+    }
+    void copy(float* to, const float* from, int64_t floats) override {
+        cpu_->copy(::near_from(to), ::near_from(from), floats);
+    }
+    int64_t chunk() const override { return 48; }
+    std::unique_ptr<Ops> make_ops() override { return std::make_unique<FarOps>(cpu_->make_ops()); }
+
+private:
+    void give_back(float* far) noexcept override { memory_.erase(far); }
+    Tensor far_copy(Tensor in_file) {
+        const auto* bytes = static_cast<const std::byte*>(in_file.data);
+        weights_.emplace_back(bytes, bytes + in_file.bytes());
+        in_file.data = far_from(weights_.back().data());
+        return in_file;
+    }
+
+    std::shared_ptr<Backend> cpu_ = make_cpu_backend(1);
+    std::deque<std::vector<std::byte>> weights_;
+    std::map<float*, Memory> memory_;
+};
+
+}  // namespace
+
+TEST(a_backend_of_another_address_space_gives_the_same_bits) {
+    for (const std::string& version : kTinyVersions) {
+        GgufBytes file = tiny_model(version, 1, {.state = version != "4"});
+        file.at("blk.0.time_mix_key.weight").type = Type::Q4_0;
+        file.at("blk.0.time_mix_lerp_fused.weight").type = Type::F16;
+        const std::vector<std::byte> bytes = file.bytes();
+        const auto on_cpu = open_model(bytes, 1);
+        const auto far = std::make_shared<Runner>(std::make_shared<Model>(
+            ModelFile::parse(bytes, "tiny.gguf"), std::make_shared<FarBackend>()));
+        std::vector<float> logits[2], states[2];
+        for (const auto& runner : {on_cpu, far}) {
+            const std::size_t i = runner == far;
+            Session a(runner), b(runner);
+            std::vector<int32_t> ids(100, 7), one{3};
+            logits[i].resize(101 * 40 + 40);
+            const Session::Part parts[] = {{&a, ids, Session::Logits::All},
+                                           {&b, one, Session::Logits::Last}};
+            Session::feed_together(parts, logits[i].data());
+            const auto fork = b.fork();
+            b.feed(one, Session::Logits::None, nullptr);
+            b.logits(logits[i].data() + 101 * 40);
+            b.rewind(*fork);
+            for (const Session* session : {&a, &b}) {
+                const std::vector<float> state = state_of(*session);
+                states[i].insert(states[i].end(), state.begin(), state.end());
+            }
+        }
+        CHECK_CASE(logits[0] == logits[1] && states[0] == states[1], version);
+    }
+}
