@@ -2,6 +2,7 @@
 #include "session.h"
 
 #include <algorithm>
+#include <mutex>
 
 #include "base/error.h"
 
@@ -110,7 +111,7 @@ void Session::feed_together(std::span<const Part> parts, float* logits, const Pr
     std::ranges::sort(sessions);  // so that no two calls wait for each other
     if (std::ranges::adjacent_find(sessions) != sessions.end())
         throw std::invalid_argument("a session occurs twice, expected different ones");
-    std::vector<std::unique_lock<std::mutex>> locks;
+    std::vector<std::unique_lock<Lock>> locks;
     for (const Session* session : sessions) locks.emplace_back(session->mutex_);
 
     const bool interruptible = progress && left > kFewTokens;
