@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeVar, overload
 
 from . import _core
-from .generation import Answer, Sampling, Stream, run
+from .generation import MAX_SEED, Answer, Sampling, Stream, run, whole
 from .model_file import hint, open_model_file
 from .state import ARCH_KEY, State, StateShape
 from .tokenizer import END_OF_TEXT, Tokenizer, tokenizer_from_file
@@ -59,8 +59,8 @@ class Model:
         model that this build cannot run, OSError for a file that cannot be read or threads that the
         system does not give.
         """
-        if threads is not None and threads < 1:
-            raise ValueError(f"threads: found {threads}, expected at least 1")
+        if threads is not None:
+            threads = whole("threads", threads, 1, 1024)
         self._file = open_model_file(bundled_model() if path is None else path, vocab=vocab)
         if self._file.get(ARCH_KEY) is not None:
             raise _core.FormatError(
@@ -253,6 +253,8 @@ class Session:
         """
         if state is None:
             self._writable.reset()
+        elif not isinstance(state, State):
+            raise TypeError(f"state: found {state!r}, expected a State, as State.load(path) gives")
         else:
             fitted = state.fitted(self.model._shape, str(self.model.path))
             self._writable.set_state(bytearray(fitted.data))
@@ -298,7 +300,8 @@ class Session:
         count, of which each later token leaves `penalty_decay` (0.996); digits and blanks are not
         counted. Equal seeds give equal text; `seed` None is random.
 
-        Raises ValueError for options out of range, and for an empty prompt after a state was set.
+        Raises ValueError for options out of range, and for an empty prompt after a state was set;
+        TypeError for options of another kind.
         """
         stream = self._generating(prompt, stop, sampling)
         return (text for _, text in run([stream], self.model.n_vocab))
@@ -396,7 +399,7 @@ class Batch:
         ):
             own = sampling.copy()
             if (seed := own.get("seed")) is not None:
-                own["seed"] = seed + i
+                own["seed"] = whole("seed", seed, 0, MAX_SEED) + i
             streams.append(session._generating(prompt, stop, own))
         return run(streams, self.model.n_vocab)
 
