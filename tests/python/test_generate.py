@@ -384,7 +384,7 @@ def test_bad_options_are_refused_at_once(
     assert bits(session) == bits_after(model, [])
 
 
-def test_defaults_are_those_that_the_help_names(model: Model) -> None:
+def test_defaults_are_those_that_the_help_names() -> None:
     text = Session.generate.__doc__ or ""
     said = {name: float(value) for name, value in re.findall(r"`(\w+)`\s\(([\d.]+)\b", text)}
     found = {name: p.default for name, p in inspect.signature(Answer).parameters.items()}
