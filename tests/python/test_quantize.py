@@ -18,6 +18,8 @@ from refusal import refuses
 from rwkv_edge import FormatError, UnsupportedError, _core
 from rwkv_edge._core import ModelFile
 from rwkv_edge.convert import quantize
+from rwkv_edge.convert.policy import Types
+from rwkv_edge.files.gguf_writer import TensorPlan, uint32
 
 KINDS = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1")
 F32 = NDArray[np.float32]
@@ -288,3 +290,16 @@ def test_progress(tmp_path: Path, tiny_model: GetModel) -> None:
     assert done == sorted(done)
     assert {total for _, total, _ in calls} == {done[-1]}
     assert {name for _, _, name in calls} == set(ck.tensors_of(path))
+
+
+def test_a_file_has_the_number_of_the_type_asked_for() -> None:
+    """Also where its embedding and head, in 8 bits, have more values than the rest."""
+    plans = [
+        TensorPlan("token_embd.weight", (60000, 64), "q8_0"),
+        TensorPlan("blk.0.time_mix_key.weight", (64, 64), "q4_0"),
+        TensorPlan("blk.0.time_mix_w1.weight", (1 << 20, 64), "f32"),  # never quantized
+    ]
+    assert Types.choose("q4_0", None, None).file_type(plans) == uint32(2)
+    # what is kept as it is has the number of what most values are
+    assert Types.choose(None, None, None).file_type(plans) == uint32(7)
+    assert Types.choose(None, None, None).file_type(plans[2:]) == uint32(0)
