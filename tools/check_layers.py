@@ -25,6 +25,9 @@ TOP = LAYERS.index("text")
 # Kernels speak a C subset, and so does the one header they share with the rest.
 C_SUBSET = re.compile(r"<(stdint|stddef|math|string|float|\w*intrin|arm_neon)\.h>")
 KERNEL_HEADERS = ("quant/blocks.h", "kernels/kernels.h", "kernels/levels.h")
+# The operating system is asked in one place; dispatch.cpp asks it about the CPU.
+SYSTEM = re.compile(r"<(unistd|fcntl|sched|pthread|windows|asm/\w+|sys/\w+)\.h>")
+MAY_ASK = ("base/system.cpp", "kernels/dispatch.cpp")
 # The model speaks to the hardware through backend/ops.h alone.
 MODEL_MAY_NOT = ("kernels/", "backend/cpu")
 
@@ -70,7 +73,8 @@ def include_error(path: str, target: str) -> str | None:
         local = path != "quant/blocks.h" and (name in KERNEL_HEADERS or name.endswith(".inl"))
         return None if local or C_SUBSET.fullmatch(target) else "kernels use a C subset"
     if target.startswith("<"):
-        return None
+        allowed = path in MAY_ASK or not SYSTEM.fullmatch(target)
+        return None if allowed else "base/system.cpp asks the operating system"
     if layer(name) > layer(path):
         return f"{LAYERS[layer(path)]} is below {LAYERS[layer(name)]}"
     if path.startswith("model/") and name.startswith(MODEL_MAY_NOT):

@@ -42,18 +42,17 @@ class Tensor(Protocol):
         """All bytes, in place; None where the file does not have them in this order."""
 
 
-class MappedFile:
+class MappedFile(_core.MappedFile):
     """A whole file, mapped for reading."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self._file = _core.MappedFile(path)
-        self._bytes = self._file.data
-        self.size = self._bytes.size
+        super().__init__(path)
+        self.path, self.bytes = path, self.data
+        self.size = self.bytes.size
 
     def read(self, offset: int, count: int) -> bytes:
         """`count` bytes from `offset`; the caller has checked that the file has them."""
-        return self._bytes[offset : offset + count].tobytes()
+        return self.bytes[offset : offset + count].tobytes()
 
     def view(
         self, kind: str, offset: int, shape: tuple[int, ...], strides: tuple[int, ...] | None = None
@@ -68,12 +67,8 @@ class MappedFile:
             shape = (*shape[:-1], shape[-1] // values * size)
         dtype = np.dtype(NUMPY_TYPES.get(kind, "u1"))
         steps = None if strides is None else tuple(n * dtype.itemsize for n in strides)
-        view: NDArray[Any] = np.ndarray(shape, dtype, self._bytes, offset, steps)
+        view: NDArray[Any] = np.ndarray(shape, dtype, self.bytes, offset, steps)
         return view
-
-    def forget(self) -> None:
-        """Give back the pages read so far, so that reading 14 GB does not look like using it."""
-        self._file.forget()
 
 
 @dataclass(frozen=True)
