@@ -269,6 +269,17 @@ def test_quantize_info_bench(model: Path, tmp_path: Path) -> None:
         assert re.fullmatch(rf"  1 threads  {test} +[\d.]+ tokens/s  {share}", line), line
 
 
+def test_bench_of_sessions(model: Path) -> None:
+    done = run("bench", model, "-t", "1", "-p", "0", "-n", "2", "-r", "1", "--sessions", "1,3")
+    one, three = done.stdout.decode().splitlines()[1:]
+    assert re.match(r"  1 threads    1 sessions  tg2 +[\d.]+ tokens/s", one), one
+    assert re.fullmatch(
+        r"  1 threads    3 sessions  tg2 +[\d.]+ tokens/s  \d+% of what memory and arithmetic allow, "
+        r"[\d.]+ times one session",
+        three,
+    ), three
+
+
 @pytest.fixture
 def bad_files(tmp_path: Path, model: Path) -> dict[str, Path]:
     paths = {name: tmp_path / name for name in ("missing", "text", "empty", "cut", "folder")}
@@ -340,6 +351,7 @@ def test_an_error_has_no_traceback(tmp_path: Path) -> None:
         ["quantize", "a", "b", "--type", "q3_k"],
         ["bench", "-t", "1,x"],
         ["bench", "-t", "0"],
+        ["bench", "--sessions", "1,"],
         ["convert", "a"],
     ],
     ids=" ".join,
