@@ -32,7 +32,7 @@ MAY_ASK = ("base/system.cpp", "kernels/dispatch.cpp")
 # of another address space: the model adds to it and passes it on, and never follows it.
 MODEL_MAY_NOT = ("kernels/", "backend/cpu")
 FOLLOWS_POINTERS = re.compile(
-    r"\bmem(?:cpy|move|set|cmp)\b|\bstd::(?:ranges::)?(?:copy|fill|transform|accumulate)\w*\s*\("
+    r"\bmem(?:cpy|move|set|cmp)\b|\bstd::(?:ranges::)?(?:copy|fill|transform)\w*\s*\("
     r"|\breinterpret_cast\b|\bstd::span\s*(?:<[^>]*>)?\s*[({]"
 )
 
