@@ -105,6 +105,15 @@ def test_generate(model: Path) -> None:
     assert empty.stdout
 
 
+def test_generate_with_lookup(model: Path) -> None:
+    arguments = ("generate", model, "-p", "aaaa", "-n", "12", "--temperature", "0")
+    plain, fast = run(*arguments), run(*arguments, "--lookup", "4")
+    assert fast.returncode == 0
+    assert fast.stdout == plain.stdout
+    summary = rb"lookup: \d+ of \d+ guessed tokens were right, \d+ steps\n"
+    assert re.fullmatch(summary, fast.stderr)
+
+
 def test_where_generate_stops(endless: Path) -> None:
     def text(*arguments: str) -> bytes:
         return run("generate", endless, "-p", "x", "-n", "10", *arguments).stdout
