@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeVar, overload
 
 from . import _core
-from .generation import Answer, Sampling, Stream, run
+from .generation import MAX_SEED, Answer, Sampling, Stream, run, whole
 from .lookup import Lookup
 from .model_file import hint, open_model_file
 from .state import ARCH_KEY, State, StateShape
@@ -64,8 +64,8 @@ class Model:
         model that this build cannot run, OSError for a file that cannot be read or threads that the
         system does not give.
         """
-        if threads is not None and threads < 1:
-            raise ValueError(f"threads: found {threads}, expected at least 1")
+        if threads is not None:
+            threads = whole("threads", threads, 1, 1024)
         self._file = open_model_file(bundled_model() if path is None else path, vocab=vocab)
         if self._file.get(ARCH_KEY) is not None:
             raise _core.FormatError(
@@ -266,6 +266,8 @@ class Session:
         """
         if state is None:
             self._writable.reset()
+        elif not isinstance(state, State):
+            raise TypeError(f"state: found {state!r}, expected a State, as State.load(path) gives")
         else:
             fitted = state.fitted(self.model._shape, str(self.model.path))
             self._writable.set_state(bytearray(fitted.data))
@@ -317,7 +319,8 @@ class Session:
         follows, and read in one step; the text that comes out is the same. Where it repeats itself
         it comes sooner; `lookups` says how many guesses were right.
 
-        Raises ValueError for options out of range, and for an empty prompt after a state was set.
+        Raises ValueError for options out of range, and for an empty prompt after a state was set;
+        TypeError for options of another kind.
         """
         stream = self._generating(prompt, stop, lookup, sampling)
         return (text for _, text in run([stream], self.model.n_vocab))
@@ -431,7 +434,7 @@ class Batch:
         ):
             own = sampling.copy()
             if (seed := own.get("seed")) is not None:
-                own["seed"] = seed + i
+                own["seed"] = (whole("seed", seed, 0, MAX_SEED) + i) % (MAX_SEED + 1)
             streams.append(session._generating(prompt, stop, lookup, own))
         return run(streams, self.model.n_vocab)
 

@@ -135,6 +135,31 @@ TEST(a_session_costs_its_state) {
     }
 }
 
+// Once a step has succeeded no copy is kept to go back to, so no later step may need memory
+// half-way, whichever logits it gives.
+TEST(later_steps_need_no_memory_half_way) {
+    const std::vector<int32_t> one{7}, few(8, 3);
+    for (const std::string& version : kTinyVersions) {
+        const auto shared = model(version, Type::F32, 2);
+        Session session(shared), other(shared);
+        feed(session, one);
+        const auto state = state_of(session), begin = state_of(other);
+        const auto after = [&] {
+            CHECK_CASE(state_of(session) == state && state_of(other) == begin, version);
+        };
+        std::vector<float> logits(8 * 40 + 40);
+        for (const auto mode : {Session::Logits::None, Session::Logits::All}) {
+            const auto back = session.fork();
+            each_failure([&] { session.feed(few, mode, logits.data()); }, after);
+            session.rewind(*back);
+        }
+        // logits of every token of one, and of the last of the other, which are not neighbours
+        const Session::Part parts[] = {{&session, one, Session::Logits::Last},
+                                       {&other, few, Session::Logits::All}};
+        each_failure([&] { Session::feed_together(parts, logits.data()); }, after);
+    }
+}
+
 TEST(a_model_does_not_open_by_halves) {
     const std::vector<std::byte> bytes = tiny_model("7", 1).bytes();
     const int failed = each_failure(
