@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeVar, overload
 
 from . import _core
+from .files.form import ARCH_KEY
 from .generation import MAX_SEED, Answer, Sampling, Stream, run, whole
 from .lookup import Lookup
 from .model_file import hint, open_model_file
-from .state import ARCH_KEY, State, StateShape
+from .state import State, StateShape
 from .tokenizer import END_OF_TEXT, Tokenizer, tokenizer_from_file
 
 if TYPE_CHECKING:

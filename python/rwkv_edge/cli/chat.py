@@ -10,6 +10,7 @@ from typing import Any, cast
 import click
 
 from ..chat import TEMPLATES, Conversation
+from ..files.form import printable
 from ..generation import Sampling
 from ..state import State
 from .options import model_and_threads, open_model, sampling_options, text_options
@@ -56,5 +57,5 @@ def chat(
         state=None if state is None else State.load(state),
     )
     if sys.stdin.isatty() and sys.stdout.isatty():
-        click.echo(f"{loaded.path.name}. /help lists the commands, Ctrl-D leaves.\n")
+        click.echo(f"{printable(loaded.path.name)}. /help lists the commands, Ctrl-D leaves.\n")
     talk(conversation, cast(Sampling, sampling))

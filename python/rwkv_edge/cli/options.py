@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from ..files.form import ALIASES, FILE_TYPES
+from ..files.form import ALIASES, FILE_TYPES, printable
 from ..generation import Answer
 from ..model import Model
 
@@ -44,7 +44,7 @@ def text_options(command: Command) -> Command:
 def open_model(path: Path | None, vocab: Path | None, threads: int | None) -> Model:
     model = Model(path, vocab=vocab, threads=threads)
     if model.hint is not None:
-        click.echo(model.hint, err=True)
+        click.echo(printable(model.hint), err=True)
     return model
 
 

@@ -18,11 +18,10 @@ import click
 
 from .._core import FormatError
 from ..chat import Conversation
+from ..files.form import printable
 from ..generation import Sampling
 
 CLEAR_LINE = "\r\033[K"
-# Control characters in a model's text or a file's names must not steer the terminal.
-CONTROLS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 HISTORY_LINES = 1000
 HELP = """\
 /help        this list
@@ -48,7 +47,9 @@ class Progress:
         if time.monotonic() >= self._next:
             percent = 100 * done // max(total, 1)
             click.echo(
-                f"{CLEAR_LINE}{self._label} {percent:3} %  {detail[:40]}", err=True, nl=False
+                f"{CLEAR_LINE}{self._label} {percent:3} %  {printable(detail[:40])}",
+                err=True,
+                nl=False,
             )
             self._next = time.monotonic() + self.INTERVAL
             self._shown = True
@@ -92,7 +93,7 @@ def prepare_streams() -> None:
 
 def write(text: str) -> None:
     """Write a piece of a model's text to stdout, at once."""
-    click.echo(text.translate(CONTROLS) if sys.stdout.isatty() else text, nl=False)
+    click.echo(printable(text, lines=True) if sys.stdout.isatty() else text, nl=False)
 
 
 def talk(conversation: Conversation, sampling: Sampling) -> None:
@@ -206,4 +207,4 @@ def error_text(error: BaseException) -> str:
         text = f"{error.filename}: {error.strerror}"
     if isinstance(error, MemoryError) and not text:
         text = "not enough memory: a smaller model or fewer threads take less"
-    return text.translate(CONTROLS) or type(error).__name__  # it may quote a hostile file
+    return printable(text, lines=True) or type(error).__name__  # it may quote a hostile file
