@@ -86,6 +86,7 @@ class State:
     def save(self, path: str | PathLike[str]) -> None:
         """Write the state as a GGUF file: a tensor [n_layer, ...] for each of its parts.
 
+        A state tells what was said, so a new file has the mode 0600; an existing one keeps its own.
         Raises OSError where that cannot be done.
         """
         from .files.gguf_writer import GGUFWriter, TensorPlan, string
@@ -93,7 +94,7 @@ class State:
         parts = self.numpy()
         plans = [TensorPlan(name, part.shape, "f32") for name, part in parts.items()]
         metadata = {ARCH_KEY: string(self.shape.arch)}
-        with GGUFWriter(Path(path), metadata, plans) as writer:
+        with GGUFWriter(Path(path), metadata, plans, mode=0o600) as writer:
             for name, part in parts.items():
                 writer.tensor(name, [part.astype("<f4").tobytes()])
 
