@@ -26,9 +26,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+HAND_COUNTS = ROOT / "bench/arm_hand_counts.txt"
 TYPES = ["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q4_k", "q5_k", "q6_k"]
 VECTORS = [
-    *("quantize_activation", "layer_norm", "lerp", "add", "mul", "l2_normalize", "bonus"),
+    *("round_activations", "layer_norm", "lerp", "add", "mul", "l2_normalize", "bonus"),
     *("sigmoid", "silu", "tanh", "relu2", "decay6", "decay7"),
 ]
 PROMPT = 64
@@ -234,24 +235,15 @@ def pressure(report: str, parts: float) -> str:
     return ", ".join([*used, *(f"{what} {share}" for what, share in held)])
 
 
-def hand_counts(source: str) -> Hand:
-    """What the tables in a source's comments say.
-
-    //                 units neon neon_dotprod
-    //   q4_0 decode   128   53   48
-    """
-    found: Hand = {}
-    levels: list[str] = []
-    for line in source.splitlines():
-        match line.split():
-            case ["//", "units", *levels]:
-                pass
-            case ["//", kernel, test, units, *values] if levels and len(values) == len(levels):
-                for level, value in zip(levels, values, strict=True):
-                    found[level, kernel, test] = float(value) / int(units)
-            case _:
-                levels = []
-    return found
+def hand_counts(table: str) -> Hand:
+    """What arm_hand_counts.txt says."""
+    lines = [line.split() for line in table.splitlines() if not line.startswith("#")]
+    (_, _, _, *levels), *rows = lines
+    return {
+        (level, kernel, test): float(value) / int(units)
+        for kernel, test, units, *values in rows
+        for level, value in zip(levels, values, strict=True)
+    }
 
 
 def row(counts: Sequence[Count], hand: Hand) -> str:
@@ -286,9 +278,7 @@ def main() -> None:
     if missing := [name for name in needed if shutil.which(name) is None]:
         parser.error(f"not installed: {', '.join(missing)}; bench/README.md names the packages")
     program = build(args.build)
-    hand: Hand = {}
-    for path in (ROOT / "cpp/kernels").glob("neon*.inl"):
-        hand |= hand_counts(path.read_text("utf-8"))
+    hand = hand_counts(HAND_COUNTS.read_text("utf-8"))
     found: list[Count] = []
     heads = [*LEVELS, *(f"{core}, {CORES[core].level}" for core in CORES)]
     print(f"| kernel | unit | {' | '.join(heads)} |\n|---|---|{'---:|' * len(heads)}")

@@ -28,11 +28,8 @@ constexpr int64_t kMemory = int64_t{256} << 20;  // as read_bandwidth: far beyon
 struct Case {
     const TypeInfo& type;
     int64_t rows, tokens;
-    AlignedVector<std::byte> w, scratch;
-    AlignedVector<float> x, scale, y;
-    AlignedVector<int8_t> q;
-    AlignedVector<int16_t> wide, sums8;
-    AlignedVector<float> scaled_sum;
+    AlignedVector<std::byte> w, scratch, rounded;
+    AlignedVector<float> x, y;
 
     Case(const TypeInfo& info, int64_t n_rows, int64_t n_tokens)
         : type(info),
@@ -41,12 +38,7 @@ struct Case {
           w(static_cast<size_t>(rows * type_bytes(info.type, kCols))),
           scratch(static_cast<size_t>(matmul_scratch_bytes(kCols))),
           x(static_cast<size_t>(tokens * kCols)),
-          scale(x.size() / kBlock),
-          y(static_cast<size_t>(tokens * rows)),
-          q(x.size()),
-          wide(x.size()),
-          sums8(x.size() / 8),
-          scaled_sum(x.size() / kBlock) {
+          y(static_cast<size_t>(tokens * rows)) {
         std::mt19937 random(1);
         std::normal_distribution<float> normal;
         for (float& value : x) value = normal(random);
@@ -62,16 +54,21 @@ struct Case {
         for (size_t at = bytes; at < w.size(); at += bytes) std::memcpy(&w[at], w.data(), bytes);
     }
 
-    MatmulArgs args() {
-        return {w.data(),
-                type_bytes(type.type, kCols),
-                kCols,
-                0,
-                rows,
-                {x.data(), q.data(), wide.data(), scale.data(), sums8.data(), scaled_sum.data()},
-                tokens,
-                y.data(),
-                rows,
+    MatmulArgs args(const Kernels& kernels) {
+        const void* from = x.data();
+        int64_t stride = kCols * static_cast<int64_t>(sizeof(float));
+        if (type.block_len > 1) {
+            stride = kernels.rounded_bytes(kCols);
+            rounded.resize(static_cast<size_t>(tokens * stride));
+            from = rounded.data();
+            for (int64_t t = 0; t < tokens; ++t)
+                kernels.round_activations(x.data() + t * kCols, kCols, rounded.data() + t * stride);
+        }
+        return {w.data(),      type_bytes(type.type, kCols),
+                kCols,         0,
+                rows,          from,
+                stride,        tokens,
+                y.data(),      rows,
                 scratch.data()};
     }
 };
@@ -96,10 +93,7 @@ double best_seconds(Body&& body) {
 }
 
 double run(const Kernels& kernels, Case& c) {
-    kernels.quantize_activation(
-        c.x.data(), static_cast<int64_t>(c.x.size()),
-        {c.q.data(), c.wide.data(), c.scale.data(), c.sums8.data(), c.scaled_sum.data()});
-    const MatmulArgs args = c.args();
+    const MatmulArgs args = c.args(kernels);
     return best_seconds([&] { kernels.matmul[static_cast<int>(c.type.type)](args); });
 }
 

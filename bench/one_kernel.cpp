@@ -37,41 +37,23 @@ AlignedVector<T> filled(int64_t n) {
     return made;
 }
 
-struct Arrays {
-    AlignedVector<float> x, scale, scaled_sum;
-    AlignedVector<int8_t> q;
-    AlignedVector<int16_t> wide, sums8;
-
-    explicit Arrays(int64_t n)
-        : x(filled<float>(n)),
-          scale(filled<float>(n / kBlock)),
-          scaled_sum(filled<float>(n / kBlock)),
-          q(filled<int8_t>(n)),
-          wide(filled<int16_t>(n)),
-          sums8(filled<int16_t>(n / 8)) {}
-
-    ActivationArrays made() {
-        return {q.data(), wide.data(), scale.data(), sums8.data(), scaled_sum.data()};
-    }
-};
-
 void matmul(const Kernels& kernels, Type type, int64_t rows, int64_t cols, int64_t tokens) {
     const int64_t row_bytes = type_bytes(type, cols);
     const auto w = filled<std::byte>(rows * row_bytes);
-    Arrays x(tokens * cols);
+    const auto x = filled<float>(tokens * cols);
+    int64_t x_stride = cols * static_cast<int64_t>(sizeof(float));
+    AlignedVector<std::byte> rounded;
+    if (type_info(type).block_len > 1) {
+        x_stride = kernels.rounded_bytes(cols);
+        rounded.resize(static_cast<size_t>(tokens * x_stride));
+        for (int64_t t = 0; t < tokens; ++t)
+            kernels.round_activations(x.data() + t * cols, cols, rounded.data() + t * x_stride);
+    }
     auto y = filled<float>(tokens * rows);
     auto scratch = filled<std::byte>(matmul_scratch_bytes(cols));
-    const MatmulArgs args{w.data(),
-                          row_bytes,
-                          cols,
-                          0,
-                          rows,
-                          {x.x.data(), x.q.data(), x.wide.data(), x.scale.data(), x.sums8.data(),
-                           x.scaled_sum.data()},
-                          tokens,
-                          y.data(),
-                          rows,
-                          scratch.data()};
+    const void* from = rounded.empty() ? static_cast<const void*>(x.data()) : rounded.data();
+    const MatmulArgs args{w.data(), row_bytes, cols,     0,    rows,          from,
+                          x_stride, tokens,    y.data(), rows, scratch.data()};
     marked([&] { kernels.matmul[static_cast<int>(type)](args); });
 }
 
@@ -94,9 +76,9 @@ bool vectors(const Kernels& kernels, const std::string& name, int64_t n) {
     const auto xs = filled<float>(n);
     float* y = ys.data();
     const float* x = xs.data();
-    Arrays rounded(n);
-    if (name == "quantize_activation")
-        marked([&] { kernels.quantize_activation(x, n, rounded.made()); });
+    auto rounded = filled<std::byte>(kernels.rounded_bytes(n));
+    if (name == "round_activations")
+        marked([&] { kernels.round_activations(x, n, rounded.data()); });
     else if (name == "layer_norm")
         marked([&] { kernels.layer_norm(x, x, x, n, 1e-5f, y); });
     else if (name == "lerp")

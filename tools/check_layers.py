@@ -87,7 +87,11 @@ def check_tree(root: Path) -> list[str]:
 
 
 def check_objects(objects: Sequence[str]) -> list[str]:
-    kernels = [path for path in objects if re.search(r"\bkernels\b(?!.*\bdispatch\b)", path)]
+    kernels = [
+        path
+        for path in objects
+        if re.search(r"(?:^|/)kernels/(?:x86/|arm/)?(?!dispatch\b)[^/]*$", path)
+    ]
     if not kernels:
         return ["no kernel among the object files"]
     command = ["nm", "--defined-only", "--demangle", "--print-file-name", *kernels]

@@ -22,16 +22,8 @@ constexpr int64_t kRowGrain = 8;  // kernels work on eight rows at a time
 // Activations rounded to 8 bits, shared by all products of a group that read the same x.
 struct Rounded {
     const float* x = nullptr;
-    int64_t cols = 0;
-    AlignedVector<int8_t> q;
-    AlignedVector<int16_t> wide;
-    AlignedVector<float> scale;
-    AlignedVector<int16_t> sums8;
-    AlignedVector<float> scaled_sum;
-
-    Activation view() const {
-        return {x, q.data(), wide.data(), scale.data(), sums8.data(), scaled_sum.data()};
-    }
+    int64_t stride = 0;  // bytes from one token to the next
+    AlignedVector<std::byte> rows;
 };
 
 bool wants_rounded(const Kernels& kernels, Type type) {
@@ -202,21 +194,12 @@ private:
             if (rounded_used_ == rounded_.size()) rounded_.emplace_back();
             Rounded& r = rounded_[rounded_used_++];
             r.x = job.x;
-            r.cols = job.w.cols;
-            const auto values = static_cast<std::size_t>(tokens * r.cols);
-            if (r.q.size() < values) {
-                r.wide.resize(values);
-                r.scale.resize(values / kBlock);
-                r.sums8.resize(4 * values / kBlock);
-                r.scaled_sum.resize(values / kBlock);
-                r.q.resize(values);  // last: its size says that there was memory for all
-            }
-            each_token(tokens, r.cols, [&](int64_t t) {
-                const int64_t at = t * r.cols, block = at / kBlock;
-                kernels_.quantize_activation(
-                    r.x + at, r.cols,
-                    {r.q.data() + at, r.wide.data() + at, r.scale.data() + block,
-                     r.sums8.data() + 4 * block, r.scaled_sum.data() + block});
+            r.stride = kernels_.rounded_bytes(job.w.cols);
+            const auto bytes = static_cast<std::size_t>(tokens * r.stride);
+            if (r.rows.size() < bytes) r.rows.resize(bytes);
+            each_token(tokens, job.w.cols, [&](int64_t t) {
+                kernels_.round_activations(job.x + t * job.w.cols, job.w.cols,
+                                           r.rows.data() + t * r.stride);
             });
         }
     }
@@ -230,13 +213,16 @@ private:
     // One thread's share of a product: rows [first, last) for all tokens, with the epilogue.
     void rows(const MatmulJob& job, int64_t tokens, int64_t first, int64_t last,
               std::byte* scratch) const {
-        MatmulArgs args{job.w.data, job.w.row_bytes(),
-                        job.w.cols, first,
-                        last,       {job.x, nullptr, nullptr, nullptr, nullptr, nullptr},
-                        tokens,     job.y,
-                        job.w.rows, scratch};
+        const auto x_stride = job.w.cols * static_cast<int64_t>(sizeof(float));
+        MatmulArgs args{job.w.data, job.w.row_bytes(), job.w.cols, first, last,
+                        job.x,      x_stride,          tokens,     job.y, job.w.rows,
+                        scratch};
         const Matmul kernel = kernels_.matmul[static_cast<int>(job.w.type)];
-        if (wants_rounded(kernels_, job.w.type)) args.x = find_rounded(job.x)->view();
+        if (wants_rounded(kernels_, job.w.type)) {
+            const Rounded& rounded = *find_rounded(job.x);
+            args.x = rounded.rows.data();
+            args.x_stride = rounded.stride;
+        }
         if (kernel != nullptr) {
             kernel(args);
         } else {

@@ -13,8 +13,6 @@
 #include <sys/auxv.h>
 #elif defined(__aarch64__) && defined(__APPLE__)
 #include <sys/sysctl.h>
-#elif defined(_WIN32)
-#include <windows.h>
 #endif
 
 namespace rwkv_edge {
@@ -24,13 +22,13 @@ namespace {
 // Low to high. Each overlay overwrites only the entries it has.
 struct Level {
     const char* name;
-    bool proven;  // tests have passed on such a CPU or its emulation; else it must be asked for
+    bool proven;
     bool (*supported)();
     void (*overlay)(Kernels& table);
 };
 
-#if defined(__aarch64__) || defined(_M_ARM64)
-// As the system tells it. On macOS this has not run yet, and on Windows the rest does not build.
+#if defined(__aarch64__)
+// As the system tells it. On macOS this has not run yet.
 bool has_dot_products() {
 #if defined(__linux__)
     return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
@@ -38,8 +36,6 @@ bool has_dot_products() {
     int has = 0;
     std::size_t size = sizeof has;
     return sysctlbyname("hw.optional.arm.FEAT_DotProd", &has, &size, nullptr, 0) == 0 && has != 0;
-#elif defined(_WIN32)
-    return IsProcessorFeaturePresent(PF_ARM_V82_DP_INSTRUCTIONS_AVAILABLE) != 0;
 #else
     return false;
 #endif
@@ -55,13 +51,13 @@ constexpr Level kLevels[] = {
                 __builtin_cpu_supports("f16c") != 0;
      },
      avx2_kernels},
-    {"avx512vnni", false,
+    {"avx512vnni", true,
      [] {
          return __builtin_cpu_supports("avx512vnni") != 0 &&
                 __builtin_cpu_supports("avx512vl") != 0 && __builtin_cpu_supports("avx512bw") != 0;
      },
      avx512vnni_kernels},
-#elif defined(__aarch64__) || defined(_M_ARM64)
+#elif defined(__aarch64__)
     {"neon", true, [] { return true; }, neon_kernels},
     {"neon_dotprod", true, has_dot_products, neon_dotprod_kernels},
 #endif
@@ -74,27 +70,22 @@ std::vector<Kernels> build_tables() {
         if (!level.supported()) continue;
         level.overlay(table);
         table.isa = level.name;
+        table.proven = level.proven;
         tables.push_back(table);
     }
     return tables;
 }
 
-const char* best_proven() {
-    const char* best = nullptr;
-    for (const Level& level : kLevels)
-        if (level.proven && level.supported()) best = level.name;
-    return best;
-}
-
 const Kernels& choose() {
-    const std::span<const Kernels> tables = available_kernels();
     const char* wanted = std::getenv("RWKV_EDGE_ISA");
-    if (wanted == nullptr || *wanted == '\0') wanted = best_proven();
+    const bool any = wanted == nullptr || *wanted == '\0';
+    const Kernels* best = nullptr;
     std::string names;
-    for (const Kernels& table : tables) {
-        if (std::string(table.isa) == wanted) return table;
+    for (const Kernels& table : available_kernels()) {
+        if (any ? table.proven : std::string(table.isa) == wanted) best = &table;
         names += cat(names.empty() ? "" : ", ", table.isa);
     }
+    if (best != nullptr) return *best;
     throw UnsupportedError(cat("RWKV_EDGE_ISA=", wanted, ": this machine runs ", names));
 }
 

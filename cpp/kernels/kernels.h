@@ -17,28 +17,6 @@
 
 namespace rwkv_edge {
 
-// Activations as a matmul wants them: float, or rounded to 8 bits in blocks of 32.
-// x[k] ~ scale[k / 32] * q[k], |q| <= 127.
-struct Activation {
-    const float* x;       // [tokens, cols]
-    const int8_t* q;      // [tokens, cols]
-    const int16_t* wide;  // [tokens, cols] q again
-    const float* scale;   // [tokens, cols / 32]
-    // [tokens, cols / 16, 2] 8 times the sum of q over the columns 4i and 4i + 1, and over 4i + 2
-    // and 4i + 3, of 16
-    const int16_t* sums8;
-    const float* scaled_sum;  // [tokens, cols / 32] scale times the sum of q
-};
-
-// Where an Activation is made.
-struct ActivationArrays {
-    int8_t* q;
-    int16_t* wide;
-    float* scale;
-    int16_t* sums8;
-    float* scaled_sum;
-};
-
 // y[t * y_stride + r] = sum over k of w[r, k] * x[t, k], for r in [row_begin, row_end), t in [0,
 // tokens)
 struct MatmulArgs {
@@ -46,7 +24,10 @@ struct MatmulArgs {
     int64_t row_bytes;
     int64_t cols;
     int64_t row_begin, row_end;
-    Activation x;
+    // For float types rows of floats, any alignment; for block types rows made by round_activations
+    // of the same level.
+    const void* x;
+    int64_t x_stride;  // bytes from one token to the next
     int64_t tokens;
     float* y;
     int64_t y_stride;
@@ -98,12 +79,18 @@ struct Wkv7Args {
 };
 
 struct Kernels {
-    const char* isa;
+    const char* isa;  // the level
+    // Tests have passed on such a CPU or its emulation; else the level must be asked for.
+    bool proven;
 
     // Null: the engine dequantises rows and multiplies as F32.
     Matmul matmul[kTypeSlots];
-    // n is a multiple of 32. scale = max|x| / 127; q = x * (127 / max|x|), nearest, halves to even.
-    void (*quantize_activation)(const float* x, int64_t n, const ActivationArrays& to);
+    // Block types take activations rounded to 8 bits in blocks of 32: x[k] ~ scale[k / 32] * q[k],
+    // scale = max|x| / 127; q = x * (127 / max|x|), nearest, halves to even. How a row of them lies
+    // in memory is the level's own business, so
+    // a level that overwrites these two overwrites the products of all block types.
+    int64_t (*rounded_bytes)(int64_t cols);  // of one row; a multiple of 64. cols: one of 32
+    void (*round_activations)(const float* x, int64_t cols, void* to);  // one row; 64-byte aligned
 
     // Vectors below have a multiple of 8 elements, except those of the four functions in place.
     // y = (x - mean) / sqrt(var + eps) * weight + bias; y may be x

@@ -25,7 +25,7 @@ void matmul_float(const MatmulArgs& a) {
     for (int64_t r = a.row_begin; r < a.row_end; ++r) {
         const Weight* row = (const Weight*)((const char*)a.w + r * a.row_bytes);
         for (int64_t t = 0; t < a.tokens; ++t) {
-            const float* x = a.x.x + t * a.cols;
+            const float* x = (const float*)((const char*)a.x + t * a.x_stride);
             float sums[8] = {};
             for (int64_t k = 0; k < a.cols; ++k) sums[k % 8] += element(row, k) * x[k];
             a.y[t * a.y_stride + r] = sum8(sums);
@@ -38,6 +38,11 @@ void matmul_float(const MatmulArgs& a) {
 // 32 columns of a row add scale_x * d * dot + m * (scale_x * sum_x), where w = d * (factor * code)
 // + m, dot is that of factor * code and the rounded x, and factor is 1 or an integer of each 16
 // columns.
+
+struct RoundedBlock {
+    int8_t q[kBlock];
+    float scale, scaled_sum;  // the latter is scale times the sum of q
+};
 
 int nibble(const uint8_t* q, int i) { return i < 16 ? q[i] & 15 : q[i - 16] >> 4; }
 int fifth_bit(const uint8_t* qh, int i) { return (qh[i / 8] >> i % 8 & 1) << 4; }
@@ -93,26 +98,30 @@ void matmul_blocks(const MatmulArgs& a) {
     for (int64_t r = a.row_begin; r < a.row_end; ++r) {
         const Block* row = (const Block*)((const char*)a.w + r * a.row_bytes);
         for (int64_t t = 0; t < a.tokens; ++t) {
+            const auto* x = (const RoundedBlock*)((const char*)a.x + t * a.x_stride);
             float y = 0.0f;
-            for (int64_t k = 0; k < a.cols; k += kBlock) {
+            for (int64_t k = 0; k < a.cols; k += kBlock, ++x) {
                 const Block& block = row[k / kColumns];
                 const int first = (int)(k % kColumns);
-                const int8_t* q = a.x.q + t * a.cols + k;
                 int dot = 0;
                 for (int i = 0; i < kBlock; ++i)
-                    dot += factor(block, first + i) * code(block, first + i) * q[i];
+                    dot += factor(block, first + i) * code(block, first + i) * x->q[i];
                 const ScaleOffset w = scale_offset(block, first);
-                const int64_t at = (t * a.cols + k) / kBlock;
-                y += w.d * a.x.scale[at] * (float)dot;
-                if (w.m != 0.0f) y += w.m * a.x.scaled_sum[at];
+                y += w.d * x->scale * (float)dot;
+                if (w.m != 0.0f) y += w.m * x->scaled_sum;
             }
             a.y[t * a.y_stride + r] = y;
         }
     }
 }
 
-void quantize_activation(const float* x, int64_t n, const ActivationArrays& to) {
-    for (int64_t b = 0; b < n / kBlock; ++b, x += kBlock) {
+int64_t rounded_bytes(int64_t cols) {
+    return (cols / kBlock * (int64_t)sizeof(RoundedBlock) + 63) / 64 * 64;
+}
+
+void round_activations(const float* x, int64_t cols, void* to) {
+    auto* block = (RoundedBlock*)to;
+    for (int64_t b = 0; b < cols / kBlock; ++b, x += kBlock, ++block) {
         // As integers the bits of magnitudes compare like the numbers, with NaN above all: a block
         // that holds one gets a NaN for its scale, and the result shows it.
         uint32_t peak_bits = 0;
@@ -124,16 +133,13 @@ void quantize_activation(const float* x, int64_t n, const ActivationArrays& to) 
         // A peak so small that its inverse overflows is as good as zero.
         const bool usable = peak > 1e-30f && peak <= FLT_MAX;
         const float inverse = usable ? 127.0f / peak : 0.0f;
-        int total[4] = {};  // by half a block and pair of columns
+        int total = 0;
         for (int i = 0; i < kBlock; ++i) {
-            const int64_t k = b * kBlock + i;
-            to.q[k] = usable ? (int8_t)nearbyintf(x[i] * inverse) : 0;
-            to.wide[k] = to.q[k];
-            total[i / 16 * 2 + i / 2 % 2] += to.q[k];
+            block->q[i] = usable ? (int8_t)nearbyintf(x[i] * inverse) : 0;
+            total += block->q[i];
         }
-        to.scale[b] = peak / 127.0f;
-        for (int i = 0; i < 4; ++i) to.sums8[4 * b + i] = (int16_t)(8 * total[i]);
-        to.scaled_sum[b] = to.scale[b] * (float)(total[0] + total[1] + total[2] + total[3]);
+        block->scale = peak / 127.0f;
+        block->scaled_sum = block->scale * (float)total;
     }
 }
 
@@ -304,7 +310,8 @@ void scalar_kernels(Kernels& table) {
     table.matmul[(int)Type::Q4_K] = matmul_blocks<BlockQ4_K, kSuperBlock>;
     table.matmul[(int)Type::Q5_K] = matmul_blocks<BlockQ5_K, kSuperBlock>;
     table.matmul[(int)Type::Q6_K] = matmul_blocks<BlockQ6_K, kSuperBlock>;
-    table.quantize_activation = quantize_activation;
+    table.rounded_bytes = rounded_bytes;
+    table.round_activations = round_activations;
     table.layer_norm = layer_norm;
     table.lerp = lerp;
     table.add = add;

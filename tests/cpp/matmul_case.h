@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// One product for the kernel tests: weights, activations, a guarded output, the answer in double.
+// One product for the tests of the active kernel level: weights, activations, a guarded output, the
+// answer in double.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -10,7 +12,7 @@
 #include <vector>
 
 #include "base/aligned.h"
-#include "kernels/kernels.h"
+#include "kernels/dispatch.h"
 #include "quant/codecs.h"
 #include "quant/types.h"
 
@@ -49,15 +51,32 @@ private:
     std::vector<float> all_;
 };
 
+// What round_activations must make of x, in blocks of 32: x[k] ~ scale[k / 32] * q[k].
+struct RoundedReference {
+    std::vector<float> scale;
+    std::vector<int> q;
+
+    explicit RoundedReference(const std::vector<float>& x) {
+        for (size_t begin = 0; begin < x.size(); begin += kBlock) {
+            float peak = 0;
+            for (size_t i = begin; i < begin + kBlock; ++i) peak = std::max(peak, std::fabs(x[i]));
+            scale.push_back(peak / 127);
+            for (size_t i = begin; i < begin + kBlock; ++i)
+                q.push_back(peak > 1e-30f ? static_cast<int>(std::nearbyint(x[i] * (127 / peak)))
+                                          : 0);
+        }
+    }
+};
+
 struct MatmulCase {
     Type type;
     int64_t rows, cols, tokens;
     std::vector<uint8_t> weights;  // the first `shift` bytes are no part of them
     int64_t shift;
-    std::vector<float> x, scale, scaled_sum;
-    std::vector<int8_t> q;
-    std::vector<int16_t> wide, sums8;
-    AlignedVector<uint8_t> scratch;
+    std::vector<float> x;
+    std::vector<double> input;                // what the weights are multiplied with
+    AlignedVector<uint8_t> rounded, scratch;  // x as the level rounds it, for block types
+    int64_t x_stride;
 
     MatmulCase(Type kind, int64_t n_rows, int64_t n_cols, int64_t n_tokens)
         : type(kind),
@@ -65,15 +84,11 @@ struct MatmulCase {
           cols(n_cols),
           tokens(n_tokens),
           shift(kind == Type::F32 ? 4 : 2) {
-        const auto values = static_cast<size_t>(tokens * cols);
         scratch.resize(static_cast<size_t>(matmul_scratch_bytes(cols)));
         weights.resize(static_cast<size_t>(shift + rows * row_bytes()));
-        x.resize(values);
-        q.resize(values);
-        scale.resize(values / kBlock);
-        wide.resize(values);
-        sums8.resize(values / 8);
-        scaled_sum.resize(values / kBlock);
+        x.resize(static_cast<size_t>(tokens * cols));
+        x_stride = is_plain(type) ? cols * 4 : kernels().rounded_bytes(cols);
+        if (!is_plain(type)) rounded.resize(static_cast<size_t>(tokens * x_stride));
     }
 
     int64_t row_bytes() const { return type_bytes(type, cols); }
@@ -94,20 +109,24 @@ struct MatmulCase {
             }
             fill_with_bytes(rng, r);
             for (int64_t b = 0; b < blocks(); ++b) {
-                set_half(r, b, scale_at(), std::ldexp(1.0f, random_int(rng, -3, 0)));
+                // Q6_K has no room for more: its codes have 6 bits, and its scales 8
+                const int least = type == Type::Q6_K ? -1 : -3;
+                set_half(r, b, scale_at(), std::ldexp(1.0f, random_int(rng, least, 0)));
                 set_half(r, b, minimum_at(), 0.125f * static_cast<float>(random_int(rng, -40, 40)));
             }
         }
-        for (size_t i = 0; i < x.size(); ++i) {
-            q[i] = static_cast<int8_t>(random_int(rng, -7, 7));
-            x[i] = static_cast<float>(q[i]);
+        for (float& v : x) v = static_cast<float>(random_int(rng, -7, 7));
+        if (!is_plain(type)) {  // a peak of 127 steps of 1/4 in each block
+            for (float& v : x) v *= 0.25f;
+            for (size_t i = 0; i < x.size(); i += kBlock)
+                x[i + static_cast<size_t>(random_int(rng, 0, kBlock - 1))] =
+                    random_int(rng, 0, 1) == 0 ? 31.75f : -31.75f;
         }
-        for (float& s : scale) s = 0.25f;
-        add_up();
+        round();
     }
 
     // Normal values everywhere; the weights take the type's rounding, or are any that it can hold.
-    void fill_normally(Random& rng, const Kernels& kernels) {
+    void fill_normally(Random& rng) {
         std::normal_distribution<float> normal;
         std::vector<float> values(static_cast<size_t>(cols));
         for (int64_t r = 0; r < rows; ++r) {
@@ -123,24 +142,19 @@ struct MatmulCase {
             }
         }
         for (float& v : x) v = normal(rng);
-        if (!is_plain(type))
-            kernels.quantize_activation(
-                x.data(), tokens * cols,
-                {q.data(), wide.data(), scale.data(), sums8.data(), scaled_sum.data()});
+        round();
     }
 
-    void add_up() {
-        for (size_t b = 0; b < scaled_sum.size(); ++b) {
-            int total[4] = {};
-            for (size_t i = 0; i < kBlock; ++i) {
-                const int8_t code = q[b * kBlock + i];
-                wide[b * kBlock + i] = code;
-                total[i / 16 * 2 + i / 2 % 2] += code;
-            }
-            for (size_t i = 0; i < 4; ++i) sums8[4 * b + i] = static_cast<int16_t>(8 * total[i]);
-            scaled_sum[b] =
-                scale[b] * static_cast<float>(total[0] + total[1] + total[2] + total[3]);
-        }
+    // After a change of x.
+    void round() {
+        input.assign(x.begin(), x.end());
+        if (is_plain(type)) return;
+        const RoundedReference right(x);
+        for (size_t i = 0; i < x.size(); ++i)
+            input[i] = double{right.scale[i / kBlock]} * right.q[i];
+        for (int64_t t = 0; t < tokens; ++t)
+            kernels().round_activations(&x[static_cast<size_t>(t * cols)], cols,
+                                        rounded.data() + t * x_stride);
     }
 
     struct Answer {
@@ -152,26 +166,19 @@ struct MatmulCase {
         type_info(type).dequantize(row(r), w.data(), cols);
         Answer out{0, 0};
         for (int64_t k = 0; k < cols; ++k) {
-            const auto at = static_cast<size_t>(t * cols + k);
-            const double input = is_plain(type) ? x[at] : double{scale[at / kBlock]} * q[at];
             const double weight = w[static_cast<size_t>(k)];
-            out.value += weight * input;
-            out.magnitude += (std::fabs(weight) + 2 * largest_minimum(r, k)) * std::fabs(input);
+            const double factor = input[static_cast<size_t>(t * cols + k)];
+            out.value += weight * factor;
+            out.magnitude += (std::fabs(weight) + 2 * largest_minimum(r, k)) * std::fabs(factor);
         }
         return out;
     }
 
     MatmulArgs args(float* y, int64_t y_stride) {
-        return {weights.data() + shift,
-                row_bytes(),
-                cols,
-                0,
-                rows,
-                {x.data(), q.data(), wide.data(), scale.data(), sums8.data(), scaled_sum.data()},
-                tokens,
-                y,
-                y_stride,
-                scratch.data()};
+        const void* from = is_plain(type) ? static_cast<const void*>(x.data()) : rounded.data();
+        return {
+            weights.data() + shift, row_bytes(), cols, 0, rows, from, x_stride, tokens, y, y_stride,
+            scratch.data()};
     }
 
     // Where the float16 scale of a block lies, and what is subtracted; -1 if nothing is.

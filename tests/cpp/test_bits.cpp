@@ -40,9 +40,7 @@ void fill(MatmulCase& c, Random& rng) {
                     c.set_half(r, b, at, numbers(rng, 1, -1, 1)[0]);
     }
     c.x = numbers(rng, c.x.size(), -3, 3);
-    kernels().quantize_activation(
-        c.x.data(), c.tokens * c.cols,
-        {c.q.data(), c.wide.data(), c.scale.data(), c.sums8.data(), c.scaled_sum.data()});
+    c.round();
 }
 
 uint64_t product(Type type) {

@@ -3,6 +3,7 @@
 // level.
 #include <algorithm>
 #include <functional>
+#include <numeric>
 
 #include "check.h"
 #include "kernels/dispatch.h"
@@ -44,6 +45,60 @@ void check_exact(const Floats& input, const std::function<void(float*)>& kernel,
     CHECK(y.intact());
     for (size_t i = 0; i < input.size(); ++i)
         CHECK_CASE(y[static_cast<int64_t>(i)] == right(i), std::to_string(input.size()));
+}
+
+// Rows of weights of which each but one is 0, that one being 1: what the products with them are,
+// the other side is. Of a block type without an offset, d = 1 everywhere.
+std::vector<BlockQ8_0> one_hot(size_t n) {
+    std::vector<BlockQ8_0> rows(n * n / kBlock, BlockQ8_0{float_to_half(1.0f), {}});
+    for (size_t k = 0; k < n; ++k) rows[(k * n + k) / kBlock].q[k % kBlock] = 1;
+    return rows;
+}
+
+// Rows of which each adds up one block: d = 0 and m = 1 there.
+std::vector<BlockQ4_1> block_sums(size_t blocks) {
+    std::vector<BlockQ4_1> rows(blocks * blocks, BlockQ4_1{});
+    for (size_t b = 0; b < blocks; ++b) rows[b * blocks + b].m = float_to_half(1.0f);
+    return rows;
+}
+
+// One token, rounded into a row with a guard on both sides, times rows of blocks.
+struct Products {
+    Floats y;
+    bool intact;
+};
+template <class Block>
+Products products_of_rounded(Type type, const std::vector<Block>& w, const Floats& x) {
+    constexpr size_t kGuard = 64;
+    const auto cols = static_cast<int64_t>(x.size());
+    const int64_t bytes = kernels().rounded_bytes(cols);
+    CHECK(bytes % 64 == 0);
+    AlignedVector<uint8_t> row(static_cast<size_t>(bytes) + 2 * kGuard, 0x5a);
+    kernels().round_activations(x.data(), cols, row.data() + kGuard);
+    AlignedVector<uint8_t> scratch(static_cast<size_t>(matmul_scratch_bytes(cols)));
+    const size_t rows = w.size() / (x.size() / kBlock);
+    Products out{Floats(rows), true};
+    kernels().matmul[static_cast<int>(type)](
+        {w.data(), type_bytes(type, cols), cols, 0, static_cast<int64_t>(rows), row.data() + kGuard,
+         bytes, 1, out.y.data(), static_cast<int64_t>(rows), scratch.data()});
+    for (size_t i = 0; i < kGuard; ++i)
+        out.intact = out.intact && row[i] == 0x5a && row[row.size() - 1 - i] == 0x5a;
+    return out;
+}
+
+// Every value and every sum that the level makes of x must be those of the reference, to the bit.
+void check_rounding(const Floats& x) {
+    const RoundedReference right(x);
+    const Products values = products_of_rounded(Type::Q8_0, one_hot(x.size()), x);
+    const Products sums = products_of_rounded(Type::Q4_1, block_sums(right.scale.size()), x);
+    CHECK(values.intact && sums.intact);
+    for (size_t k = 0; k < x.size(); ++k)
+        CHECK(values.y[k] == right.scale[k / kBlock] * static_cast<float>(right.q[k]));
+    for (size_t b = 0; b < right.scale.size(); ++b) {
+        const auto first = right.q.begin() + static_cast<int64_t>(b * kBlock);
+        CHECK(sums.y[b] ==
+              right.scale[b] * static_cast<float>(std::accumulate(first, first + kBlock, 0)));
+    }
 }
 
 double sigmoid64(double x) { return 1 / (1 + std::exp(-x)); }
@@ -206,60 +261,18 @@ TEST(l2_normalize_is_within_its_bound) {
     for (float v : y) CHECK(v == 0.0f);
 }
 
-TEST(quantized_activations_are_the_nearest) {
+TEST(rounded_activations_are_the_nearest) {
     Random rng(6);
     for (int64_t n : {32, 96, 768, 2560}) {
         Floats x = normals(rng, n);
         if (n > 32) std::fill(x.begin(), x.begin() + 32, 0.0f);
         x[static_cast<size_t>(n) - 1] = -9.0f;  // the peak may be negative
-        const auto size = static_cast<size_t>(n);
-        std::vector<int8_t> q(size + 2, 99);
-        Floats scale(size / 32 + 2, 99.0f);
-        Floats scaled_sum(size / 32 + 2, 99.0f);
-        std::vector<int16_t> sums8(size / 8 + 2, 99);
-        std::vector<int16_t> wide(size + 2, 99);
-        kernels().quantize_activation(x.data(), n,
-                                      {&q[1], &wide[1], &scale[1], &sums8[1], &scaled_sum[1]});
-        CHECK(wide[0] == 99 && wide[size + 1] == 99);
-        CHECK(q[0] == 99 && q[size + 1] == 99);
-        CHECK(scale[0] == 99.0f && scale[size / 32 + 1] == 99.0f);
-        CHECK(sums8[0] == 99 && sums8[size / 8 + 1] == 99);
-        CHECK(scaled_sum[0] == 99.0f && scaled_sum[size / 32 + 1] == 99.0f);
-        for (size_t b = 0; b < size / 32; ++b) {
-            float peak = 0;
-            for (size_t i = 0; i < 32; ++i) peak = std::max(peak, std::fabs(x[b * 32 + i]));
-            CHECK(scale[b + 1] == peak / 127.0f);
-            const float inverse = peak > 0 ? 127.0f / peak : 0.0f;
-            int total[4] = {};
-            for (size_t i = 0; i < 32; ++i) {
-                const int code = q[1 + b * 32 + i];
-                CHECK(code == static_cast<int>(std::nearbyint(x[b * 32 + i] * inverse)));
-                CHECK(code >= -127 && wide[1 + b * 32 + i] == code);
-                total[i / 16 * 2 + i / 2 % 2] += code;
-            }
-            for (size_t i = 0; i < 4; ++i) CHECK(sums8[1 + 4 * b + i] == 8 * total[i]);
-            const int sum = total[0] + total[1] + total[2] + total[3];
-            CHECK(scaled_sum[b + 1] == scale[b + 1] * static_cast<float>(sum));
-        }
+        check_rounding(x);
     }
-}
-
-TEST(no_number_in_an_activation_reaches_the_scale) {
-    for (float bad : {NAN, -NAN, INFINITY, -INFINITY}) {
-        for (size_t at = 0; at < 32; ++at) {
-            Floats x(64, 1.0f);
-            x[at] = bad;
-            std::vector<int8_t> q(64);
-            Floats scale(2), scaled_sum(2);
-            std::vector<int16_t> sums8(8);
-            std::vector<int16_t> wide(64);
-            kernels().quantize_activation(
-                x.data(), 64,
-                {q.data(), wide.data(), scale.data(), sums8.data(), scaled_sum.data()});
-            CHECK(!std::isfinite(scale[0]) && !std::isfinite(scaled_sum[0]));
-            CHECK(scale[1] == 1.0f / 127.0f && q[63] == 127 && sums8[7] == 8 * 8 * 127);
-            for (size_t i = 0; i < 32; ++i) CHECK(q[i] >= -127);
-        }
+    for (float peak : {1e30f, 1.5e-30f, 0.9e-30f, 1e-42f}) {  // from below 1e-30 on, as good as 0
+        Floats x = normals(rng, 32, 0.1f * peak);
+        x[7] = peak;
+        check_rounding(x);
     }
 }
 
@@ -267,9 +280,19 @@ TEST(halves_of_an_activation_step_go_to_even) {
     Floats x(32, 0.0f);
     x[0] = 127.0f;
     for (int i = 1; i < 32; ++i) x[static_cast<size_t>(i)] = static_cast<float>(i - 16) + 0.5f;
-    std::vector<int8_t> q(32);
-    float scale, scaled_sum;
-    int16_t sums8[4], wide[32];
-    kernels().quantize_activation(x.data(), 32, {q.data(), wide, &scale, sums8, &scaled_sum});
-    for (size_t i = 0; i < 32; ++i) CHECK(q[i] == static_cast<int>(std::nearbyint(x[i])));
+    check_rounding(x);
+    const Floats values = products_of_rounded(Type::Q8_0, one_hot(32), x).y;
+    CHECK(values[16] == 0.0f && values[17] == 2.0f && values[18] == 2.0f && values[15] == -0.0f);
+}
+
+// Whatever the weights: 0 times a scale that is no number is none either.
+TEST(no_number_in_an_activation_reaches_every_result) {
+    for (float bad : {NAN, -NAN, INFINITY, -INFINITY}) {
+        for (size_t at = 0; at < 32; ++at) {
+            Floats x(64, 1.0f);
+            x[at] = bad;
+            for (float v : products_of_rounded(Type::Q8_0, one_hot(64), x).y)
+                CHECK(!std::isfinite(v));
+        }
+    }
 }

@@ -59,7 +59,7 @@ TEST(rounding_errors_stay_within_their_bound) {
     for (Type type : matmul_types()) {
         for (int64_t cols : widths(type)) {
             MatmulCase c(type, 9, cols, 3);
-            c.fill_normally(rng, kernels());
+            c.fill_normally(rng);
             Guarded y(c.tokens * c.rows);
             multiply(c.args(y.data(), c.rows), type);
             // Additions on the longest path of a sum, over eight lanes: one per element of a lane;
@@ -81,16 +81,14 @@ TEST(cuts_in_rows_and_tokens_change_no_bit) {
     Random rng(3);
     for (Type type : matmul_types()) {
         MatmulCase c(type, 53, is_plain(type) ? 100 : is_super(type) ? 512 : 160, 11);
-        c.fill_normally(rng, kernels());
+        c.fill_normally(rng);
         Guarded whole(c.tokens * c.rows), parts(c.tokens * c.rows);
         multiply(c.args(whole.data(), c.rows), type);
-        MatmulArgs args = c.args(parts.data(), c.rows);
+        const MatmulArgs all = c.args(parts.data(), c.rows);
+        MatmulArgs args = all;
         for (int64_t t = 0; t < c.tokens; t += args.tokens) {
             args.tokens = std::min<int64_t>(t % 3 + 1, c.tokens - t);
-            const size_t at = static_cast<size_t>(t * c.cols);
-            args.x = {&c.x[at],         &c.q[at],
-                      &c.wide[at],      &c.scale[at / kBlock],
-                      &c.sums8[at / 8], &c.scaled_sum[at / kBlock]};
+            args.x = static_cast<const char*>(all.x) + t * c.x_stride;
             args.y = parts.data() + t * c.rows;
             for (args.row_begin = 0; args.row_begin < c.rows; args.row_begin = args.row_end) {
                 args.row_end = std::min<int64_t>(args.row_begin * 2 + 1, c.rows);
@@ -134,8 +132,8 @@ TEST(q8_0_weights_of_minus_128_are_survived) {
             std::memcpy(block, &d, sizeof d);
             std::memset(block + 2, r % 2 == 0 ? 0x80 : 0x7f, 32);
         }
-    for (size_t i = 0; i < c.q.size(); ++i) c.q[i] = i < 64 ? -127 : 127;
-    c.add_up();
+    for (size_t i = 0; i < c.x.size(); ++i) c.x[i] = i < 64 ? -127.0f : 127.0f;
+    c.round();
     Guarded y(8);
     multiply(c.args(y.data(), 4), Type::Q8_0);
     for (int64_t i = 0; i < 8; ++i) CHECK(y[i] == static_cast<float>(c.answer(i % 4, i / 4).value));
@@ -158,9 +156,9 @@ TEST(extreme_codes_do_not_saturate) {
                 c.set_half(r, b, c.scale_at(), 0.5f);
                 c.set_half(r, b, c.minimum_at(), 0.25f);
             }
-        for (size_t i = 0; i < c.q.size(); ++i)
-            c.q[i] = i / static_cast<size_t>(c.cols) % 2 == 0 ? 127 : -127;
-        c.add_up();
+        for (size_t i = 0; i < c.x.size(); ++i)
+            c.x[i] = i / static_cast<size_t>(c.cols) % 2 == 0 ? 127.0f : -127.0f;
+        c.round();
         Guarded y(c.tokens * c.rows);
         multiply(c.args(y.data(), c.rows), type);
         for (int64_t i = 0; i < c.tokens * c.rows; ++i)

@@ -1,10 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-// Products with float types, written once over F32, see float_kernels.inl. The ISA file that
-// includes this defines besides: load for Half and Bfloat16, sum8 of four vectors, fetch (asks for
-// the line at an address) and fetch_later (not into the first cache). One eight-lane sum per (row,
+// Products with float types, written once over F32 (see vectors.inl). One eight-lane sum per (row,
 // token), several in flight.
+#pragma once
 
-#include "kernels/rows.inl"
+#include <string.h>
+
+#include "kernels/generic/inlining.inl"
+#include "kernels/generic/rows.inl"
+#include "kernels/generic/vectors.inl"
+#include "kernels/kernels.h"
+
+namespace rwkv_edge {
+
+namespace {
 
 // The last elements of a row, zero-padded to eight.
 template <class Weight>
@@ -28,7 +36,7 @@ inline void dot_float(const Weight* const* rows, const float* x, int64_t cols, f
     };
     int64_t k = 0;
     for (; k + kLine <= cols; k += kLine) {
-        for (int r = 0; r < kRows; ++r) fetch(rows[r] + k + kAhead);
+        for (int r = 0; r < kRows; ++r) prefetch(rows[r] + k + kAhead);
         for (int64_t i = 0; i < kLine; i += 8) add_products(k + i);
     }
     for (; k + 8 <= cols; k += 8) add_products(k);
@@ -41,24 +49,21 @@ inline void dot_float(const Weight* const* rows, const float* x, int64_t cols, f
 }
 
 template <class Weight, int kRows>
-inline void dot_rows(Runs runs, int64_t i, const MatmulArgs& a, float* y) {
-    const Weight* rows[kRows];
-    for (int lane = 0; lane < kRows; ++lane) rows[lane] = (const Weight*)runs.row(lane, i);
-    dot_float<Weight, kRows>(rows, a.x.x, a.cols, y, runs.length);
+inline void dot_rows(Rows rows, const MatmulArgs& a, float* y, int64_t row_stride) {
+    const Weight* weights[kRows];
+    for (int lane = 0; lane < kRows; ++lane) weights[lane] = (const Weight*)rows(lane);
+    dot_float<Weight, kRows>(weights, (const float*)a.x, a.cols, y, row_stride);
 }
 
 template <class Weight>
 inline void decode_float(const MatmulArgs& a) {
-    const Runs runs = apart(runs_of(a));
+    const Runs runs = runs_of(a, kDecodeRows);
     for (int64_t i = 0; i < runs.length; ++i)
-        dot_rows<Weight, kLanes>(runs, i, a, a.y + a.row_begin + i);
-    int64_t r = a.row_begin + kLanes * runs.length;
-    const auto neighbours = [&] {
-        return Runs{(const char*)a.w + r * a.row_bytes, a.row_bytes, 1};
-    };
-    for (; r + kLanes <= a.row_end; r += kLanes)
-        dot_rows<Weight, kLanes>(neighbours(), 0, a, a.y + r);
-    for (; r < a.row_end; ++r) dot_rows<Weight, 1>(neighbours(), 0, a, a.y + r);
+        dot_rows<Weight, kDecodeRows>(runs[i], a, a.y + a.row_begin + i, runs.length);
+    int64_t r = a.row_begin + kDecodeRows * runs.length;
+    for (; r + kDecodeRows <= a.row_end; r += kDecodeRows)
+        dot_rows<Weight, kDecodeRows>(rows_from(a, r), a, a.y + r, 1);
+    for (; r < a.row_end; ++r) dot_rows<Weight, 1>(rows_from(a, r), a, a.y + r, 1);
 }
 
 // With more tokens, a panel of four rows by kColumns is widened (which is exact) and serves all
@@ -79,7 +84,7 @@ inline void widen(const Weight* row, int64_t cols, float* out) {
 
 // 4 rows x 3 tokens keep all registers busy. The first panel starts the sums.
 template <int kTokens>
-inline void panel_dots(const float (*w)[Panel::kColumns], const float* x, int64_t x_stride,
+inline void panel_dots(const float (*w)[Panel::kColumns], const char* x, int64_t x_stride,
                        int64_t cols, bool first, F32 (*sums)[Panel::kRows]) {
     F32 s[Panel::kRows][kTokens];
     UNROLL
@@ -89,7 +94,7 @@ inline void panel_dots(const float (*w)[Panel::kColumns], const float* x, int64_
     _Pragma("GCC unroll 2") for (; k + 8 <= cols; k += 8) {
         F32 xs[kTokens];
         UNROLL
-        for (int t = 0; t < kTokens; ++t) xs[t] = load(x + t * x_stride + k);
+        for (int t = 0; t < kTokens; ++t) xs[t] = load((const float*)(x + t * x_stride) + k);
         UNROLL
         for (int r = 0; r < Panel::kRows; ++r) {
             const F32 row = load(w[r] + k);
@@ -102,19 +107,19 @@ inline void panel_dots(const float (*w)[Panel::kColumns], const float* x, int64_
         UNROLL
         for (int r = 0; r < Panel::kRows; ++r) sums[t][r] = s[r][t];
         if (k == cols) continue;
-        const F32 xs = load_tail(x + t * x_stride + k, cols - k);
+        const F32 xs = load_tail((const float*)(x + t * x_stride) + k, cols - k);
         UNROLL
         for (int r = 0; r < Panel::kRows; ++r) sums[t][r] = fma(load(w[r] + k), xs, sums[t][r]);
     }
 }
 
-// Asks for `n` bytes of each row of a panel that is not needed yet.
-inline void fetch_rows(const char* first, int64_t row_bytes, int64_t n) {
+// `n` bytes of each row of a panel that is not needed yet.
+inline void prefetch_rows(const char* first, int64_t row_bytes, int64_t n) {
     for (int64_t r = 0; r < Panel::kRows; ++r)
-        for (int64_t at = 0; at < n; at += 64) fetch_later(first + r * row_bytes + at);
+        for (int64_t at = 0; at < n; at += 64) prefetch_l2(first + r * row_bytes + at);
 }
 
-// `rows` rows from r on, `tokens` tokens from t0 on. Meanwhile the rows below are fetched.
+// `rows` rows from r on, `tokens` tokens from t0 on. Meanwhile the rows below are prefetched.
 template <class Weight>
 inline void panels(const MatmulArgs& a, int64_t r, int64_t rows, int64_t t0, int64_t tokens) {
     Panel& p = *(Panel*)a.scratch;
@@ -127,16 +132,16 @@ inline void panels(const MatmulArgs& a, int64_t r, int64_t rows, int64_t t0, int
             widen(weights(r + smaller(i, rows - 1)), cols, p.w[i]);
         const auto* below = (const char*)weights(r + Panel::kRows);
         const int64_t share = cols * (int64_t)sizeof(Weight) / (tokens / 3 + 1);
-        const float* x = a.x.x + t0 * a.cols + k;
+        const char* x = (const char*)a.x + t0 * a.x_stride + k * (int64_t)sizeof(float);
         int64_t t = 0;
         for (; t + 3 <= tokens; t += 3, below += share) {
-            fetch_rows(below, a.row_bytes, share);
-            panel_dots<3>(p.w, x + t * a.cols, a.cols, cols, k == 0, p.sums + t);
+            prefetch_rows(below, a.row_bytes, share);
+            panel_dots<3>(p.w, x + t * a.x_stride, a.x_stride, cols, k == 0, p.sums + t);
         }
         for (; t + 2 <= tokens; t += 2)
-            panel_dots<2>(p.w, x + t * a.cols, a.cols, cols, k == 0, p.sums + t);
+            panel_dots<2>(p.w, x + t * a.x_stride, a.x_stride, cols, k == 0, p.sums + t);
         for (; t < tokens; ++t)
-            panel_dots<1>(p.w, x + t * a.cols, a.cols, cols, k == 0, p.sums + t);
+            panel_dots<1>(p.w, x + t * a.x_stride, a.x_stride, cols, k == 0, p.sums + t);
     }
     for (int64_t t = 0; t < tokens; ++t) {
         float sums[Panel::kRows];
@@ -159,3 +164,7 @@ void float_products(Kernels& table) {
     table.matmul[(int)Type::F16] = matmul_float<Half>;
     table.matmul[(int)Type::BF16] = matmul_float<Bfloat16>;
 }
+
+}  // namespace
+
+}  // namespace rwkv_edge

@@ -1,15 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-// The kernels on float vectors, written once over F32, a vector of eight floats. The ISA file that
-// includes this defines, before it, F32 and: load, store, set, add, sub, mul, div, fma (a * b + c),
-// min, max, negative_fma (c - a * b), round_, pow2 (2^n of a rounded n), sum8.
-// Inputs whose length is no multiple of eight end in a padded copy, so every element takes the same
-// path.
+// The kernels on float vectors, written once over F32 (see vectors.inl). Inputs whose length is no
+// multiple of eight end in a padded copy, so every element takes the same path.
+#pragma once
 
-// The inner loops are meant to be unrolled and inlined whole, and sums to be formed in the order
-// written: left alone, compilers hoist products until they spill.
-#define ALWAYS_INLINE __attribute__((always_inline)) inline
-#define INLINE_LAMBDA __attribute__((always_inline))
-#define UNROLL _Pragma("GCC unroll 16")
+#include <math.h>
+#include <string.h>
+
+#include "kernels/generic/inlining.inl"
+#include "kernels/generic/vectors.inl"
+#include "kernels/kernels.h"
+
+namespace rwkv_edge {
+
+namespace {
 
 // exp(x) - 1 = 2^n (e^r - 1) + (2^n - 1), |r| <= ln(2) / 2, e^r - 1 by its Taylor series to r^7
 // (truncation 4e-9 relative). Splitting off the 1 keeps small results accurate.
@@ -241,3 +244,7 @@ void float_kernels(Kernels& table) {
     table.wkv6 = wkv6;
     table.wkv7 = wkv7;
 }
+
+}  // namespace
+
+}  // namespace rwkv_edge

@@ -1,12 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
-// Products with block types, for neon.inl.
+// Products with block types.
 //
 // Codes are read along the rows: the products of 16 columns with the activations are added up
 // within a vector, and the vectors of four rows are folded into one whose lanes are these rows. A
 // decode step uses the codes as they come; with more tokens they go into a tile that all tokens
 // share. Both add the same terms in the same order.
+#pragma once
 
-#include "kernels/neon_layouts.inl"
+#include <arm_neon.h>
+
+#include "kernels/arm/neon_layouts.inl"
+#include "kernels/arm/neon_rounded.inl"
+#include "kernels/generic/block_matmul.inl"
+#include "kernels/generic/inlining.inl"
+#include "kernels/generic/rows.inl"
+#include "kernels/kernels.h"
+
+namespace rwkv_edge {
+
+namespace {
 
 // --- dots ---
 
@@ -121,89 +133,26 @@ struct Dot {
     }
 };
 
-// acc + d * scale * dot [+ m * scale * sum], with block i of x
+// acc + d * scale * dot [+ m * scale * sum]
 template <class Block>
 ALWAYS_INLINE float32x4_t add_block(float32x4_t acc, int32x4_t dot, float32x4_t d, float32x4_t m,
-                                    const Activation& x, int64_t i) {
-    acc = vfmaq_f32(acc, vcvtq_f32_s32(dot), vmulq_n_f32(d, x.scale[i]));
-    if (Layout<Block>::kOffset) acc = vfmaq_n_f32(acc, m, x.scaled_sum[i]);
+                                    const RoundedBlock& x) {
+    acc = vfmaq_f32(acc, vcvtq_f32_s32(dot), vmulq_n_f32(d, x.scale));
+    if (Layout<Block>::kOffset) acc = vfmaq_n_f32(acc, m, x.scaled_sum);
     return acc;
 }
 
-ALWAYS_INLINE int8x16_t activations(const Activation& x, int64_t block, int half) {
-    return vld1q_s8(x.q + block * kBlock + 16 * half);
+ALWAYS_INLINE int8x16_t half_of(const RoundedBlock& x, int half) {
+    return vld1q_s8(x.q + 16 * half);
 }
-
-// Instructions counted by hand for 128 products: four rows and 32 columns, a load of 16 bytes being
-// one. A decode step of q4_0 with ARMv8.0: 8 load codes and scales, 8 part the nibbles, 16
-// multiply, 4 fold, 2 take zero off, 4 make floats and add, 3 load what belongs to x, 8 are the
-// loop. In prompts four tokens share the codes.
-//                  units neon neon_dotprod
-//   q8_0 decode    128  54   42
-//   q4_0 decode    128  53   48
-//   q4_1 decode    128  56   51
-//   q5_0 decode    128  82   76
-//   q5_1 decode    128  84   78
-//   q4_k decode    128  52   47
-//   q5_k decode    128  72   66
-//   q6_k decode    128  73   69
-//   q8_0 prompt    128  36.8 16.6
-//   q4_0 prompt    128  29.8 16.6
-//   q4_1 prompt    128  32.0 18.4
-//   q5_0 prompt    128  29.8 16.6
-//   q5_1 prompt    128  33.0 18.4
-//   q4_k prompt    128  32.0 18.4
-//   q5_k prompt    128  33.0 18.4
-//   q6_k prompt    128  36.3 20.1
 
 // --- one token ---
 
-// The code of zero times the sums of activations, for each span.
-template <class Block>
-inline const int32_t* spread(const MatmulArgs& a) {
-    using L = Layout<Block>;
-    int32_t* zeros = (int32_t*)a.scratch;
-    if (L::kZero == 0) return zeros;
-    for (int64_t half = 0; half < a.cols / 16; ++half) {
-        const int16_t* sums8 = a.x.sums8 + 2 * half;
-        const int32_t zero = L::kZero / 8 * (sums8[0] + sums8[1]);
-        int32_t& to = zeros[half / kSpan<Block>];
-        to = half % kSpan<Block> == 0 ? zero : to + zero;
-    }
-    return zeros;
-}
-
-// Four rows and one token.
-template <class Block>
-ALWAYS_INLINE float32x4_t one_token(Rows rows, const int32_t* zeros, const MatmulArgs& a) {
-    using L = Layout<Block>;
-    const int64_t blocks = a.cols / kBlock;
-    const Activation x = a.x;
-    float32x4_t acc = vdupq_n_f32(0.0f);
-    for (int64_t i = 0; i < blocks; i += L::kBlocks) {
-        const typename L::Header header = L::header(rows);
-        UNROLL
-        for (int group = 0; group < L::kBlocks / L::kGroup; ++group) {
-            const int64_t first = i + group * L::kGroup;
-            Dot<Block, RowSums<L::kLargest, kSpan<Block>>, L::kZero != 0> dots[L::kGroup];
-            L::codes(rows, header, group,
-                     [&](int b, int half, const int8x16_t(&codes)[4]) INLINE_LAMBDA {
-                         const int8x16_t q = activations(x, first + b, half);
-                         dots[b].add(half, 0, codes, q);
-                         dots[b].end(half, zeros + (first + b) * 2 / kSpan<Block>,
-                                     Factors<Block>::of(header, group * L::kGroup + b));
-                     });
-            UNROLL
-            for (int b = 0; b < L::kGroup; ++b) {
-                const int at = group * L::kGroup + b;
-                acc = add_block<Block>(acc, dots[b].total, L::scale(header, at),
-                                       L::offset(header, at), x, first + b);
-            }
-        }
-        rows.first += sizeof(Block);
-    }
-    return acc;
-}
+// One token's activations.
+struct OneToken {
+    const RoundedBlock* block;
+    const int32_t* zeros;  // the code of zero times the sum of each span
+};
 
 // --- many tokens ---
 
@@ -213,7 +162,9 @@ ALWAYS_INLINE float32x4_t one_token(Rows rows, const int32_t* zeros, const Matmu
 constexpr int kTileGroups = 2;
 template <class Block>
 using TileSums = LaneSums;
-ALWAYS_INLINE void arrange(const uint8x16_t rows[4], uint8x16_t vectors[4]) { turn(rows, vectors); }
+ALWAYS_INLINE void arrange(const uint8x16_t rows[4], uint8x16_t vectors[4]) {
+    transpose(rows, vectors);
+}
 #else
 constexpr int kTileGroups = 1;
 template <class Block>
@@ -243,45 +194,102 @@ struct TileBlock {
     }
 };
 
-// Rows r .. r + 4 kGroups - 1 and kTokens tokens. store_sums(g, token, sums) puts them where they
-// belong.
-template <class Block, int kGroups, int kTokens, class Store>
-inline void tile_tokens(const TileBlock<Block>* tile, const MatmulArgs& a, int64_t token,
-                        Store store_sums) {
-    const int64_t blocks = a.cols / kBlock;
-    const Activation x = a.x;
-    float32x4_t sums[kGroups][kTokens];
-    UNROLL
-    for (int g = 0; g < kGroups; ++g) UNROLL
-    for (int t = 0; t < kTokens; ++t) sums[g][t] = vdupq_n_f32(0.0f);
-    for (int64_t i = 0; i < blocks; ++i) {
-        Dot<Block, TileSums<Block>, false> dots[kGroups][kTokens];
+// What block_matmul.inl asks for.
+template <class BlockType>
+struct NeonKernel : Neon {
+    using Block = BlockType;
+    using Layout = rwkv_edge::Layout<Block>;
+    using Factors = rwkv_edge::Factors<Block>;
+    using Tile = TileBlock<Block>;
+    enum { kTileGroups = rwkv_edge::kTileGroups };
+
+    static OneToken activations(const MatmulArgs& a) {
+        const auto* block = (const RoundedBlock*)a.x;
+        auto* zeros = (int32_t*)a.scratch;
+        for (int64_t i = 0; i < a.cols / kBlock && Layout::kZero != 0; ++i) {
+            const int32_t first = Layout::kZero * block[i].sums[0],
+                          second = Layout::kZero * block[i].sums[1];
+            if (Layout::kHalfScales) {
+                zeros[2 * i] = first;
+                zeros[2 * i + 1] = second;
+            } else {
+                zeros[i] = first + second;
+            }
+        }
+        return {block, zeros};
+    }
+
+    ALWAYS_INLINE static Lanes one_token(Rows rows, OneToken x, const MatmulArgs& a) {
+        const int64_t blocks = a.cols / kBlock;
+        Lanes acc = vdupq_n_f32(0.0f);
+        for (int64_t i = 0; i < blocks; i += Layout::kBlocks) {
+            const typename Layout::Header header = Layout::header(rows);
+            UNROLL
+            for (int group = 0; group < Layout::kBlocks / Layout::kGroup; ++group) {
+                const int64_t first = i + group * Layout::kGroup;
+                Dot<Block, RowSums<Layout::kLargest, kSpan<Block>>, Layout::kZero != 0>
+                    dots[Layout::kGroup];
+                Layout::codes(rows, header, group,
+                              [&](int b, int half, const int8x16_t(&codes)[4]) INLINE_LAMBDA {
+                                  dots[b].add(half, 0, codes, half_of(x.block[first + b], half));
+                                  dots[b].end(half, x.zeros + (first + b) * 2 / kSpan<Block>,
+                                              Factors::of(header, group * Layout::kGroup + b));
+                              });
+                UNROLL
+                for (int b = 0; b < Layout::kGroup; ++b) {
+                    const int at = group * Layout::kGroup + b;
+                    acc = add_block<Block>(acc, dots[b].total, Layout::scale(header, at),
+                                           Layout::offset(header, at), x.block[first + b]);
+                }
+            }
+            rows.first += sizeof(Block);
+        }
+        return acc;
+    }
+
+    // Rows r .. r + 4 kGroups - 1 and kTokens tokens.
+    template <int kGroups, int kTokens, class Store>
+    static void tile_tokens(const Tile* tile, const MatmulArgs& a, int64_t token,
+                            Store store_sums) {
+        const int64_t blocks = a.cols / kBlock;
+        const auto block = [&](int t, int64_t i) INLINE_LAMBDA -> const RoundedBlock& {
+            return ((const RoundedBlock*)((const char*)a.x + (token + t) * a.x_stride))[i];
+        };
+        Lanes sums[kGroups][kTokens];
         UNROLL
-        for (int half = 0; half < 2; ++half) {
-            int8x16_t q[kTokens];
+        for (int g = 0; g < kGroups; ++g) UNROLL
+        for (int t = 0; t < kTokens; ++t) sums[g][t] = vdupq_n_f32(0.0f);
+        for (int64_t i = 0; i < blocks; ++i) {
+            Dot<Block, TileSums<Block>, false> dots[kGroups][kTokens];
             UNROLL
-            for (int t = 0; t < kTokens; ++t) q[t] = activations(x, (token + t) * blocks + i, half);
+            for (int half = 0; half < 2; ++half) {
+                int8x16_t q[kTokens];
+                UNROLL
+                for (int t = 0; t < kTokens; ++t) q[t] = half_of(block(t, i), half);
+                UNROLL
+                for (int g = 0; g < kGroups; ++g) {
+                    const Tile& b = tile[g * blocks + i];
+                    UNROLL
+                    for (int step = 0; step < TileSums<Block>::kSteps; ++step) UNROLL
+                    for (int t = 0; t < kTokens; ++t)
+                        dots[g][t].add(half, step, b.codes[half], q[t]);
+                    UNROLL
+                    for (int t = 0; t < kTokens; ++t) dots[g][t].end(half, nullptr, b.factors);
+                }
+            }
             UNROLL
+            for (int t = 0; t < kTokens; ++t) UNROLL
             for (int g = 0; g < kGroups; ++g) {
-                const TileBlock<Block>& b = tile[g * blocks + i];
-                UNROLL
-                for (int step = 0; step < TileSums<Block>::kSteps; ++step) UNROLL
-                for (int t = 0; t < kTokens; ++t) dots[g][t].add(half, step, b.codes[half], q[t]);
-                UNROLL
-                for (int t = 0; t < kTokens; ++t) dots[g][t].end(half, nullptr, b.factors);
+                const Tile& b = tile[g * blocks + i];
+                sums[g][t] = add_block<Block>(sums[g][t], dots[g][t].total, b.d, b.m, block(t, i));
             }
         }
         UNROLL
-        for (int t = 0; t < kTokens; ++t) UNROLL
-        for (int g = 0; g < kGroups; ++g) {
-            const TileBlock<Block>& b = tile[g * blocks + i];
-            sums[g][t] = add_block<Block>(sums[g][t], dots[g][t].total, b.d, b.m, x,
-                                          (token + t) * blocks + i);
-        }
+        for (int g = 0; g < kGroups; ++g) UNROLL
+        for (int t = 0; t < kTokens; ++t) store_sums(g, token + t, sums[g][t]);
     }
-    UNROLL
-    for (int g = 0; g < kGroups; ++g) UNROLL
-    for (int t = 0; t < kTokens; ++t) store_sums(g, token + t, sums[g][t]);
-}
+};
 
-#include "kernels/block_matmul.inl"
+}  // namespace
+
+}  // namespace rwkv_edge

@@ -1,9 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
-// How the block types lie in memory, for neon_blocks.inl: their codes as vectors of 16 columns of
-// one row, four rows at a time, and their scales as vectors whose lanes are these rows.
+// How the block types lie in memory: their codes as vectors of 16 columns of one row, four rows at
+// a time, and their scales as vectors whose lanes are these rows.
+#pragma once
+
+#include <arm_neon.h>
+#include <stddef.h>
+
+#include "kernels/generic/block_matmul.inl"
+#include "kernels/generic/inlining.inl"
+#include "kernels/generic/rows.inl"
+#include "quant/blocks.h"
+
+namespace rwkv_edge {
+
+namespace {
 
 // Lane r: dword j of in[r] -> out[j].
-ALWAYS_INLINE void turn(const uint8x16_t in[4], uint8x16_t out[4]) {
+ALWAYS_INLINE void transpose(const uint8x16_t in[4], uint8x16_t out[4]) {
     const auto words = [](uint8x16_t v) { return vreinterpretq_u32_u8(v); };
     const auto pairs = [](uint32x4_t v) { return vreinterpretq_u64_u32(v); };
     const auto bytes = [](uint64x2_t v) { return vreinterpretq_u8_u64(v); };
@@ -24,7 +37,7 @@ ALWAYS_INLINE void dwords(Rows rows, size_t at, uint8x16_t out[4]) {
     uint8x16_t in[4];
     UNROLL
     for (int r = 0; r < 4; ++r) in[r] = load_bytes(rows(r) + at);
-    turn(in, out);
+    transpose(in, out);
 }
 
 ALWAYS_INLINE float32x4_t halves_to_floats(uint16x4_t v) {
@@ -84,16 +97,24 @@ ALWAYS_INLINE int32x4_t signed_byte(uint8x16_t v, int byte) {
 
 // --- the types ---
 //
-// A Layout says how a block of a type makes the codes of kBlocks times 32 columns:
-//   kGroup    how many of them come out of the same bytes
+// A Layout says how a block of a type makes its codes: BlockLayout (block_matmul.inl) and, with
+// NEON,
 //   kLargest  the largest code, or its magnitude
-//   kZero     the code that means zero, or 0
-//   kOffset   whether m is added to every value
-//   kHalfScales   whether each 16 columns have a scale of their own
-//   Header    what is read once per block
-//   codes     calls use(i, half, codes) for 16 columns of each 32 columns i of a group;
-//             codes[r] are those of row r
-//   scale, offset   d and m of 32 columns
+//   codes     calls use(i, half, codes) for the halves of each 32 columns i of a group; codes[r]
+//   are
+//             those of row r
+
+struct Neon {
+    using Lanes = float32x4_t;
+    enum { kLanes = 4 };
+    struct UseCodes {
+        void operator()(int i, int half, const int8x16_t (&codes)[4]) const;
+    };
+    ALWAYS_INLINE static void store(float* p, Lanes v) { vst1q_f32(p, v); }
+};
+template <class L>
+concept NeonLayout =
+    BlockLayout<L, Neon> && requires { requires L::kLargest > 0 && L::kLargest <= 128; };
 
 // What a type has unless it says otherwise.
 struct UsualLayout {
@@ -159,7 +180,7 @@ struct FirstBytes {
 };
 
 // Before the nibbles, d or d and m, and then the fifth bits: bit i of a row's qh is that of value
-// i. Each byte of qh is spread over eight, of which each looks at its own bit.
+// i. Each byte of qh is repeated eight times, and each of these looks at its own bit.
 template <class Block>
 struct FifthBitLayout : NibbleLayout<Block> {
     enum { kLargest = 31 };
@@ -169,12 +190,12 @@ struct FifthBitLayout : NibbleLayout<Block> {
     };
     template <class Use>
     ALWAYS_INLINE static void codes(Rows at, const Header& h, int group, Use use) {
-        const uint8x16_t spread = vcombine_u8(vdup_n_u8(0), vdup_n_u8(1));
+        const uint8x16_t two_bytes = vcombine_u8(vdup_n_u8(0), vdup_n_u8(1));
         const uint8x16_t own_bit = vreinterpretq_u8_u64(vdupq_n_u64(0x8040201008040201u));
         NibbleLayout<Block>::codes(
             at, h, group, [&](int i, int half, const int8x16_t(&nibbles)[4]) INLINE_LAMBDA {
                 const auto from = (uint8_t)(offsetof(Block, qh) + 2 * (size_t)half);
-                const uint8x16_t byte = vaddq_u8(spread, vdupq_n_u8(from));
+                const uint8x16_t byte = vaddq_u8(two_bytes, vdupq_n_u8(from));
                 use_rows(use, i, half, [&](int r) INLINE_LAMBDA {
                     const uint8x16_t set = vtstq_u8(vqtbl1q_u8(h.first.row[r], byte), own_bit);
                     return with_bits(vreinterpretq_u8_s8(nibbles[r]), set, 0x10);
@@ -331,3 +352,12 @@ struct Layout<BlockQ8_0> : UsualLayout, ScaleOnly {
         }
     }
 };
+
+static_assert(NeonLayout<Layout<BlockQ8_0>> && NeonLayout<Layout<BlockQ4_0>> &&
+              NeonLayout<Layout<BlockQ4_1>> && NeonLayout<Layout<BlockQ5_0>> &&
+              NeonLayout<Layout<BlockQ5_1>> && NeonLayout<Layout<BlockQ4_K>> &&
+              NeonLayout<Layout<BlockQ5_K>> && NeonLayout<Layout<BlockQ6_K>>);
+
+}  // namespace
+
+}  // namespace rwkv_edge

@@ -1,12 +1,29 @@
 // SPDX-License-Identifier: Apache-2.0
-// Products with block types, for avx2.inl.
+// Products with block types.
 //
 // Lanes are rows. The codes of 32 columns of eight rows are eight vectors, vector j holding in lane
 // r the codes 4j .. 4j+3 of row r; multiplied with the broadcast activations 4j .. 4j+3 they give
 // the integer dots of eight rows at once. A decode step uses the vectors as they come; with more
 // tokens they go into a tile that all tokens share. Both add the same terms in the same order.
+#pragma once
 
-#include "kernels/avx2_layouts.inl"
+#include <immintrin.h>
+#include <stddef.h>
+#include <string.h>
+
+#include "kernels/generic/inlining.inl"
+#include "kernels/generic/rows.inl"
+#include "kernels/kernels.h"
+#include "kernels/x86/avx2_layouts.inl"
+#include "kernels/x86/avx2_rounded.inl"
+#include "kernels/x86/avx2_vectors.inl"
+
+namespace rwkv_edge {
+
+namespace {
+
+// A point that neither a value nor other PINs may pass.
+#define PIN(vector) asm volatile("" : "+x"(vector))
 
 // --- dots ---
 
@@ -19,7 +36,7 @@ enum { kAddsDots = 1 };
 ALWAYS_INLINE __m256i add_dots(__m256i total, __m256i codes, __m256i x) {
     return _mm256_dpbusd_epi32(total, codes, x);
 }
-ALWAYS_INLINE __m256i add_wide_dots(__m256i total, __m256i codes, __m256i x) {
+ALWAYS_INLINE __m256i add_dots_i16(__m256i total, __m256i codes, __m256i x) {
     return _mm256_dpwssd_epi32(total, codes, x);
 }
 #else
@@ -28,7 +45,7 @@ ALWAYS_INLINE __m256i add_dots(__m256i total, __m256i codes, __m256i x) {
     const __m256i ones = _mm256_set1_epi16(1);
     return _mm256_add_epi32(total, _mm256_madd_epi16(products(codes, x), ones));
 }
-ALWAYS_INLINE __m256i add_wide_dots(__m256i total, __m256i codes, __m256i x) {
+ALWAYS_INLINE __m256i add_dots_i16(__m256i total, __m256i codes, __m256i x) {
     return _mm256_add_epi32(total, _mm256_madd_epi16(codes, x));
 }
 #endif
@@ -59,7 +76,7 @@ ALWAYS_INLINE __m256i broadcast(const void* four_bytes) {
 // Zero times the activations of half a block, as the products of its codes add up: taken from these
 // in i16, so that their sums stay small.
 template <class Block>
-ALWAYS_INLINE __m256i zero_products(const Activation& x, int64_t half) {
+ALWAYS_INLINE __m256i zero_products(const RoundedBlock& x, int half) {
     enum { kTimes = Layout<Block>::kZero / 8 };
     const __m256i sums = broadcast(x.sums8 + 2 * half);
     if (kTimes == 2) return _mm256_add_epi16(sums, sums);
@@ -70,35 +87,34 @@ ALWAYS_INLINE __m256i zero_products(const Activation& x, int64_t half) {
 // i16 may come mixed with others, but each kAdds in order.
 template <class Block>
 struct Dot {
-    enum { kAdds = Layout<Block>::kAdds };
+    enum { kAdds = rwkv_edge::kAdds<Layout<Block>> };
     __m256i sums[8 / kAdds], total;
 
-    // Activations from k on, as many as a vector of codes has columns.
-    ALWAYS_INLINE static __m256i activations(const Activation& x, int64_t k) {
-        return broadcast(x.q + k);
+    // What vector j of block i is multiplied with.
+    ALWAYS_INLINE static __m256i activations(const RoundedRow& x, int64_t i, int j) {
+        return broadcast(x.block[i].q + 4 * j);
     }
 
-    // Vector j, of block i of x, as `xj` broadcast.
+    // Takes in vector j; xj is what `activations` gives, x the block of theirs.
     ALWAYS_INLINE void add(int j, __m256i codes, __m256i xj, const Factors<Block>& factors,
-                           const Activation& x, int64_t i) {
-        if (kAddsDots && !Layout<Block>::kHalfScales) return add_at_once(j, codes, xj, x, i);
+                           const RoundedBlock& x) {
+        if (kAddsDots && !Layout<Block>::kHalfScales) return add_at_once(j, codes, xj, x);
         __m256i product = products(codes, xj);
         if (Layout<Block>::kZero != 0 && j % 4 == 0)
-            product = _mm256_sub_epi16(product, zero_products<Block>(x, 2 * i + j / 4));
+            product = _mm256_sub_epi16(product, zero_products<Block>(x, j / 4));
         __m256i& sum = sums[j / kAdds];
         sum = j % kAdds == 0 ? product : _mm256_add_epi16(sum, product);
         PIN(sum);
         if (j % kAdds != kAdds - 1) return;
-        const __m256i wide = _mm256_madd_epi16(sum, factors.half(j / 4));
-        total = j < kAdds ? wide : _mm256_add_epi32(total, wide);
+        const __m256i dots = _mm256_madd_epi16(sum, factors.half(j / 4));
+        total = j < kAdds ? dots : _mm256_add_epi32(total, dots);
     }
 
 private:
-    ALWAYS_INLINE void add_at_once(int j, __m256i codes, __m256i xj, const Activation& x,
-                                   int64_t i) {
+    ALWAYS_INLINE void add_at_once(int j, __m256i codes, __m256i xj, const RoundedBlock& x) {
         total = add_dots(j == 0 ? _mm256_setzero_si256() : total, codes, xj);
         if (Layout<Block>::kZero != 0 && j % 4 == 0) {
-            const __m256i zero = zero_products<Block>(x, 2 * i + j / 4);
+            const __m256i zero = zero_products<Block>(x, j / 4);
             total = _mm256_sub_epi32(total, _mm256_madd_epi16(zero, _mm256_set1_epi16(1)));
         }
     }
@@ -109,64 +125,54 @@ template <>
 struct Dot<BlockQ8_0> {
     __m256i total;
 
-    ALWAYS_INLINE static __m256i activations(const Activation& x, int64_t k) {
-        return broadcast(x.wide + k);
+    ALWAYS_INLINE static __m256i activations(const RoundedRow& x, int64_t i, int j) {
+        return broadcast(x.q16 + i * kBlock + 2 * j);
     }
 
     ALWAYS_INLINE void add(int j, __m256i codes, __m256i xj, const Factors<BlockQ8_0>&,
-                           const Activation&, int64_t) {
-        total = j == 0 ? _mm256_madd_epi16(codes, xj) : add_wide_dots(total, codes, xj);
+                           const RoundedBlock&) {
+        total = j == 0 ? _mm256_madd_epi16(codes, xj) : add_dots_i16(total, codes, xj);
         PIN(total);
     }
 };
 
-// acc + d * scale * dot [+ m * scale * sum], with block i of x
+// acc + d * scale * dot [+ m * scale * sum]
 template <class Block>
-ALWAYS_INLINE F32 add_block(F32 acc, __m256i dot, F32 d, F32 m, const Activation& x, int64_t i) {
-    acc = fma(_mm256_cvtepi32_ps(dot), mul(d, set(x.scale[i])), acc);
-    if (Layout<Block>::kOffset) acc = fma(m, set(x.scaled_sum[i]), acc);
+ALWAYS_INLINE F32 add_block(F32 acc, __m256i dot, F32 d, F32 m, const RoundedBlock& x) {
+    acc = fma(_mm256_cvtepi32_ps(dot), mul(d, set(x.scale)), acc);
+    if (Layout<Block>::kOffset) acc = fma(m, set(x.scaled_sum), acc);
     return acc;
 }
 
 // --- one token ---
 
-// The activations of one token, four to a vector, broadcast: plain loads are the cheapest.
-template <class Block>
-inline const __m256i* spread(const MatmulArgs& a) {
-    __m256i* x = (__m256i*)a.scratch;
-    for (int64_t i = 0; i < a.cols / 4; ++i) {
-        x[i] = broadcast(a.x.q + 4 * i);
-    }
-    return x;
-}
+// One token's activations.
+struct OneToken {
+    const RoundedBlock* block;
+    const __m256i* q;  // four to a vector, broadcast: plain loads are the cheapest
+};
 
-template <>
-inline const __m256i* spread<BlockQ8_0>(const MatmulArgs&) {
-    return nullptr;  // read along the rows
-}
-
-// A block of Q6_K is not read from front to back, which the hardware would need to fetch ahead. A
-// part with each group: many at once wait for each other.
+// A block of Q6_K is not read from front to back, which the hardware would need in order to fetch
+// ahead. A part with each group: many at once wait for each other.
 template <class Block>
-ALWAYS_INLINE void fetch_ahead(Rows rows, int group) {
+ALWAYS_INLINE void prefetch_ahead(Rows rows, int group) {
     using L = Layout<Block>;
-    if (!L::kFetch) return;
+    if (!L::kPrefetch) return;
     constexpr size_t kPart = sizeof(Block) * L::kGroup / L::kBlocks;
     for (int r = 0; r < 8; ++r)
         for (size_t at = 0; at < kPart; at += 64)
             _mm_prefetch(rows(r) + 512 + (size_t)group * kPart + at, _MM_HINT_T0);
 }
 
-// Adds the products of eight rows with one token from block `i` on, where the rows begin; x holds
-// the activations broadcast, four to a vector.
+// Adds the products of eight rows with one token from block `i` on, where the rows begin.
 template <class Block>
-ALWAYS_INLINE F32 add_blocks(F32 acc, Rows rows, int64_t i, const __m256i* x, const MatmulArgs& a) {
+ALWAYS_INLINE F32 add_blocks(F32 acc, Rows rows, int64_t i, int64_t blocks, OneToken x) {
     using L = Layout<Block>;
-    for (; i < a.cols / kBlock; i += L::kBlocks) {
+    for (; i < blocks; i += L::kBlocks) {
         const typename L::Header header = L::header(rows);
         UNROLL
         for (int group = 0; group < L::kBlocks / L::kGroup; ++group) {
-            fetch_ahead<Block>(rows, group);
+            prefetch_ahead<Block>(rows, group);
             Dot<Block> dots[L::kGroup];
             Factors<Block> factors[L::kGroup];
             UNROLL
@@ -174,13 +180,13 @@ ALWAYS_INLINE F32 add_blocks(F32 acc, Rows rows, int64_t i, const __m256i* x, co
                 factors[b] = Factors<Block>::of(header, group * L::kGroup + b);
             const int64_t first = i + group * L::kGroup;
             L::codes(rows, header, group, [&](int b, int j, __m256i codes) INLINE_LAMBDA {
-                dots[b].add(j, codes, x[(first + b) * 8 + j], factors[b], a.x, first + b);
+                dots[b].add(j, codes, x.q[(first + b) * 8 + j], factors[b], x.block[first + b]);
             });
             UNROLL
             for (int b = 0; b < L::kGroup; ++b) {
                 const int at = group * L::kGroup + b;
                 acc = add_block<Block>(acc, dots[b].total, L::scale(header, at),
-                                       L::offset(header, at), a.x, first + b);
+                                       L::offset(header, at), x.block[first + b]);
             }
         }
         rows.first += sizeof(Block);
@@ -189,17 +195,17 @@ ALWAYS_INLINE F32 add_blocks(F32 acc, Rows rows, int64_t i, const __m256i* x, co
 }
 
 template <class Block>
-ALWAYS_INLINE F32 one_token(Rows rows, const __m256i* x, const MatmulArgs& a) {
-    return add_blocks<Block>(set(0.0f), rows, 0, x, a);
+ALWAYS_INLINE F32 one_token(Rows rows, int64_t blocks, OneToken x) {
+    return add_blocks<Block>(set(0.0f), rows, 0, blocks, x);
 }
 
 // With four bits, what limits is that the chain from a load to its sum is longer than a CPU can
-// look ahead. So bytes are loaded two blocks before their products and turned one before; PIN keeps
-// the order.
+// look ahead. So bytes are loaded two blocks before their products and transposed one before; PIN
+// keeps the order.
 template <class Block>
-ALWAYS_INLINE F32 one_token_of_nibbles(Rows rows, const __m256i* x, const MatmulArgs& a) {
+ALWAYS_INLINE F32 one_token_of_nibbles(Rows rows, int64_t blocks, OneToken x) {
     using L = Layout<Block>;
-    const int64_t last = a.cols / kBlock - 2, size = sizeof(Block);
+    const int64_t last = blocks - 2, size = sizeof(Block);
     F32 acc = set(0.0f);
     int64_t i = 0;
     if (last > 0) {
@@ -211,26 +217,27 @@ ALWAYS_INLINE F32 one_token_of_nibbles(Rows rows, const __m256i* x, const Matmul
             ScaleOffset next = L::header(rows + size);
             PIN(next.d);
             Dot<Block> dot;
-            L::codes_of(bytes, [&](int, int j, __m256i codes)
-                                   INLINE_LAMBDA { dot.add(j, codes, x[8 * i + j], {}, a.x, i); });
-            turn(loaded, bytes);
+            L::codes_of(bytes, [&](int, int j, __m256i codes) INLINE_LAMBDA {
+                dot.add(j, codes, x.q[8 * i + j], {}, x.block[i]);
+            });
+            transpose(loaded, bytes);
             for (int j = 0; j < 4; ++j) PIN(bytes[j]);
             rows.first += size;
             load_pairs(rows + size, offsetof(Block, q), loaded);
             for (int j = 0; j < 4; ++j) PIN(loaded[j]);
-            acc = add_block<Block>(acc, dot.total, now.d, now.m, a.x, i);
+            acc = add_block<Block>(acc, dot.total, now.d, now.m, x.block[i]);
             now = next;
         }
     }
-    return add_blocks<Block>(acc, rows, i, x, a);
+    return add_blocks<Block>(acc, rows, i, blocks, x);
 }
 template <>
-ALWAYS_INLINE F32 one_token<BlockQ4_0>(Rows rows, const __m256i* x, const MatmulArgs& a) {
-    return one_token_of_nibbles<BlockQ4_0>(rows, x, a);
+ALWAYS_INLINE F32 one_token<BlockQ4_0>(Rows rows, int64_t blocks, OneToken x) {
+    return one_token_of_nibbles<BlockQ4_0>(rows, blocks, x);
 }
 template <>
-ALWAYS_INLINE F32 one_token<BlockQ4_1>(Rows rows, const __m256i* x, const MatmulArgs& a) {
-    return one_token_of_nibbles<BlockQ4_1>(rows, x, a);
+ALWAYS_INLINE F32 one_token<BlockQ4_1>(Rows rows, int64_t blocks, OneToken x) {
+    return one_token_of_nibbles<BlockQ4_1>(rows, blocks, x);
 }
 
 // Eight vectors whose lanes are to be added -> lane r = the sum of v[r].
@@ -249,20 +256,20 @@ ALWAYS_INLINE __m256i add_lanes(const __m256i v[8]) {
                             _mm256_permute2x128_si256(fours[0], fours[1], 0x31));
 }
 
-// Bytes are read along the rows: that is cheaper than turning them.
+// Bytes are read along the rows: that is cheaper than transposing them.
 template <>
-ALWAYS_INLINE F32 one_token<BlockQ8_0>(Rows rows, const __m256i*, const MatmulArgs& a) {
+ALWAYS_INLINE F32 one_token<BlockQ8_0>(Rows rows, int64_t blocks, OneToken x) {
     F32 acc = set(0.0f);
-    for (int64_t i = 0; i < a.cols / kBlock; ++i) {
-        const __m256i x = _mm256_loadu_si256((const __m256i*)(a.x.q + i * kBlock));
+    for (int64_t i = 0; i < blocks; ++i) {
+        const __m256i q = _mm256_loadu_si256((const __m256i*)x.block[i].q);
         __m256i dots[8];
         UNROLL
         for (int r = 0; r < 8; ++r) {
             const __m256i w =
                 _mm256_loadu_si256((const __m256i*)(rows(r) + offsetof(BlockQ8_0, q)));
-            dots[r] = add_dots(_mm256_setzero_si256(), _mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
+            dots[r] = add_dots(_mm256_setzero_si256(), _mm256_abs_epi8(w), _mm256_sign_epi8(q, w));
         }
-        const F32 d = mul(halves(rows, 0), set(a.x.scale[i]));
+        const F32 d = mul(halves(rows, 0), set(x.block[i].scale));
         acc = fma(_mm256_cvtepi32_ps(add_lanes(dots)), d, acc);
         rows.first += sizeof(BlockQ8_0);
     }
@@ -281,46 +288,71 @@ struct TileBlock {
     ALWAYS_INLINE void put(int j, __m256i vector) { codes[j] = vector; }
 };
 
-// Rows r .. r + 8 kGroups - 1 and kTokens tokens: each broadcast of activations serves kGroups
-// vectors of codes. store_sums(g, token, sums) puts them where they
-// belong.
-template <class Block, int kGroups, int kTokens, class Store>
-inline void tile_tokens(const TileBlock<Block>* tile, const MatmulArgs& a, int64_t token,
-                        Store store_sums) {
-    enum { kVectors = Layout<Block>::kVectors };
-    const int64_t blocks = a.cols / kBlock;
-    F32 sums[kGroups][kTokens];
-    UNROLL
-    for (int g = 0; g < kGroups; ++g) UNROLL
-    for (int t = 0; t < kTokens; ++t) sums[g][t] = set(0.0f);
-    for (int64_t i = 0; i < blocks; ++i) {
-        Dot<Block> dots[kGroups][kTokens];
+// What block_matmul.inl asks for.
+template <class BlockType>
+struct Avx2Kernel : Avx2 {
+    using Block = BlockType;
+    using Layout = rwkv_edge::Layout<Block>;
+    using Factors = rwkv_edge::Factors<Block>;
+    using Tile = TileBlock<Block>;
+    enum { kTileGroups = 2, kAlongRows = Same<Block, BlockQ8_0> };
+
+    static OneToken activations(const MatmulArgs& a) {
+        const RoundedBlock* block = RoundedRow(a.x, a.cols).block;
+        __m256i* q = (__m256i*)a.scratch;
+        if (!kAlongRows)
+            for (int64_t i = 0; i < a.cols / 4; ++i) q[i] = broadcast(block[i / 8].q + i % 8 * 4);
+        return {block, q};
+    }
+
+    ALWAYS_INLINE static F32 one_token(Rows rows, OneToken x, const MatmulArgs& a) {
+        return rwkv_edge::one_token<Block>(rows, a.cols / kBlock, x);
+    }
+
+    // Rows r .. r + 8 kGroups - 1 and kTokens tokens: each broadcast of activations serves kGroups
+    // vectors of codes.
+    template <int kGroups, int kTokens, class Store>
+    static void tile_tokens(const Tile* tile, const MatmulArgs& a, int64_t token,
+                            Store store_sums) {
+        const int64_t blocks = a.cols / kBlock;
+        const auto row = [&](int t) INLINE_LAMBDA {
+            return RoundedRow((const char*)a.x + (token + t) * a.x_stride, a.cols);
+        };
+        F32 sums[kGroups][kTokens];
         UNROLL
-        for (int j = 0; j < kVectors; ++j) {
+        for (int g = 0; g < kGroups; ++g) UNROLL
+        for (int t = 0; t < kTokens; ++t) sums[g][t] = set(0.0f);
+        for (int64_t i = 0; i < blocks; ++i) {
+            Dot<Block> dots[kGroups][kTokens];
+            UNROLL
+            for (int j = 0; j < Layout::kVectors; ++j) {
+                UNROLL
+                for (int t = 0; t < kTokens; ++t) {
+                    const RoundedRow x = row(t);
+                    const __m256i xj = Dot<Block>::activations(x, i, j);
+                    UNROLL
+                    for (int g = 0; g < kGroups; ++g) {
+                        const Tile& b = tile[g * blocks + i];
+                        dots[g][t].add(j, b.codes[j], xj, b.factors, x.block[i]);
+                    }
+                }
+            }
             UNROLL
             for (int t = 0; t < kTokens; ++t) {
-                const int64_t k = i * kBlock + j * (kBlock / (int)kVectors);
-                const __m256i x = Dot<Block>::activations(a.x, (token + t) * a.cols + k);
                 UNROLL
                 for (int g = 0; g < kGroups; ++g) {
-                    const TileBlock<Block>& b = tile[g * blocks + i];
-                    dots[g][t].add(j, b.codes[j], x, b.factors, a.x, (token + t) * blocks + i);
+                    const Tile& b = tile[g * blocks + i];
+                    sums[g][t] =
+                        add_block<Block>(sums[g][t], dots[g][t].total, b.d, b.m, row(t).block[i]);
                 }
             }
         }
         UNROLL
-        for (int t = 0; t < kTokens; ++t) {
-            UNROLL
-            for (int g = 0; g < kGroups; ++g) {
-                const TileBlock<Block>& b = tile[g * blocks + i];
-                sums[g][t] = add_block<Block>(sums[g][t], dots[g][t].total, b.d, b.m, a.x,
-                                              (token + t) * blocks + i);
-            }
-        }
+        for (int g = 0; g < kGroups; ++g) UNROLL
+        for (int t = 0; t < kTokens; ++t) store_sums(g, token + t, sums[g][t]);
     }
-    UNROLL
-    for (int g = 0; g < kGroups; ++g) UNROLL
-    for (int t = 0; t < kTokens; ++t) store_sums(g, token + t, sums[g][t]);
-}
+};
 
-#include "kernels/block_matmul.inl"
+}  // namespace
+
+}  // namespace rwkv_edge

@@ -1,20 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-// The peaks of this level, for neon.inl: what products are made of, on registers alone. Written in
-// assembly, because a compiler sees that nothing comes of it.
+// The peak of products of codes: their arithmetic on registers alone. Written in assembly, because
+// a compiler sees that nothing comes of it.
+#pragma once
+
+#include <arm_neon.h>
+#include <stdint.h>
+
+#include "kernels/generic/inlining.inl"
+
+namespace rwkv_edge {
+
+namespace {
 
 enum { kPeakSums = 16 };  // in flight, so that none waits for itself
 #define UNROLL_PEAK _Pragma("GCC unroll 16")
-
-int64_t float_peak(int64_t rounds) {
-    const float32x4_t w = vdupq_n_f32(0.5f), x = vdupq_n_f32(0.25f);
-    float32x4_t sums[kPeakSums] = {};
-    for (int64_t i = 0; i < rounds; ++i) {
-        UNROLL_PEAK
-        for (int s = 0; s < kPeakSums; ++s)
-            asm volatile("fmla %0.4s, %1.4s, %2.4s" : "+w"(sums[s]) : "w"(w), "w"(x));
-    }
-    return rounds * kPeakSums * 4 * 2;
-}
 
 // 16 products and their sums.
 ALWAYS_INLINE void add_products(int32x4_t& sum, int8x16_t codes, int8x16_t x) {
@@ -40,3 +39,7 @@ int64_t int8_peak(int64_t rounds) {
     }
     return rounds * kPeakSums * 16 * 2;
 }
+
+}  // namespace
+
+}  // namespace rwkv_edge

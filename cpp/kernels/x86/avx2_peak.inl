@@ -1,15 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
-// The peaks of this level, for avx2.inl: what products are made of, on registers alone. Written in
-// assembly, because a compiler sees that nothing comes of it.
+// The peak of products of codes: their arithmetic on registers alone. Written in assembly, because
+// a compiler sees that nothing comes of it.
+#pragma once
+
+#include <immintrin.h>
+#include <stdint.h>
+
+#include "kernels/generic/inlining.inl"
+
+namespace rwkv_edge {
+
+namespace {
 
 // Sums in flight, so that none waits for itself; with the operands they fill the registers.
 enum { kPeakSums = 12 };
 #define UNROLL_PEAK _Pragma("GCC unroll 12")
-
-ALWAYS_INLINE F32 add_products(F32 sum, F32 w, F32 x) {
-    asm volatile("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(w), "x"(x));
-    return sum;
-}
 
 #ifdef __AVX512VNNI__
 ALWAYS_INLINE __m256i add_products(__m256i sum, __m256i codes, __m256i x, __m256i) {
@@ -29,16 +34,6 @@ ALWAYS_INLINE __m256i add_products(__m256i sum, __m256i codes, __m256i x, __m256
 }
 #endif
 
-int64_t float_peak(int64_t rounds) {
-    const F32 w = set(0.5f), x = set(0.25f);
-    F32 sums[kPeakSums] = {};
-    for (int64_t i = 0; i < rounds; ++i) {
-        UNROLL_PEAK
-        for (int s = 0; s < kPeakSums; ++s) sums[s] = add_products(sums[s], w, x);
-    }
-    return rounds * kPeakSums * 8 * 2;
-}
-
 int64_t int8_peak(int64_t rounds) {
     const __m256i codes = _mm256_set1_epi8(15), x = _mm256_set1_epi8(-127);
     const __m256i ones = _mm256_set1_epi16(1);
@@ -49,3 +44,7 @@ int64_t int8_peak(int64_t rounds) {
     }
     return rounds * kPeakSums * 32 * 2;
 }
+
+}  // namespace
+
+}  // namespace rwkv_edge

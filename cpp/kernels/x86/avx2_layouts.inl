@@ -1,6 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
-// How the block types lie in memory, for avx2_blocks.inl: their codes as vectors whose lanes are
-// rows, vector j holding in lane r the codes 4j .. 4j+3 of row r.
+// How the block types lie in memory: their codes as vectors whose lanes are rows, vector j holding
+// in lane r the codes 4j .. 4j+3 of row r.
+#pragma once
+
+#include <immintrin.h>
+#include <stddef.h>
+#include <string.h>
+
+#include "kernels/generic/block_matmul.inl"
+#include "kernels/generic/inlining.inl"
+#include "kernels/generic/rows.inl"
+#include "kernels/x86/avx2_vectors.inl"
+#include "quant/blocks.h"
+
+namespace rwkv_edge {
+
+namespace {
 
 // 16 bytes at `at` of rows r and r + 4 in the halves of in[r].
 ALWAYS_INLINE void load_pairs(Rows rows, size_t at, __m256i in[4]) {
@@ -13,7 +28,7 @@ ALWAYS_INLINE void load_pairs(Rows rows, size_t at, __m256i in[4]) {
 }
 
 // ... -> out[j], lane r = dword j of row r.
-ALWAYS_INLINE void turn(const __m256i in[4], __m256i out[4]) {
+ALWAYS_INLINE void transpose(const __m256i in[4], __m256i out[4]) {
     const __m256i a = _mm256_unpacklo_epi32(in[0], in[1]), b = _mm256_unpackhi_epi32(in[0], in[1]);
     const __m256i c = _mm256_unpacklo_epi32(in[2], in[3]), d = _mm256_unpackhi_epi32(in[2], in[3]);
     out[0] = _mm256_unpacklo_epi64(a, c);
@@ -25,7 +40,7 @@ ALWAYS_INLINE void turn(const __m256i in[4], __m256i out[4]) {
 ALWAYS_INLINE void dwords(Rows rows, size_t at, __m256i out[4]) {
     __m256i in[4];
     load_pairs(rows, at, in);
-    turn(in, out);
+    transpose(in, out);
 }
 
 // The half at byte `at` of every row.
@@ -108,24 +123,35 @@ ALWAYS_INLINE __m256i byte_pair(__m256i v, int a, int b) {
 
 // --- the types ---
 //
-// A Layout says how a block of a type makes the codes of kBlocks times 32 columns:
-//   kGroup    how many of them come out of the same bytes
-//   kAdds     how many products of a vector an i16 can add up, zero's taken off (codes of 15 times
-//             127, two per i16: 3810 x 8 < 2^15; 31: 7874 x 4; -16 to 15: 4064 x 8; -32 to 31: 8128
-//             x 4)
-//   kZero     the code that means zero, or 0
-//   kOffset   whether m is added to every value
-//   kHalfScales   whether each 16 columns have a scale of their own
-//   kFetch    whether a decode step must ask for blocks ahead
-//   Header    what is read once per block
+// A Layout says how a block of a type makes its codes: BlockLayout (block_matmul.inl) and, with
+// AVX2,
+//   kLargest  the largest magnitude of a code less zero
 //   kVectors  how many vectors of codes 32 columns are
-//   codes     calls use(i, j, codes) for each vector j of each 32 columns i of a group
-//   scale, offset   d and m of 32 columns
+//   kPrefetch whether a decode step must ask for blocks ahead
 
 // What a type has unless it says otherwise.
 struct UsualLayout {
-    enum { kVectors = 8, kFetch = 0, kHalfScales = 0 };
+    enum { kVectors = 8, kPrefetch = 0, kHalfScales = 0 };
 };
+
+struct Avx2 {
+    using Lanes = F32;
+    enum { kLanes = 8 };
+    struct UseCodes {
+        void operator()(int i, int j, __m256i codes) const;
+    };
+    ALWAYS_INLINE static void store(float* p, Lanes v) { rwkv_edge::store(p, v); }
+};
+template <class L>
+concept Avx2Layout = BlockLayout<L, Avx2> && requires {
+    requires L::kVectors == 8 || L::kVectors == 16;
+    requires L::kPrefetch == 0 || L::kPrefetch == 1;
+    requires L::kLargest > 0 && L::kLargest <= 128;
+};
+
+// How many products of a vector of codes an i16 can add up: each adds two codes times 127.
+template <class L>
+constexpr int kAdds = 2 * L::kLargest * 127 * 8 < 1 << 15 ? 8 : 4;
 
 // Types of one block of 32 whose codes are nibbles, and perhaps a fifth bit.
 template <class Block>
@@ -140,7 +166,7 @@ struct NibbleLayout : UsualLayout {
         dwords(at, offsetof(Block, q), bytes);
         codes_of(bytes, use);
     }
-    // From the block's bytes, turned.
+    // From the block's bytes, transposed.
     template <class Use>
     ALWAYS_INLINE static void codes_of(const __m256i bytes[4], Use use) {
         UNROLL
@@ -190,15 +216,15 @@ struct FifthBitLayout : NibbleLayout<Block> {
 
 template <>
 struct Layout<BlockQ4_0> : NibbleLayout<BlockQ4_0>, ScaleOnly {
-    enum { kAdds = 8, kZero = 8, kOffset = 0 };
+    enum { kLargest = 8, kZero = 8, kOffset = 0 };
 };
 template <>
 struct Layout<BlockQ4_1> : NibbleLayout<BlockQ4_1>, ScaleAndOffset {
-    enum { kAdds = 8, kZero = 0, kOffset = 1 };
+    enum { kLargest = 15, kZero = 0, kOffset = 1 };
 };
 template <>
 struct Layout<BlockQ5_0> : FifthBitLayout<BlockQ5_0> {
-    enum { kAdds = 8, kZero = 16, kOffset = 0 };
+    enum { kLargest = 16, kZero = 16, kOffset = 0 };
     ALWAYS_INLINE static Header header(Rows at) {
         const DwordPair v = dword_pair(at, 0);  // qh lies astride
         const __m256i qh =
@@ -208,7 +234,7 @@ struct Layout<BlockQ5_0> : FifthBitLayout<BlockQ5_0> {
 };
 template <>
 struct Layout<BlockQ5_1> : FifthBitLayout<BlockQ5_1> {
-    enum { kAdds = 4, kZero = 0, kOffset = 1 };
+    enum { kLargest = 31, kZero = 0, kOffset = 1 };
     ALWAYS_INLINE static Header header(Rows at) {
         const DwordPair v = dword_pair(at, 0);
         return {two_halves(v.first), v.second};
@@ -244,7 +270,7 @@ ALWAYS_INLINE F32 offset_k(const ScalesK& h, int i) {
 
 template <>
 struct Layout<BlockQ4_K> : UsualLayout {
-    enum { kBlocks = 8, kGroup = 2, kAdds = 8, kZero = 0, kOffset = 1 };
+    enum { kBlocks = 8, kGroup = 2, kLargest = 15, kZero = 0, kOffset = 1 };
     using Header = ScalesK;
     ALWAYS_INLINE static Header header(Rows at) { return scales_k(at); }
     template <class Use>
@@ -266,7 +292,7 @@ struct Layout<BlockQ4_K> : UsualLayout {
 
 template <>
 struct Layout<BlockQ5_K> : UsualLayout {
-    enum { kBlocks = 8, kGroup = 2, kAdds = 4, kZero = 0, kOffset = 1 };
+    enum { kBlocks = 8, kGroup = 2, kLargest = 31, kZero = 0, kOffset = 1 };
     struct Header {
         ScalesK k;
         __m256i qh[8];
@@ -303,10 +329,10 @@ struct Layout<BlockQ6_K> : UsualLayout {
     enum {
         kBlocks = 8,
         kGroup = 4,
-        kAdds = 4,
+        kLargest = 32,
         kZero = 32,
         kOffset = 0,
-        kFetch = 1,
+        kPrefetch = 1,
         kHalfScales = 1
     };
     struct Header {
@@ -351,7 +377,7 @@ struct Layout<BlockQ6_K> : UsualLayout {
 // Signed codes are widened to i16: vector j holds columns 2j and 2j + 1.
 template <>
 struct Layout<BlockQ8_0> : UsualLayout, ScaleOnly {
-    enum { kBlocks = 1, kGroup = 1, kVectors = 16, kAdds = 1, kZero = 0, kOffset = 0 };
+    enum { kBlocks = 1, kGroup = 1, kVectors = 16, kLargest = 128, kZero = 0, kOffset = 0 };
     template <class Use>
     ALWAYS_INLINE static void codes(Rows at, const Header&, int, Use use) {
         UNROLL
@@ -366,3 +392,14 @@ struct Layout<BlockQ8_0> : UsualLayout, ScaleOnly {
         }
     }
 };
+
+static_assert(Avx2Layout<Layout<BlockQ8_0>> && Avx2Layout<Layout<BlockQ4_0>> &&
+              Avx2Layout<Layout<BlockQ4_1>> && Avx2Layout<Layout<BlockQ5_0>> &&
+              Avx2Layout<Layout<BlockQ5_1>> && Avx2Layout<Layout<BlockQ4_K>> &&
+              Avx2Layout<Layout<BlockQ5_K>> && Avx2Layout<Layout<BlockQ6_K>>);
+// codes of 32 times 127, two per product
+static_assert(kAdds<Layout<BlockQ5_0>> == 8 && kAdds<Layout<BlockQ6_K>> == 4);
+
+}  // namespace
+
+}  // namespace rwkv_edge

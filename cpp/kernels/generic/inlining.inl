@@ -1,0 +1,8 @@
+// SPDX-License-Identifier: Apache-2.0
+// The inner loops are meant to be unrolled and inlined whole, and sums to be formed in the order
+// written: left alone, compilers hoist products until they spill.
+#pragma once
+
+#define ALWAYS_INLINE __attribute__((always_inline)) inline
+#define INLINE_LAMBDA __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 16")
