@@ -1,185 +1,221 @@
 // SPDX-License-Identifier: Apache-2.0
-// Products with block types, for avx512.cpp.
-
-// --- few tokens ---
+// Products with block types in 512 bits.
 //
-// Codes are multiplied along the rows, as they come, eight rows at a time: their dots lie four to
-// 16 columns, which additions across the rows sum up, so that the eight rows end in the lanes of
-// one vector.
+// Few tokens: codes are multiplied along the rows, as they come. A vector of dots holds those of
+// four columns in a lane; additions across eight rows put the dots of a block into eight lanes.
+// Many tokens: the codes of 16 rows are transposed into a tile, so that lanes are rows, and a tile
+// serves all tokens. Both add the same terms in the same order: that of AVX2.
+#pragma once
 
-enum { kStepColumns = 128, kFewTokens = 8 };
+#include <immintrin.h>
+#include <string.h>
 
-// The rounded activations of a step of one token, in the order of the codes, and where dots begin:
-// at minus zero times the sum of what they multiply.
-struct StepInput {
-    Ints q[2], starts[2];
-};
+#include "kernels/x86/avx512_layouts.inl"
+#include "kernels/x86/avx512_rounded.inl"
+#include "kernels/x86/avx512_rows.inl"
 
-ALWAYS_INLINE Ints dot(Ints sums, Ints codes, Ints q) { return _mm512_dpbusd_epi32(sums, codes, q); }
+namespace rwkv_edge {
 
-template <class Block>
-ALWAYS_INLINE StepInput step_input(Ints first, Ints second) {
-    using L = Layout<Block>;
-    StepInput to;
-    to.q[0] = first;
-    to.q[1] = second;
-    if (L::kOrder == kHalves) {
-        const Ints even = _mm512_setr_epi64(0, 1, 4, 5, 8, 9, 12, 13);
-        const Ints odd = _mm512_setr_epi64(2, 3, 6, 7, 10, 11, 14, 15);
-        to.q[0] = _mm512_permutex2var_epi64(first, even, second);
-        to.q[1] = _mm512_permutex2var_epi64(first, odd, second);
-    }
-    if (L::kOrder == kPairs) {
-        to.q[0] = _mm512_shuffle_i64x2(first, second, 0x44);
-        to.q[1] = _mm512_shuffle_i64x2(first, second, 0xee);
-    }
-    const Ints zero = _mm512_setzero_si512(), times = bytes((char)L::kZero);
-    Ints sums = dot(zero, times, to.q[0]);
-    if (L::kOrder == kHalves) sums = dot(sums, times, to.q[1]);
-    to.starts[0] = _mm512_sub_epi32(zero, sums);
-    to.starts[1] = _mm512_sub_epi32(zero, dot(zero, times, to.q[1]));
-    return to;
+namespace {
+
+ALWAYS_INLINE Ints add_dots(Ints sums, Ints codes, Ints q) {
+    return _mm512_dpbusd_epi32(sums, codes, q);
 }
 
-// [token][step]
+// A part of a row that ends before a step does, in a copy with zeros behind it.
+template <class Block>
+struct Padded {
+    char row[8][4 * sizeof(Block)];
+
+    EightRows copy(const EightRows& rows, int64_t blocks) {
+        EightRows copies = {};
+        memset(row, 0, sizeof row);
+        for (int r = 0; r < 8; ++r) {
+            memcpy(row[r], rows[r], (size_t)blocks * sizeof(Block));
+            copies.first[r] = row[r];
+        }
+        return copies;
+    }
+};
+
+// --- few tokens ---
+
+enum { kFewTokens = 8 };
+
+// What a step is multiplied with: the activations of one token, the first 16 of each block and the
+// others, and where dots begin: at minus zero times the sum of those that they multiply.
+struct StepInput {
+    Ints q[2], start[2];
+};
+
+// Lanes of 128 bits: the even ones of a and b, and the odd ones.
+ALWAYS_INLINE void sort_lanes(Ints a, Ints b, Ints to[2]) {
+    to[0] = _mm512_permutex2var_epi64(a, _mm512_setr_epi64(0, 1, 4, 5, 8, 9, 12, 13), b);
+    to[1] = _mm512_permutex2var_epi64(a, _mm512_setr_epi64(2, 3, 6, 7, 10, 11, 14, 15), b);
+}
+
+template <class Block>
+ALWAYS_INLINE StepInput step_input(Ints first, Ints last) {
+    using L = Layout<Block>;
+    StepInput x;
+    sort_lanes(first, last, x.q);
+    const Ints none = _mm512_setzero_si512(), zero = bytes(L::kZero);
+    const Ints sums[2] = {add_dots(none, zero, x.q[0]), add_dots(none, zero, x.q[1])};
+    const Ints all = L::kFactors ? sums[0] : _mm512_add_epi32(sums[0], sums[1]);
+    x.start[0] = _mm512_sub_epi32(none, all);
+    x.start[1] = _mm512_sub_epi32(none, sums[1]);
+    return x;
+}
+
+// [token][step]; past the end of a row, zeros.
 template <class Block>
 inline const StepInput* step_inputs(const MatmulArgs& a) {
     StepInput* to = (StepInput*)a.scratch;
     for (int64_t t = 0; t < a.tokens; ++t) {
-        const int8_t* q = rounded(a, t).q;
+        const int8_t* q = RoundedRow(a, t).q;
         int64_t k = 0;
-        for (; k + kStepColumns <= a.cols; k += kStepColumns)
-            *to++ = step_input<Block>(load512(q + k), load512(q + k + 64));
+        for (; k + 128 <= a.cols; k += 128)
+            *to++ = step_input<Block>(load(q + k), load(q + k + 64));
         if (k == a.cols) continue;
-        const uint64_t one = 1;
-        const int64_t n = a.cols - k;  // 32, 64 or 96
-        const Ints first = _mm512_maskz_loadu_epi8(n < 64 ? (one << n) - 1 : ~0ull, q + k);
-        const Ints second =
-            _mm512_maskz_loadu_epi8(n > 64 ? (one << (n - 64)) - 1 : 0, q + k + 64);
-        *to++ = step_input<Block>(first, second);
+        char last[128] = {};
+        memcpy(last, q + k, (size_t)(a.cols - k));
+        *to++ = step_input<Block>(load(last), load(last + 64));
     }
     return (const StepInput*)a.scratch;
 }
 
-// The sums over 128-bit lanes: lane i of the result holds those of lane i of four vectors.
-ALWAYS_INLINE Ints sum_lanes(const Ints v[4]) {
-    const Ints a = _mm512_add_epi32(_mm512_unpacklo_epi32(v[0], v[1]), _mm512_unpackhi_epi32(v[0], v[1]));
-    const Ints b = _mm512_add_epi32(_mm512_unpacklo_epi32(v[2], v[3]), _mm512_unpackhi_epi32(v[2], v[3]));
-    return _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
-}
-
-// The integer dots of a step with one token, as floats: of every 32 columns, of eight rows.
+// Codes in the order of a StepInput.
 template <class Block>
-ALWAYS_INLINE void step_dots(const Step& s, const StepInput& x, Eight dots[4]) {
+ALWAYS_INLINE void sort_codes(Step& s) {
     using L = Layout<Block>;
-    Ints v[8];
-    if constexpr (L::kOrder == kHalves) {
-        UNROLL
-        for (int r = 0; r < 8; ++r)
-            v[r] = dot(dot(L::kZero == 0 ? _mm512_setzero_si512() : x.starts[0], s.codes[0][r], x.q[0]),
-                       s.codes[1][r], x.q[1]);
-        const Ints low = sum_lanes(v), high = sum_lanes(v + 4);
-        const Ints first = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11);
-        const Ints last = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
-        split(_mm512_cvtepi32_ps(_mm512_permutex2var_epi64(low, first, high)), &dots[0], &dots[1]);
-        split(_mm512_cvtepi32_ps(_mm512_permutex2var_epi64(low, last, high)), &dots[2], &dots[3]);
-    } else {
-        const Ints even = _mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13);
-        const Ints odd = _mm512_setr_epi64(2, 3, 10, 11, 6, 7, 14, 15);
-        UNROLL
-        for (int half = 0; half < 2; ++half) {
-            UNROLL
-            for (int r = 0; r < 8; ++r)
-                v[r] = dot(L::kZero == 0 ? _mm512_setzero_si512() : x.starts[half], s.codes[half][r],
-                           x.q[half]);
-            const Ints low = sum_lanes(v), high = sum_lanes(v + 4);
-            Ints e = _mm512_permutex2var_epi64(low, even, high);
-            Ints o = _mm512_permutex2var_epi64(low, odd, high);
-            if (L::kFactors) {
-                e = _mm512_mullo_epi32(e, s.factors[2 * half]);
-                o = _mm512_mullo_epi32(o, s.factors[2 * half + 1]);
-            }
-            const Floats sums = _mm512_cvtepi32_ps(_mm512_add_epi32(e, o));
-            if (L::kOrder == kPairs)
-                split(sums, &dots[half], &dots[half + 2]);
-            else
-                split(sums, &dots[2 * half], &dots[2 * half + 1]);
+    UNROLL
+    for (int r = 0; r < 8; ++r) {
+        Ints first = s.codes[0][r], last = s.codes[1][r];
+        if (L::kNibbles) {
+            last = high_nibbles(first);
+            first = low_nibbles(first);
         }
+        Ints sorted[2] = {first, last};
+        if (L::kOrder == kInOrder) sort_lanes(first, last, sorted);
+        if (L::kOrder == kPairs) {
+            sorted[0] =
+                _mm512_permutex2var_epi64(first, _mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13), last);
+            sorted[1] = _mm512_permutex2var_epi64(
+                first, _mm512_setr_epi64(2, 3, 10, 11, 6, 7, 14, 15), last);
+        }
+        s.codes[0][r] = sorted[0];
+        s.codes[1][r] = sorted[1];
     }
 }
 
-// Adds the terms of `blocks` times 32 columns.
+// Lanes of 128 bits: the sums over lane i of four vectors side by side in lane i.
+ALWAYS_INLINE Ints sum_lanes(const Ints v[4]) {
+    const auto halves = [](Ints a, Ints b) INLINE_LAMBDA {
+        return _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    };
+    const Ints a = halves(v[0], v[1]), b = halves(v[2], v[3]);
+    return _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+}
+
+// The sums over lane i of eight vectors: in to[i / 2], those of lane 0 or 2 and then of 1 or 3.
+ALWAYS_INLINE void sum_rows(const Ints v[8], Ints to[2]) {
+    const Ints low = sum_lanes(v), high = sum_lanes(v + 4);
+    to[0] = _mm512_permutex2var_epi64(low, _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), high);
+    to[1] = _mm512_permutex2var_epi64(low, _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15), high);
+}
+
+// The dots of a step with one token, of every 32 columns.
 template <class Block>
-ALWAYS_INLINE Eight add_step(Eight acc, const Step& s, const StepInput& x, const BlockSums* sums,
-                             int64_t blocks) {
+ALWAYS_INLINE void step_dots(const Step& s, const StepInput& x, Eight dots[4]) {
+    using L = Layout<Block>;
+    const auto start = [&](int half) INLINE_LAMBDA {
+        return L::kZero == 0 ? _mm512_setzero_si512() : x.start[half];
+    };
+    Ints v[8], sums[2];
+    UNROLL
+    for (int r = 0; r < 8; ++r) {
+        v[r] = add_dots(start(0), s.codes[0][r], x.q[0]);
+        if (!L::kFactors) v[r] = add_dots(v[r], s.codes[1][r], x.q[1]);
+    }
+    sum_rows(v, sums);
+    if (L::kFactors) {
+        UNROLL
+        for (int r = 0; r < 8; ++r) v[r] = add_dots(start(1), s.codes[1][r], x.q[1]);
+        Ints others[2];
+        sum_rows(v, others);
+        UNROLL
+        for (int i = 0; i < 2; ++i)
+            sums[i] = _mm512_add_epi32(_mm512_mullo_epi32(sums[i], s.factors[i][0]),
+                                       _mm512_mullo_epi32(others[i], s.factors[i][1]));
+    }
+    split(_mm512_cvtepi32_ps(sums[0]), dots);
+    split(_mm512_cvtepi32_ps(sums[1]), dots + 2);
+}
+
+// Adds the products of the first `blocks` times 32 columns of a step.
+template <class Block>
+ALWAYS_INLINE Eight add_step(Eight acc, const Step& s, const StepInput& x,
+                             const RoundedBlock* block, int64_t blocks) {
     Eight dots[4];
     step_dots<Block>(s, x, dots);
     UNROLL
     for (int b = 0; b < 4; ++b) {
         if (b >= blocks) break;
-        acc = _mm256_fmadd_ps(dots[b], _mm256_mul_ps(s.d[b], _mm256_set1_ps(sums[b].scale)), acc);
+        acc = _mm256_fmadd_ps(dots[b], _mm256_mul_ps(s.d[b], _mm256_set1_ps(block[b].scale)), acc);
         if (Layout<Block>::kOffset)
-            acc = _mm256_fmadd_ps(s.m[b], _mm256_set1_ps(sums[b].scaled_sum), acc);
+            acc = _mm256_fmadd_ps(s.m[b], _mm256_set1_ps(block[b].scaled_sum), acc);
     }
     return acc;
 }
 
+// Memory is asked for a little ahead: the hardware alone fetches too late.
 template <class Block>
-ALWAYS_INLINE void fetch_ahead(const EightRows& rows) {
-    constexpr int kBytes = Layout<Block>::kBlocks == 1 ? 4 * sizeof(Block) : sizeof(Block);
+ALWAYS_INLINE void prefetch_ahead(const EightRows& rows) {
     UNROLL
     for (int r = 0; r < 8; ++r)
-        for (int at = 0; at < kBytes - 24; at += 64)
-            _mm_prefetch(rows[r] + Layout<Block>::kAhead + at, _MM_HINT_T0);
+        for (int at = 0; at + 32 < Layout<Block>::kBytes; at += 64)
+            _mm_prefetch(rows[r] + 1024 + at, _MM_HINT_T0);
 }
 
-// sums[t] = the products of eight rows with token t; kTokens is 1 or any number up to kFewTokens.
+// The products of eight rows; kTokens is 1 or kFewTokens, that is as many as there are.
 template <class Block, int kTokens>
 inline void few_tokens(EightRows rows, const StepInput* x, const MatmulArgs& a, Eight* sums) {
     using L = Layout<Block>;
-    enum { kSteps = L::kBlocks == 1 ? 1 : 2 };  // that share a header
     const int64_t tokens = kTokens == 1 ? 1 : a.tokens, blocks = a.cols / kBlock;
     const int64_t steps = (blocks + 3) / 4;
     Eight acc[kTokens];
     for (int t = 0; t < kTokens; ++t) acc[t] = _mm256_setzero_ps();
-    const auto add = [&](const Step& s, int64_t i, int64_t n) INLINE_LAMBDA {
-        for (int64_t t = 0; t < tokens; ++t)
-            acc[t] = add_step<Block>(acc[t], s, x[t * steps + i], rounded(a, t).blocks + 4 * i, n);
-    };
     int64_t i = 0;
-    for (; 4 * i + 4 * kSteps <= blocks; i += kSteps) {
-        fetch_ahead<Block>(rows);
+    const auto add = [&](Step& s, int64_t n) INLINE_LAMBDA {
+        sort_codes<Block>(s);
+        for (int64_t t = 0; t < tokens; ++t)
+            acc[t] =
+                add_step<Block>(acc[t], s, x[t * steps + i / 4], RoundedRow(a, t).block + i, n);
+        i += 4;
+    };
+    while (i + 4 * L::kSteps <= blocks) {
+        prefetch_ahead<Block>(rows);
         const typename L::Header header = L::header(rows);
         UNROLL
-        for (int half = 0; half < kSteps; ++half) {
+        for (int step = 0; step < L::kSteps; ++step) {
             Step s;
-            L::unpack(header, rows, half, s);
-            add(s, i + half, 4);
+            L::unpack(header, rows, step, s);
+            add(s, 4);
         }
-        rows.at += (kSteps == 1 ? 4 : 1) * (int64_t)sizeof(Block);
+        rows.at += L::kBytes;
     }
-    if constexpr (kSteps == 1) {
-        if (4 * i < blocks) {
-            char padded[8][4 * sizeof(Block)] = {};
-            EightRows last = {};
-            for (int r = 0; r < 8; ++r) {
-                memcpy(padded[r], rows[r], (size_t)(blocks - 4 * i) * sizeof(Block));
-                last.first[r] = padded[r];
-            }
+    if constexpr (L::kSteps == 1) {
+        if (i < blocks) {
+            Padded<Block> padded;
             Step s;
-            L::unpack({}, last, 0, s);
-            add(s, i, blocks - 4 * i);
+            L::unpack({}, padded.copy(rows, blocks - i), 0, s);
+            add(s, blocks - i);
         }
     }
     for (int t = 0; t < tokens; ++t) sums[t] = acc[t];
 }
 
 // --- many tokens ---
-//
-// Lanes are 16 rows. A tile of kTileColumns columns of 32 rows is unpacked and serves all tokens out of the
-// first cache. The sums wait in memory from one tile to the next.
-
-enum { kTileColumns = 512, kTileBlocks = kTileColumns / kBlock, kTileTokens = 64 };
 
 // 32 columns of 16 rows.
 struct TileBlock {
@@ -188,30 +224,29 @@ struct TileBlock {
     Ints factors[2];
 };
 
+// 512 columns of 32 rows fit the first cache. The sums wait in memory from one tile to the next.
 struct Tile {
-    TileBlock blocks[kTileBlocks][2];  // [block][rows / 16]
-    Floats sums[kTileTokens][2];
+    enum { kBlocks = 16, kTokens = 64 };
+    TileBlock block[kBlocks][2];  // [block][rows / 16]
+    Floats sums[kTokens][2];
 };
+static_assert(sizeof(Tile) <= kPanelScratch, "a tile fits the scratch");
 
-// v[r] dword j -> v[j] dword r.
+// Dword j of v[r] becomes dword r of v[j].
 ALWAYS_INLINE void transpose(Ints v[16]) {
-    Ints w[16];
     UNROLL
-    for (int i = 0; i < 16; i += 2) {
-        w[i] = _mm512_unpacklo_epi32(v[i], v[i + 1]);
-        w[i + 1] = _mm512_unpackhi_epi32(v[i], v[i + 1]);
+    for (int i = 0; i < 16; i += 4) {  // of four rows: lane l of v[i + j] holds dwords 4l + j
+        const Ints a = _mm512_unpacklo_epi32(v[i], v[i + 1]);
+        const Ints b = _mm512_unpackhi_epi32(v[i], v[i + 1]);
+        const Ints c = _mm512_unpacklo_epi32(v[i + 2], v[i + 3]);
+        const Ints d = _mm512_unpackhi_epi32(v[i + 2], v[i + 3]);
+        v[i] = _mm512_unpacklo_epi64(a, c);
+        v[i + 1] = _mm512_unpackhi_epi64(a, c);
+        v[i + 2] = _mm512_unpacklo_epi64(b, d);
+        v[i + 3] = _mm512_unpackhi_epi64(b, d);
     }
-    // now lane l of v[4g + j] is to hold the dwords 4l + j of rows 4g .. 4g+3
     UNROLL
-    for (int g = 0; g < 16; g += 4) {
-        v[g] = _mm512_unpacklo_epi64(w[g], w[g + 2]);
-        v[g + 1] = _mm512_unpackhi_epi64(w[g], w[g + 2]);
-        v[g + 2] = _mm512_unpacklo_epi64(w[g + 1], w[g + 3]);
-        v[g + 3] = _mm512_unpackhi_epi64(w[g + 1], w[g + 3]);
-    }
-    // a transposition of 4 x 4 lanes for each j
-    UNROLL
-    for (int j = 0; j < 4; ++j) {
+    for (int j = 0; j < 4; ++j) {  // lane l of v[4i + j] goes to lane i of v[4l + j]
         const Ints a = _mm512_shuffle_i32x4(v[j], v[4 + j], 0x44);
         const Ints b = _mm512_shuffle_i32x4(v[8 + j], v[12 + j], 0x44);
         const Ints c = _mm512_shuffle_i32x4(v[j], v[4 + j], 0xee);
@@ -223,180 +258,173 @@ ALWAYS_INLINE void transpose(Ints v[16]) {
     }
 }
 
-// Four blocks of 16 rows, from two steps of eight.
+// Where dword i of half h of a step belongs.
+struct Place {
+    int block, vector;
+};
 template <class Block>
-ALWAYS_INLINE void fill_step(const Step& first, const Step& last, TileBlock (*to)[2], int64_t blocks) {
+constexpr Place place(int h, int i) {
+    const Order order = Layout<Block>::kOrder;
+    const int lane = i / 4;
+    if (order == kHalves) return {lane, 4 * h + i % 4};
+    return {order == kInOrder ? 2 * h + lane / 2 : lane / 2 * 2 + h, i % 8};
+}
+
+// 128 columns of 16 rows, from two steps of eight; the first n blocks are wanted.
+template <class Block>
+ALWAYS_INLINE void fill_blocks(const Step (&s)[2], TileBlock (*to)[2], int64_t n) {
     using L = Layout<Block>;
+    const auto put = [&](int h, int i, Ints codes) INLINE_LAMBDA {
+        const Place p = place<Block>(h, i);
+        if (p.block < n) to[p.block]->codes[p.vector] = codes;
+    };
     UNROLL
-    for (int half = 0; half < 2; ++half) {
+    for (int h = 0; h < (L::kNibbles ? 1 : 2); ++h) {
         Ints v[16];
         UNROLL
-        for (int r = 0; r < 8; ++r) {
-            v[r] = first.codes[half][r];
-            v[8 + r] = last.codes[half][r];
-        }
+        for (int r = 0; r < 16; ++r) v[r] = s[r / 8].codes[h][r % 8];
         transpose(v);
         UNROLL
         for (int i = 0; i < 16; ++i) {
-            const int b = L::kOrder == kHalves ? i / 4 : L::kOrder == kPairs ? i / 8 * 2 + half : half * 2 + i / 8;
-            const int j = L::kOrder == kHalves ? half * 4 + i % 4 : i % 8;
-            if (b < blocks) to[b]->codes[j] = v[i];
+            put(h, i, L::kNibbles ? low_nibbles(v[i]) : v[i]);
+            if (L::kNibbles) put(1, i, high_nibbles(v[i]));
         }
     }
     UNROLL
     for (int b = 0; b < 4; ++b) {
-        if (b >= blocks) break;
-        to[b]->d = join(first.d[b], last.d[b]);
-        if (L::kOffset) to[b]->m = join(first.m[b], last.m[b]);
-        if (L::kFactors) {
-            UNROLL
-            for (int i = 0; i < 2; ++i) {
-                // the first block of a pair of vectors is in their first halves
-                const Ints low = first.factors[b / 2 * 2 + i], high = last.factors[b / 2 * 2 + i];
-                to[b]->factors[i] = _mm512_shuffle_i64x2(low, high, b % 2 == 0 ? 0x44 : 0xee);
-            }
-        }
+        if (b >= n) break;
+        to[b]->d = join(s[0].d[b], s[1].d[b]);
+        if (L::kOffset) to[b]->m = join(s[0].m[b], s[1].m[b]);
+        UNROLL
+        for (int h = 0; h < 2 * L::kFactors; ++h)
+            to[b]->factors[h] = _mm512_shuffle_i64x2(s[0].factors[b / 2][h], s[1].factors[b / 2][h],
+                                                     b % 2 == 0 ? 0x44 : 0xee);
     }
 }
 
-// `blocks` blocks of 16 rows.
+// `blocks` times 32 columns of 16 rows.
 template <class Block>
-inline void fill_tile(EightRows first, EightRows last, int64_t blocks, TileBlock (*to)[2]) {
+inline void fill_tile(EightRows low, EightRows high, int64_t blocks, TileBlock (*to)[2]) {
     using L = Layout<Block>;
-    enum { kSteps = L::kBlocks == 1 ? 1 : 2 };
+    Step s[2];
     int64_t i = 0;
-    for (; i + 4 * kSteps <= blocks; i += 4 * kSteps) {
-        const typename L::Header first_header = L::header(first), last_header = L::header(last);
+    while (i + 4 * L::kSteps <= blocks) {
+        const typename L::Header headers[2] = {L::header(low), L::header(high)};
         UNROLL
-        for (int half = 0; half < kSteps; ++half) {
-            Step low, high;
-            L::unpack(first_header, first, half, low);
-            L::unpack(last_header, last, half, high);
-            fill_step<Block>(low, high, to + i + 4 * half, 4);
+        for (int step = 0; step < L::kSteps; ++step, i += 4) {
+            L::unpack(headers[0], low, step, s[0]);
+            L::unpack(headers[1], high, step, s[1]);
+            fill_blocks<Block>(s, to + i, 4);
         }
-        first.at += (kSteps == 1 ? 4 : 1) * (int64_t)sizeof(Block);
-        last.at += (kSteps == 1 ? 4 : 1) * (int64_t)sizeof(Block);
+        low.at += L::kBytes;
+        high.at += L::kBytes;
     }
-    if constexpr (kSteps == 1) {
-        if (i < blocks) {
-            char padded[16][4 * sizeof(Block)] = {};
-            for (int r = 0; r < 8; ++r) {
-                memcpy(padded[r], first[r], (size_t)(blocks - i) * sizeof(Block));
-                memcpy(padded[8 + r], last[r], (size_t)(blocks - i) * sizeof(Block));
-                first.first[r] = padded[r];
-                last.first[r] = padded[8 + r];
-            }
-            first.at = last.at = 0;
-            Step low, high;
-            L::unpack({}, first, 0, low);
-            L::unpack({}, last, 0, high);
-            fill_step<Block>(low, high, to + i, blocks - i);
-        }
+    if constexpr (L::kSteps == 1) {
+        if (i == blocks) return;
+        Padded<Block> padded[2];
+        L::unpack({}, padded[0].copy(low, blocks - i), 0, s[0]);
+        L::unpack({}, padded[1].copy(high, blocks - i), 0, s[1]);
+        fill_blocks<Block>(s, to + i, blocks - i);
     }
 }
 
-ALWAYS_INLINE Ints broadcast(const void* four_bytes) {
-    int32_t four;
-    memcpy(&four, four_bytes, sizeof four);
-    return _mm512_set1_epi32(four);
+ALWAYS_INLINE Ints broadcast(const int8_t* four) {
+    int32_t dword;
+    memcpy(&dword, four, sizeof dword);
+    return _mm512_set1_epi32(dword);
 }
 
-// kTokens tokens from t on times a tile of kGroups times 16 rows: `blocks` blocks, from `first` of x on.
+// kTokens tokens from t on times kGroups times 16 rows: `blocks` blocks, from `first` of a row on.
 template <class Block, int kGroups, int kTokens>
-inline void tile_tokens(const Tile& tile, const MatmulArgs& a, int64_t t0, int64_t first, int64_t blocks,
-                        Floats (*sums)[2]) {
+inline void tile_tokens(Tile& tile, const MatmulArgs& a, int64_t first, int64_t blocks, int64_t t0,
+                        int64_t t) {
     using L = Layout<Block>;
-    constexpr int kShift = L::kZero == 8 ? 3 : L::kZero == 16 ? 4 : L::kZero == 32 ? 5 : 7;
-    Rounded x[kTokens];
+    const int8_t* q[kTokens];
+    const RoundedBlock* x[kTokens];
     Floats acc[kTokens][kGroups];
-    UNROLL
-    for (int t = 0; t < kTokens; ++t) {
-        x[t] = rounded(a, t0 + t);
+    // every token and group of rows
+    const auto each = [](auto use) INLINE_LAMBDA {
         UNROLL
-        for (int g = 0; g < kGroups; ++g) acc[t][g] = first == 0 ? _mm512_setzero_ps() : sums[t][g];
+        for (int i = 0; i < kTokens; ++i) UNROLL
+        for (int g = 0; g < kGroups; ++g) use(i, g);
+    };
+    UNROLL
+    for (int i = 0; i < kTokens; ++i) {
+        const RoundedRow row(a, t0 + t + i);
+        q[i] = row.q + first * kBlock;
+        x[i] = row.block + first;
     }
-    for (int64_t i = 0; i < blocks; ++i) {
-        const TileBlock* b = tile.blocks[i];
-        const int64_t at = first + i;
-        Ints dots[kTokens][kGroups];
-        const auto start = [&](int32_t minus_sum) INLINE_LAMBDA {
-            return L::kZero == 0 ? _mm512_setzero_si512() : _mm512_slli_epi32(_mm512_set1_epi32(minus_sum), kShift);
-        };
-        const auto add_columns = [&](int from, int to) INLINE_LAMBDA {
+    each([&](int i, int g)
+             INLINE_LAMBDA { acc[i][g] = first == 0 ? _mm512_setzero_ps() : tile.sums[t + i][g]; });
+    for (int64_t n = 0; n < blocks; ++n) {
+        const TileBlock* b = tile.block[n];
+        // vectors [from, to) of the block; where dots begin is the member `sum` of minus_sums
+        const auto dots = [&](int from, int to, int sum, Ints(&v)[kTokens][kGroups]) INLINE_LAMBDA {
+            each([&](int i, int g) INLINE_LAMBDA {
+                v[i][g] = _mm512_setzero_si512();
+                if (L::kZero != 0)
+                    v[i][g] = _mm512_slli_epi32(_mm512_set1_epi32(x[i][n].minus_sums[sum]),
+                                                __builtin_ctz(L::kZero));
+            });
             UNROLL
             for (int j = from; j < to; ++j) {
                 UNROLL
-                for (int t = 0; t < kTokens; ++t) {
-                    const Ints q = broadcast(x[t].q + at * kBlock + 4 * j);
+                for (int i = 0; i < kTokens; ++i) {
+                    const Ints xj = broadcast(q[i] + n * kBlock + 4 * j);
                     UNROLL
-                    for (int g = 0; g < kGroups; ++g) dots[t][g] = dot(dots[t][g], b[g].codes[j], q);
+                    for (int g = 0; g < kGroups; ++g)
+                        v[i][g] = add_dots(v[i][g], b[g].codes[j], xj);
                 }
             }
         };
-        if constexpr (L::kFactors) {
-            Ints halves[kTokens][kGroups];
-            UNROLL
-            for (int half = 0; half < 2; ++half) {
-                UNROLL
-                for (int t = 0; t < kTokens; ++t)
-                    for (int g = 0; g < kGroups; ++g)
-                        dots[t][g] = start(x[t].blocks[at].minus_sums[half]);
-                add_columns(4 * half, 4 * half + 4);
-                UNROLL
-                for (int t = 0; t < kTokens; ++t)
-                    for (int g = 0; g < kGroups; ++g) {
-                        dots[t][g] = _mm512_mullo_epi32(dots[t][g], b[g].factors[half]);
-                        if (half == 0) halves[t][g] = dots[t][g];
-                        else dots[t][g] = _mm512_add_epi32(dots[t][g], halves[t][g]);
-                    }
-            }
+        Ints all[kTokens][kGroups];
+        if (L::kFactors) {
+            Ints others[kTokens][kGroups];
+            dots(0, 4, 0, all);
+            each([&](int i, int g)
+                     INLINE_LAMBDA { all[i][g] = _mm512_mullo_epi32(all[i][g], b[g].factors[0]); });
+            dots(4, 8, 1, others);
+            each([&](int i, int g) INLINE_LAMBDA {
+                all[i][g] =
+                    _mm512_add_epi32(all[i][g], _mm512_mullo_epi32(others[i][g], b[g].factors[1]));
+            });
         } else {
-            UNROLL
-            for (int t = 0; t < kTokens; ++t)
-                for (int g = 0; g < kGroups; ++g) dots[t][g] = start(x[t].blocks[at].minus_sums[2]);
-            add_columns(0, 8);
+            dots(0, 8, 2, all);
         }
-        UNROLL
-        for (int t = 0; t < kTokens; ++t) {
-            UNROLL
-            for (int g = 0; g < kGroups; ++g) {
-                const Floats d = _mm512_mul_ps(b[g].d, _mm512_set1_ps(x[t].blocks[at].scale));
-                acc[t][g] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[t][g]), d, acc[t][g]);
-                if (L::kOffset)
-                    acc[t][g] = _mm512_fmadd_ps(b[g].m, _mm512_set1_ps(x[t].blocks[at].scaled_sum), acc[t][g]);
-            }
-        }
+        each([&](int i, int g) INLINE_LAMBDA {
+            const Floats d = _mm512_mul_ps(b[g].d, _mm512_set1_ps(x[i][n].scale));
+            acc[i][g] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(all[i][g]), d, acc[i][g]);
+            if (L::kOffset)
+                acc[i][g] = _mm512_fmadd_ps(b[g].m, _mm512_set1_ps(x[i][n].scaled_sum), acc[i][g]);
+        });
     }
-    UNROLL
-    for (int t = 0; t < kTokens; ++t) UNROLL
-    for (int g = 0; g < kGroups; ++g) sums[t][g] = acc[t][g];
+    each([&](int i, int g) INLINE_LAMBDA { tile.sums[t + i][g] = acc[i][g]; });
 }
 
-// 16 kGroups rows from r on.
+// 16 kGroups rows from r on, and `tokens` tokens from t0 on.
 template <class Block, int kGroups>
 inline void tile_rows(const MatmulArgs& a, int64_t r, int64_t t0, int64_t tokens) {
+    using L = Layout<Block>;
     Tile& tile = *(Tile*)a.scratch;
     const int64_t blocks = a.cols / kBlock;
-    const auto bytes = [](int64_t n) { return n / Layout<Block>::kBlocks * (int64_t)sizeof(Block); };
-    for (int64_t first = 0; first < blocks; first += kTileBlocks) {
-        const int64_t n = smaller(kTileBlocks, blocks - first);
+    const auto bytes = [](int64_t n) { return n * L::kBytes / (4 * L::kSteps); };
+    for (int64_t first = 0; first < blocks; first += Tile::kBlocks) {
+        const int64_t n = smaller(Tile::kBlocks, blocks - first);
         for (int g = 0; g < kGroups; ++g) {
-            EightRows low = neighbours(a, r + 16 * g, a.row_end), high = neighbours(a, r + 16 * g + 8, a.row_end);
-            low.at += bytes(first);
-            high.at += bytes(first);
-            fill_tile<Block>(low, high, n, (TileBlock(*)[2])&tile.blocks[0][g]);
+            EightRows low = eight_rows(a, r + 16 * g), high = eight_rows(a, r + 16 * g + 8);
+            low.at = high.at = bytes(first);
+            fill_tile<Block>(low, high, n, (TileBlock(*)[2]) & tile.block[0][g]);
         }
-        // the next tile of these rows, or the first of those below
-        const bool last = first + n == blocks;
-        const NextRows next = {(const char*)a.w + (last ? r + 16 * kGroups : r) * a.row_bytes +
-                                   (last ? 0 : bytes(first + n)),
-                               16 * kGroups, a.row_bytes, bytes(n)};
+        const bool last = first + n == blocks;  // next are the rows below
+        const NextPart next = {
+            rows_from(a, last ? r + 16 * kGroups : r).first + (last ? 0 : bytes(first + n)),
+            16 * kGroups, a.row_bytes, bytes(n)};
         int64_t t = 0;
         for (; t + 4 <= tokens; t += 4) {
-            next.fetch(t / 4, (tokens + 3) / 4);
-            tile_tokens<Block, kGroups, 4>(tile, a, t0 + t, first, n, tile.sums + t);
+            next.prefetch(t / 4, tokens / 4);
+            tile_tokens<Block, kGroups, 4>(tile, a, first, n, t0, t);
         }
-        for (; t < tokens; ++t) tile_tokens<Block, kGroups, 1>(tile, a, t0 + t, first, n, tile.sums + t);
+        for (; t < tokens; ++t) tile_tokens<Block, kGroups, 1>(tile, a, first, n, t0, t);
     }
     for (int64_t t = 0; t < tokens; ++t)
         for (int g = 0; g < kGroups; ++g)
@@ -408,18 +436,18 @@ template <class Block>
 void matmul_blocks(const MatmulArgs& a) {
     if (a.tokens <= kFewTokens) {
         const StepInput* x = step_inputs<Block>(a);
-        const auto few = [&]<int kTokens> {
-            few_rows<kTokens>(a, [&](const EightRows& rows, Eight* sums) INLINE_LAMBDA {
+        const auto few = [&]<int kTokens>() {
+            few_tokens<kTokens>(a, [&](const EightRows& rows, Eight* sums) INLINE_LAMBDA {
                 few_tokens<Block, kTokens>(rows, x, a, sums);
             });
         };
         return a.tokens == 1 ? few.template operator()<1>() : few.template operator()<kFewTokens>();
     }
-    for (int64_t t = 0; t < a.tokens; t += kTileTokens) {
-        const int64_t n = smaller(kTileTokens, a.tokens - t);
+    for (int64_t t = 0; t < a.tokens; t += Tile::kTokens) {
+        const int64_t tokens = smaller(Tile::kTokens, a.tokens - t);
         int64_t r = a.row_begin;
-        for (; r + 16 < a.row_end; r += 32) tile_rows<Block, 2>(a, r, t, n);
-        if (r < a.row_end) tile_rows<Block, 1>(a, r, t, n);
+        for (; r + 16 < a.row_end; r += 32) tile_rows<Block, 2>(a, r, t, tokens);
+        if (r < a.row_end) tile_rows<Block, 1>(a, r, t, tokens);
     }
 }
 
@@ -433,3 +461,7 @@ void block_products(Kernels& table) {
     table.matmul[(int)Type::Q5_K] = matmul_blocks<BlockQ5_K>;
     table.matmul[(int)Type::Q6_K] = matmul_blocks<BlockQ6_K>;
 }
+
+}  // namespace
+
+}  // namespace rwkv_edge

@@ -1,7 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-// Products with float types, for avx512.cpp. A vector holds eight columns of two rows, and is
+// Products with float types in 512 bits. A vector holds eight columns of two rows, and is
 // multiplied with the same eight activations twice: each half is one of the eight-lane sums of
 // kernels.h.
+#pragma once
+
+#include <immintrin.h>
+
+#include "kernels/x86/avx512_rows.inl"
+
+namespace rwkv_edge {
+
+namespace {
 
 // Eight columns of two rows; with a mask, its columns, and zeros.
 ALWAYS_INLINE Floats load_pair(const float* a, const float* b) {
@@ -45,11 +54,12 @@ ALWAYS_INLINE Eight sum_pairs(const Floats v[4]) {
     for (int i = 0; i < 2; ++i)
         fours[i] = _mm512_add_ps(_mm512_shuffle_f32x4(v[2 * i], v[2 * i + 1], 0x88),
                                  _mm512_shuffle_f32x4(v[2 * i], v[2 * i + 1], 0xdd));
-    // a 128-bit lane of `fours` is a row; one of `twos` is a row of the first, and one of the second
+    // a 128-bit lane of `fours` is a row; one of `twos` is a row of the first, and one of the
+    // second
     const Floats twos = _mm512_add_ps(_mm512_shuffle_ps(fours[0], fours[1], 0x44),
                                       _mm512_shuffle_ps(fours[0], fours[1], 0xee));
-    const Floats ones = _mm512_add_ps(_mm512_shuffle_ps(twos, twos, 0x88),
-                                      _mm512_shuffle_ps(twos, twos, 0xdd));
+    const Floats ones =
+        _mm512_add_ps(_mm512_shuffle_ps(twos, twos, 0x88), _mm512_shuffle_ps(twos, twos, 0xdd));
     const Ints order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 0, 0, 0, 0, 0, 0, 0, 0);
     return _mm512_castps512_ps256(_mm512_permutexvar_ps(order, ones));
 }
@@ -60,14 +70,15 @@ ALWAYS_INLINE const float* activations(const MatmulArgs& a, int64_t token) {
 
 // --- few tokens: eight rows straight from the weights ---
 
+// kTokens tokens from t0 on.
 template <class Weight, int kTokens>
-inline void few_tokens(const EightRows& rows, const MatmulArgs& a, Eight* sums) {
+inline void dot_rows(const EightRows& rows, const MatmulArgs& a, int64_t t0, Eight* sums) {
     constexpr int64_t kLine = 64 / sizeof(Weight), kAhead = 1024;
     Floats acc[kTokens][4];
     const float* x[kTokens];
     UNROLL
     for (int t = 0; t < kTokens; ++t) {
-        x[t] = activations(a, t);
+        x[t] = activations(a, t0 + t);
         UNROLL
         for (int p = 0; p < 4; ++p) acc[t][p] = _mm512_setzero_ps();
     }
@@ -75,7 +86,8 @@ inline void few_tokens(const EightRows& rows, const MatmulArgs& a, Eight* sums) 
         Floats w[4];
         UNROLL
         for (int p = 0; p < 4; ++p)
-            w[p] = load_pair((const Weight*)rows[2 * p] + k, (const Weight*)rows[2 * p + 1] + k, mask...);
+            w[p] = load_pair((const Weight*)rows[2 * p] + k, (const Weight*)rows[2 * p + 1] + k,
+                             mask...);
         UNROLL
         for (int t = 0; t < kTokens; ++t) {
             const Floats xs = load_twice(x[t] + k, mask...);
@@ -94,7 +106,7 @@ inline void few_tokens(const EightRows& rows, const MatmulArgs& a, Eight* sums) 
     for (; k + 8 <= a.cols; k += 8) add_columns(k);
     if (k < a.cols) add_columns(k, (__mmask8)first_lanes(a.cols - k));
     UNROLL
-    for (int t = 0; t < kTokens; ++t) sums[t] = sum_pairs(acc[t]);
+    for (int t = 0; t < kTokens; ++t) sums[t0 + t] = sum_pairs(acc[t]);
 }
 
 // --- many tokens ---
@@ -113,15 +125,15 @@ inline void widen(const EightRows& rows, int64_t cols, Floats (*to)[4]) {
     const auto columns = [&](int64_t k, auto... mask) INLINE_LAMBDA {
         UNROLL
         for (int p = 0; p < 4; ++p)
-            to[k / 8][p] =
-                load_pair((const Weight*)rows[2 * p] + k, (const Weight*)rows[2 * p + 1] + k, mask...);
+            to[k / 8][p] = load_pair((const Weight*)rows[2 * p] + k,
+                                     (const Weight*)rows[2 * p + 1] + k, mask...);
     };
     int64_t k = 0;
     for (; k + 8 <= cols; k += 8) columns(k);
     if (k < cols) columns(k, (__mmask8)first_lanes(cols - k));
 }
 
-// Eight rows of a panel and kTokens tokens, whose columns begin at x; 
+// Eight rows of a panel and kTokens tokens, whose columns begin at x;
 template <int kTokens>
 inline void panel_dots(const Floats (*w)[4], const float* x, int64_t x_stride, int64_t cols,
                        bool first, Floats (*sums)[4]) {
@@ -132,7 +144,8 @@ inline void panel_dots(const Floats (*w)[4], const float* x, int64_t x_stride, i
     const auto add_columns = [&](int64_t k, auto... mask) INLINE_LAMBDA {
         UNROLL
         for (int t = 0; t < kTokens; ++t) {
-            const Floats xs = load_twice((const float*)((const char*)x + t * x_stride) + k, mask...);
+            const Floats xs =
+                load_twice((const float*)((const char*)x + t * x_stride) + k, mask...);
             UNROLL
             for (int p = 0; p < 4; ++p) acc[t][p] = _mm512_fmadd_ps(w[k / 8][p], xs, acc[t][p]);
         }
@@ -153,17 +166,17 @@ inline void panel_rows(const MatmulArgs& a, int64_t r, int64_t t0, int64_t token
     for (int64_t k = 0; k < a.cols; k += Panel::kColumns) {
         const int64_t cols = smaller(Panel::kColumns, a.cols - k);
         for (int g = 0; g < groups; ++g) {
-            EightRows rows = neighbours(a, r + 8 * g, a.row_end);
-            rows.at += k * (int64_t)sizeof(Weight);
+            EightRows rows = eight_rows(a, r + 8 * g);
+            rows.at = k * (int64_t)sizeof(Weight);
             widen<Weight>(rows, cols, panel.w[g]);
         }
         // the next panel of these rows, or the first of those below
         const bool last = k + cols == a.cols;
-        const NextRows next = {(const char*)a.w + (last ? r + Panel::kRows : r) * a.row_bytes +
+        const NextPart next = {rows_from(a, last ? r + Panel::kRows : r).first +
                                    (last ? 0 : k + cols) * (int64_t)sizeof(Weight),
                                Panel::kRows, a.row_bytes, cols * (int64_t)sizeof(Weight)};
         const auto dots = [&]<int kTokens>(int64_t t) {
-            if (t % 4 == 0) next.fetch(t / 4, (tokens + 3) / 4);
+            if (t % 4 == 0) next.prefetch(t / 4, (tokens + 3) / 4);
             const float* x = activations(a, t0 + t) + k;
             for (int g = 0; g < groups; ++g)
                 panel_dots<kTokens>(panel.w[g], x, a.x_stride, cols, k == 0, panel.sums[g] + t);
@@ -175,20 +188,19 @@ inline void panel_rows(const MatmulArgs& a, int64_t r, int64_t t0, int64_t token
     for (int64_t t = 0; t < tokens; ++t)
         for (int g = 0; g < groups; ++g)
             _mm256_mask_storeu_ps(a.y + (t0 + t) * a.y_stride + r + 8 * g,
-                                  (__mmask8)first_lanes(a.row_end - r - 8 * g), sum_pairs(panel.sums[g][t]));
+                                  (__mmask8)first_lanes(a.row_end - r - 8 * g),
+                                  sum_pairs(panel.sums[g][t]));
 }
 
 template <class Weight>
 void matmul_float(const MatmulArgs& a) {
-    const auto few = [&]<int kTokens> {
-        few_rows<kTokens>(a, [&](const EightRows& rows, Eight* sums) INLINE_LAMBDA {
-            few_tokens<Weight, kTokens>(rows, a, sums);
+    if (a.tokens <= 8)
+        return few_tokens<8>(a, [&](const EightRows& rows, Eight* sums) {
+            int64_t t = 0;
+            for (; t + 4 <= a.tokens; t += 4) dot_rows<Weight, 4>(rows, a, t, sums);
+            if (t + 2 <= a.tokens) dot_rows<Weight, 2>(rows, a, t, sums);
+            if (a.tokens % 2 == 1) dot_rows<Weight, 1>(rows, a, a.tokens - 1, sums);
         });
-    };
-    if (a.tokens == 1) return few.template operator()<1>();
-    if (a.tokens == 2) return few.template operator()<2>();
-    if (a.tokens == 3) return few.template operator()<3>();
-    if (a.tokens == 4) return few.template operator()<4>();
     for (int64_t t = 0; t < a.tokens; t += Panel::kTokens)
         for (int64_t r = a.row_begin; r < a.row_end; r += Panel::kRows)
             panel_rows<Weight>(a, r, t, smaller(Panel::kTokens, a.tokens - t));
@@ -199,3 +211,7 @@ void float_products(Kernels& table) {
     table.matmul[(int)Type::F16] = matmul_float<Half>;
     table.matmul[(int)Type::BF16] = matmul_float<Bfloat16>;
 }
+
+}  // namespace
+
+}  // namespace rwkv_edge
