@@ -181,7 +181,7 @@ ALWAYS_INLINE void prefetch_ahead(const EightRows& rows) {
 template <class Block, int kTokens>
 inline void few_tokens(EightRows rows, const StepInput* x, const MatmulArgs& a, Eight* sums) {
     using L = Layout<Block>;
-    const int64_t tokens = kTokens == 1 ? 1 : a.tokens, blocks = a.cols / kBlock;
+    const int64_t tokens = kTokens < kFewTokens ? kTokens : a.tokens, blocks = a.cols / kBlock;
     const int64_t steps = (blocks + 3) / 4;
     Eight acc[kTokens];
     for (int t = 0; t < kTokens; ++t) acc[t] = _mm256_setzero_ps();
@@ -296,9 +296,11 @@ ALWAYS_INLINE void fill_blocks(const Step (&s)[2], TileBlock (*to)[2], int64_t n
         to[b]->d = join(s[0].d[b], s[1].d[b]);
         if (L::kOffset) to[b]->m = join(s[0].m[b], s[1].m[b]);
         UNROLL
-        for (int h = 0; h < 2 * L::kFactors; ++h)
-            to[b]->factors[h] = _mm512_shuffle_i64x2(s[0].factors[b / 2][h], s[1].factors[b / 2][h],
-                                                     b % 2 == 0 ? 0x44 : 0xee);
+        for (int h = 0; h < 2 * L::kFactors; ++h) {
+            const Ints low = s[0].factors[b / 2][h], high = s[1].factors[b / 2][h];
+            to[b]->factors[h] = b % 2 == 0 ? _mm512_shuffle_i64x2(low, high, 0x44)
+                                           : _mm512_shuffle_i64x2(low, high, 0xee);
+        }
     }
 }
 
@@ -364,7 +366,7 @@ inline void tile_tokens(Tile& tile, const MatmulArgs& a, int64_t first, int64_t 
                 v[i][g] = _mm512_setzero_si512();
                 if (L::kZero != 0)
                     v[i][g] = _mm512_slli_epi32(_mm512_set1_epi32(x[i][n].minus_sums[sum]),
-                                                __builtin_ctz(L::kZero));
+                                                (unsigned)__builtin_ctz(L::kZero));
             });
             UNROLL
             for (int j = from; j < to; ++j) {
@@ -441,7 +443,10 @@ void matmul_blocks(const MatmulArgs& a) {
                 few_tokens<Block, kTokens>(rows, x, a, sums);
             });
         };
-        return a.tokens == 1 ? few.template operator()<1>() : few.template operator()<kFewTokens>();
+        return a.tokens == 1   ? few.template operator()<1>()
+               : a.tokens == 2 ? few.template operator()<2>()
+               : a.tokens == 4 ? few.template operator()<4>()
+                               : few.template operator()<kFewTokens>();
     }
     for (int64_t t = 0; t < a.tokens; t += Tile::kTokens) {
         const int64_t tokens = smaller(Tile::kTokens, a.tokens - t);

@@ -26,6 +26,15 @@ constexpr Table<T> table(Of of) {
 }
 
 ALWAYS_INLINE Ints load(const void* p) { return _mm512_loadu_si512(p); }
+ALWAYS_INLINE __m128i load_16(const char* p) { return _mm_loadu_si128((const __m128i*)p); }
+ALWAYS_INLINE __m256i load_32(const char* p) { return _mm256_loadu_si256((const __m256i*)p); }
+// A read past the end of a cache line costs two, and compilers repeat one where it saves a
+// register.
+ALWAYS_INLINE Ints load_once(const char* p) {
+    Ints v = load(p);
+    asm("" : "+v"(v));
+    return v;
+}
 ALWAYS_INLINE Ints bytes(int v) { return _mm512_set1_epi8((char)v); }
 ALWAYS_INLINE Ints low_nibbles(Ints v) { return _mm512_and_si512(v, bytes(15)); }
 ALWAYS_INLINE Ints high_nibbles(Ints v) { return low_nibbles(_mm512_srli_epi16(v, 4)); }
@@ -50,16 +59,23 @@ enum Order {
     kPairs,    // as kInOrder, with blocks 1 and 2 exchanged
 };
 
-// What eight rows have, side by side: element 8i + r is element i of row r. Row r has these at
-// `index` in `from`.
-ALWAYS_INLINE Ints put_row(Ints columns, int r, Ints from, Ints index) {
-    return _mm512_mask_permutexvar_epi16(columns, 0x01010101u << r, index, from);
-}
-// From halves.
-ALWAYS_INLINE void to_floats(Ints columns, Eight to[4]) {
-    split(_mm512_cvtph_ps(_mm512_castsi512_si256(columns)), to);
-    split(_mm512_cvtph_ps(_mm512_extracti64x4_epi64(columns, 1)), to + 2);
-}
+// What eight rows have, side by side: element 8i + r is element i of row r.
+struct Columns {
+    Ints all = _mm512_setzero_si512();
+
+    // Of row r they are the elements 8i + r of `from`, or what `index` brings there.
+    ALWAYS_INLINE void put(int r, Ints from) {
+        all = _mm512_mask_mov_epi16(all, 0x01010101u << r, from);
+    }
+    ALWAYS_INLINE void put(int r, Ints from, Ints index) {
+        all = _mm512_mask_permutexvar_epi16(all, 0x01010101u << r, index, from);
+    }
+    // From halves.
+    ALWAYS_INLINE void to_floats(Eight to[4]) const {
+        split(_mm512_cvtph_ps(_mm512_castsi512_si256(all)), to);
+        split(_mm512_cvtph_ps(_mm512_extracti64x4_epi64(all, 1)), to + 2);
+    }
+};
 
 // A Layout says:
 //   kSteps     how many steps share a header: a block of 256 columns is two, else a step is four
@@ -85,11 +101,17 @@ struct NibbleLayout {
     enum { kSteps = 1, kBytes = 4 * sizeof(Block), kNibbles = !kFifth, kFactors = 0 };
     enum { kZero = kZeroCode, kOffset = kZero == 0 };
 
-    // Byte `at` of block b, as a word of two vectors, which begin at 0 and at kSecond.
-    enum { kSecond = kBytes - 64 };
+    // A step is in two vectors, its first 64 bytes and its last: byte `at` of block b as a word of
+    // theirs.
+    enum { kLast = kBytes <= 64 + 16 ? 16 : 32 };
     static constexpr int word(int b, int at) {
         const int byte = b * (int)sizeof(Block) + at;
-        return byte < 64 ? byte / 2 : 32 + (byte - kSecond) / 2;
+        return byte < 64 ? byte / 2 : 32 + (byte - kBytes + kLast) / 2;
+    }
+    ALWAYS_INLINE static Ints last_bytes(const char* step) {
+        const char* p = step + kBytes - kLast;
+        return kLast == 16 ? _mm512_castsi128_si512(load_16(p))
+                           : _mm512_castsi256_si512(load_32(p));
     }
     static constexpr auto kCodes =
         table<uint16_t>([](int i) { return word(i / 8, (int)offsetof(Block, q) + i % 8 * 2); });
@@ -111,25 +133,25 @@ struct NibbleLayout {
     ALWAYS_INLINE static Header header(const EightRows&) { return {}; }
 
     ALWAYS_INLINE static void unpack(const Header&, const EightRows& rows, int, Step& to) {
-        Ints d = _mm512_setzero_si512(), m = d;
+        Columns d, m;
         UNROLL
         for (int r = 0; r < 8; ++r) {
-            const Ints first = load(rows[r]), second = load(rows[r] + kSecond);
-            const Ints q = _mm512_permutex2var_epi16(first, kCodes, second);
+            const Ints first = load_once(rows[r]), last = last_bytes(rows[r]);
+            const Ints q = _mm512_permutex2var_epi16(first, kCodes, last);
             if (kFifth) {
-                const Ints extra = _mm512_permutex2var_epi16(first, kExtra, second);
+                const Ints extra = _mm512_permutex2var_epi16(first, kExtra, last);
                 to.codes[0][r] = with_fifth(low_nibbles(q), extra, kFirstBits);
                 to.codes[1][r] = with_fifth(high_nibbles(q), extra, kLastBits);
-                d = put_row(d, r, extra, kExtraScales);
-                if (kOffset) m = put_row(m, r, extra, kExtraOffsets);
+                d.put(r, extra, kExtraScales);
+                if (kOffset) m.put(r, extra, kExtraOffsets);
             } else {
                 to.codes[0][r] = q;
-                d = put_row(d, r, first, kScales);
-                if (kOffset) m = put_row(m, r, first, kOffsets);
+                d.put(r, first, kScales);
+                if (kOffset) m.put(r, first, kOffsets);
             }
         }
-        to_floats(d, to.d);
-        if (kOffset) to_floats(m, to.m);
+        d.to_floats(to.d);
+        if (kOffset) m.to_floats(to.m);
     }
 
     // Adds 16 where code i of eight has bit i of the byte that `index` brings to it.
@@ -149,41 +171,42 @@ struct Layout<BlockQ5_0> : NibbleLayout<BlockQ5_0, true, 16> {};
 template <>
 struct Layout<BlockQ5_1> : NibbleLayout<BlockQ5_1, true, 0> {};
 
+// Byte `at` of the b-th of four blocks as a word of the first 128 bytes; those of the last 8 are
+// any.
+constexpr int q8_0_word(int b, int at) { return (b * (int)sizeof(BlockQ8_0) + at) / 2 % 64; }
+
 // Signed bytes become unsigned: 128 more.
 template <>
 struct Layout<BlockQ8_0> {
-    static constexpr Order kOrder = kInOrder;
+    static constexpr Order kOrder = kHalves;
     enum { kSteps = 1, kBytes = 4 * sizeof(BlockQ8_0), kNibbles = 0, kFactors = 0 };
     enum { kZero = 128, kOffset = 0 };
 
-    // Two vectors, which begin at 0 and at kSecond, hold d of all four blocks.
-    enum { kSecond = 48 };
-    static constexpr auto kScales = table<uint16_t>([](int i) {
-        const int byte = i / 8 * (int)sizeof(BlockQ8_0);
-        return byte < 64 ? byte / 2 : 32 + (byte - kSecond) / 2;
-    });
+    static constexpr auto kFirstCodes =
+        table<uint16_t>([](int i) { return q8_0_word(i / 8, 2 + i % 8 * 2); });
+    static constexpr auto kLastCodes =
+        table<uint16_t>([](int i) { return q8_0_word(i / 8, 18 + i % 8 * 2); });
+    static constexpr auto kScales = table<uint16_t>([](int i) { return q8_0_word(i / 8, 0); });
 
     using Header = NoHeader;
     ALWAYS_INLINE static Header header(const EightRows&) { return {}; }
 
     ALWAYS_INLINE static void unpack(const Header&, const EightRows& rows, int, Step& to) {
-        Ints d = _mm512_setzero_si512();
+        Columns d;
         UNROLL
         for (int r = 0; r < 8; ++r) {
-            UNROLL
-            for (int half = 0; half < 2; ++half) {
-                const auto codes = [&](int block) INLINE_LAMBDA {
-                    const auto* b = (const BlockQ8_0*)rows[r] + 2 * half + block;
-                    return _mm256_loadu_si256((const __m256i*)b->q);
-                };
-                const Ints both = _mm512_inserti64x4(_mm512_castsi256_si512(codes(0)), codes(1), 1);
-                to.codes[half][r] = _mm512_xor_si512(both, bytes(0x80));
-            }
-            const Ints four =
-                _mm512_permutex2var_epi16(load(rows[r]), kScales, load(rows[r] + kSecond));
-            d = _mm512_mask_mov_epi16(d, 0x01010101u << r, four);
+            const Ints first = load_once(rows[r]), second = load_once(rows[r] + 64);
+            const auto words = [&](Ints index) INLINE_LAMBDA {
+                return _mm512_permutex2var_epi16(first, index, second);
+            };
+            int64_t last_8;
+            memcpy(&last_8, rows[r] + 128, sizeof last_8);
+            const Ints last = _mm512_mask_set1_epi64(words(kLastCodes), 0x80, last_8);
+            to.codes[0][r] = _mm512_xor_si512(words(kFirstCodes), bytes(0x80));
+            to.codes[1][r] = _mm512_xor_si512(last, bytes(0x80));
+            d.put(r, words(kScales));
         }
-        to_floats(d, to.d);
+        d.to_floats(to.d);
     }
 };
 
@@ -194,9 +217,7 @@ struct SixteenBytes {
     ALWAYS_INLINE SixteenBytes(const EightRows& from, size_t at) {
         UNROLL
         for (int i = 0; i < 2; ++i) {
-            const auto lane = [&](int r) INLINE_LAMBDA {
-                return _mm_loadu_si128((const __m128i*)(from[4 * i + r] + at));
-            };
+            const auto lane = [&](int r) INLINE_LAMBDA { return load_16(from[4 * i + r] + at); };
             Ints v = _mm512_castsi128_si512(lane(0));
             v = _mm512_inserti32x4(v, lane(1), 1);
             v = _mm512_inserti32x4(v, lane(2), 2);
@@ -221,10 +242,10 @@ ALWAYS_INLINE Ints halves_i32(int first, int last) {
 ALWAYS_INLINE Ints halves_i16(int first, int last) {
     return halves_i32(first * 0x10001, last * 0x10001);
 }
+// The low half of every dword.
+ALWAYS_INLINE Floats low_halves(Ints v) { return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(v)); }
 // 32 bytes, twice.
-ALWAYS_INLINE Ints load_twice(const char* p) {
-    return _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i*)p));
-}
+ALWAYS_INLINE Ints load_twice(const char* p) { return _mm512_broadcast_i64x4(load_32(p)); }
 
 // Q4_K and Q5_K: d and dmin, and in 12 bytes scales and minima of six bits, see blocks.h.
 template <class Block, bool kFifth>
@@ -239,11 +260,8 @@ struct ScalesLayout {
     };
     ALWAYS_INLINE static Header header(const EightRows& rows) {
         const SixteenBytes v(rows, 0);
-        const auto halves = [](Ints low) INLINE_LAMBDA {
-            return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(low));
-        };
         const Ints w0 = v.dwords<0>();
-        return {halves(w0), halves(_mm512_srli_epi32(w0, 16)), v.dwords<1>(), v.dwords<2>(),
+        return {low_halves(w0), low_halves(_mm512_srli_epi32(w0, 16)), v.dwords<1>(), v.dwords<2>(),
                 v.dwords<3>()};
     }
 
@@ -299,11 +317,8 @@ struct Layout<BlockQ6_K> {
         SixteenBytes scales;
     };
     ALWAYS_INLINE static Header header(const EightRows& rows) {
-        Ints d = _mm512_setzero_si512();
-        UNROLL
-        for (int r = 0; r < 8; ++r)  // the last word of a block
-            d = put_row(d, r, load(rows[r] + kBytes - 64), _mm512_set1_epi16(31));
-        return {_mm512_castps512_ps256(_mm512_cvtph_ps(_mm512_castsi512_si256(d))),
+        const SixteenBytes last(rows, kBytes - 16);  // d is the last word
+        return {_mm512_castps512_ps256(low_halves(_mm512_srli_epi32(last.dwords<3>(), 16))),
                 SixteenBytes(rows, offsetof(BlockQ6_K, scales))};
     }
 
