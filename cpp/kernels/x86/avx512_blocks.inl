@@ -40,7 +40,7 @@ struct Padded {
 
 // --- few tokens ---
 
-enum { kFewTokens = 8 };
+enum { kFewTokens = 7 };
 
 // What a step is multiplied with: the activations of one token, the first 16 of each block and the
 // others, and where dots begin: at minus zero times the sum of those that they multiply.
@@ -339,7 +339,7 @@ ALWAYS_INLINE Ints broadcast(const int8_t* four) {
 // kTokens tokens from t on times kGroups times 16 rows: `blocks` blocks, from `first` of a row on.
 template <class Block, int kGroups, int kTokens>
 inline void tile_tokens(Tile& tile, const MatmulArgs& a, int64_t first, int64_t blocks, int64_t t0,
-                        int64_t t) {
+                        int64_t t, NextPart& next, int64_t lines) {
     using L = Layout<Block>;
     const int8_t* q[kTokens];
     const RoundedBlock* x[kTokens];
@@ -359,6 +359,7 @@ inline void tile_tokens(Tile& tile, const MatmulArgs& a, int64_t first, int64_t 
     each([&](int i, int g)
              INLINE_LAMBDA { acc[i][g] = first == 0 ? _mm512_setzero_ps() : tile.sums[t + i][g]; });
     for (int64_t n = 0; n < blocks; ++n) {
+        next.prefetch(lines);
         const TileBlock* b = tile.block[n];
         // vectors [from, to) of the block; where dots begin is the member `sum` of minus_sums
         const auto dots = [&](int from, int to, int sum, Ints(&v)[kTokens][kGroups]) INLINE_LAMBDA {
@@ -418,15 +419,16 @@ inline void tile_rows(const MatmulArgs& a, int64_t r, int64_t t0, int64_t tokens
             fill_tile<Block>(low, high, n, (TileBlock(*)[2]) & tile.block[0][g]);
         }
         const bool last = first + n == blocks;  // next are the rows below
-        const NextPart next = {
+        NextPart next = {
             rows_from(a, last ? r + 16 * kGroups : r).first + (last ? 0 : bytes(first + n)),
             16 * kGroups, a.row_bytes, bytes(n)};
+        const int64_t lines = next.lines() / ((tokens + 3) / 4 * n) + 1;
         int64_t t = 0;
         for (; t + 4 <= tokens; t += 4) {
-            next.prefetch(t / 4, tokens / 4);
-            tile_tokens<Block, kGroups, 4>(tile, a, first, n, t0, t);
+            tile_tokens<Block, kGroups, 4>(tile, a, first, n, t0, t, next, lines);
         }
-        for (; t < tokens; ++t) tile_tokens<Block, kGroups, 1>(tile, a, first, n, t0, t);
+        for (; t < tokens; ++t)
+            tile_tokens<Block, kGroups, 1>(tile, a, first, n, t0, t, next, lines);
     }
     for (int64_t t = 0; t < tokens; ++t)
         for (int g = 0; g < kGroups; ++g)

@@ -172,11 +172,11 @@ inline void panel_rows(const MatmulArgs& a, int64_t r, int64_t t0, int64_t token
         }
         // the next panel of these rows, or the first of those below
         const bool last = k + cols == a.cols;
-        const NextPart next = {rows_from(a, last ? r + Panel::kRows : r).first +
-                                   (last ? 0 : k + cols) * (int64_t)sizeof(Weight),
-                               Panel::kRows, a.row_bytes, cols * (int64_t)sizeof(Weight)};
+        NextPart next = {rows_from(a, last ? r + Panel::kRows : r).first +
+                             (last ? 0 : k + cols) * (int64_t)sizeof(Weight),
+                         Panel::kRows, a.row_bytes, cols * (int64_t)sizeof(Weight)};
         const auto dots = [&]<int kTokens>(int64_t t) {
-            if (t % 4 == 0) next.prefetch(t / 4, (tokens + 3) / 4);
+            next.prefetch(kTokens * next.lines() / tokens + 1);
             const float* x = activations(a, t0 + t) + k;
             for (int g = 0; g < groups; ++g)
                 panel_dots<kTokens>(panel.w[g], x, a.x_stride, cols, k == 0, panel.sums[g] + t);

@@ -70,17 +70,20 @@ ALWAYS_INLINE void few_tokens(const MatmulArgs& a, Multiply multiply) {
 }
 
 // The part of some rows that is multiplied next. It is asked for while many tokens are multiplied
-// with the part before: a share with every few of them.
+// with the part before, a few lines at a time: many at once wait for each other.
 struct NextPart {
     const char* first;
     int64_t rows, row_bytes, bytes;
+    int64_t row = 0, at = 0;
 
-    ALWAYS_INLINE void prefetch(int64_t share, int64_t shares) const {
-        const int64_t lines = bytes / 64 + 1;
-        const int64_t end = (share + 1) * lines / shares * 64;
-        for (int64_t at = share * lines / shares * 64; at < end; at += 64)
-            for (int64_t r = 0; r < rows; ++r)
-                _mm_prefetch(first + r * row_bytes + at, _MM_HINT_T1);
+    int64_t lines() const { return rows * (bytes / 64 + 1); }
+    ALWAYS_INLINE void prefetch(int64_t n) {
+        for (; n > 0 && at <= bytes; --n) {
+            _mm_prefetch(first + row * row_bytes + at, _MM_HINT_T1);
+            if (++row < rows) continue;
+            row = 0;
+            at += 64;
+        }
     }
 };
 
