@@ -20,7 +20,10 @@ namespace {
 // Below this many elements a parallel region costs more than it saves.
 constexpr int64_t kSerialElements = 16384;
 constexpr int64_t kExpWork = 32;  // what a channel of wkv4 costs, with its four exponentials
-constexpr int64_t kRowGrain = 8;  // kernels work on eight rows at a time
+// What a thread takes of the weights at a time, at least: enough to walk through memory in runs. A
+// kernel works on up to 32 rows at a time.
+constexpr int64_t kUnitBytes = 65536, kRowGrain = 32;
+constexpr int64_t kWideRows = 8;  // of a type without a kernel, dequantised together
 constexpr int64_t kChunk = 64;    // see Backend::chunk
 
 // Memory that only grows.
@@ -59,23 +62,23 @@ public:
     }
 
     void matmul(std::span<const MatmulJob> jobs, int64_t tokens) override {
-        int64_t total = 0, widest = 0;
+        int64_t total = 0, widest = 0, unit = kUnitBytes;
         for (const MatmulJob& job : jobs) {
             total += job.w.bytes();
             widest = std::max(widest, job.w.cols);
+            unit = std::max(unit, kRowGrain * job.w.row_bytes());
         }
         // twice: a dequantised group of rows, and what the kernel itself asks for
         for (auto& scratch : scratch_)
             if (static_cast<int64_t>(scratch.size()) < 2 * matmul_scratch_bytes(widest))
                 scratch.resize(static_cast<std::size_t>(2 * matmul_scratch_bytes(widest)));
         prepare_inputs(jobs, tokens);
-        pool_.run([&](int worker) {
-            const int64_t begin = total * worker / pool_.size(),
-                          end = total * (worker + 1) / pool_.size();
+        const int64_t units = std::clamp(total / unit, int64_t{1}, pool_.most_units());
+        pool_.run(units, [&](int64_t begin, int64_t end, int worker) {
             int64_t before = 0;
             for (const MatmulJob& job : jobs) {
-                const int64_t first = row_at(job.w, begin - before),
-                              last = row_at(job.w, end - before);
+                const int64_t first = row_at(job.w, total * begin / units - before),
+                              last = row_at(job.w, total * end / units - before);
                 if (first < last)
                     rows(job, tokens, first, last,
                          scratch_[static_cast<std::size_t>(worker)].data());
@@ -178,14 +181,13 @@ private:
     // body(i) for i in [0, n), in parallel if `elements` of work are worth it.
     template <class Body>
     void split(int64_t n, int64_t elements, const Body& body) {
-        if (elements < kSerialElements || n == 1) {
-            for (int64_t i = 0; i < n; ++i) body(i);
-            return;
-        }
-        pool_.run([&](int worker) {
-            const Range range = part(n, 1, worker, pool_.size());
-            for (int64_t i = range.begin; i < range.end; ++i) body(i);
-        });
+        const auto some = [&](int64_t begin, int64_t end, int) {
+            for (int64_t i = begin; i < end; ++i) body(i);
+        };
+        if (elements < kSerialElements)
+            some(0, n, 0);
+        else
+            pool_.run(n, some);
     }
 
     template <class Body>
@@ -298,8 +300,8 @@ private:
     void dequantised_rows(const MatmulJob& job, MatmulArgs args, std::byte* scratch) const {
         float* wide = reinterpret_cast<float*>(scratch);
         const int64_t first = args.row_begin, last = args.row_end;
-        for (int64_t r = first; r < last; r += kRowGrain) {
-            const int64_t count = std::min(kRowGrain, last - r);
+        for (int64_t r = first; r < last; r += kWideRows) {
+            const int64_t count = std::min(kWideRows, last - r);
             type_info(job.w.type)
                 .dequantize(static_cast<const std::byte*>(job.w.data) + r * args.row_bytes, wide,
                             count * args.cols);
@@ -368,6 +370,7 @@ public:
     void copy(float* to, const float* from, int64_t floats) override {
         std::copy_n(from, floats, to);
     }
+    float* direct(float* host) override { return host; }
 
     int64_t chunk() const override { return kChunk; }
     std::unique_ptr<Ops> make_ops() override { return std::make_unique<CpuOps>(pool_); }

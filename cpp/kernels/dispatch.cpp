@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/dispatch.h"
 
+#include <array>
 #include <cstdlib>
 #include <string>
-#include <vector>
 
 #include "base/error.h"
 #include "kernels/levels.h"
@@ -63,15 +63,21 @@ constexpr Level kLevels[] = {
 #endif
 };
 
-std::vector<Kernels> build_tables() {
-    std::vector<Kernels> tables;
+// An array: unlike a vector, it is there until the process is gone, and so are its threads.
+struct Tables {
+    std::array<Kernels, std::size(kLevels)> kernels;
+    std::size_t count = 0;
+};
+
+Tables build_tables() {
+    Tables tables{};
     Kernels table{};
     for (const Level& level : kLevels) {
         if (!level.supported()) continue;
         level.overlay(table);
         table.isa = level.name;
         table.proven = level.proven;
-        tables.push_back(table);
+        tables.kernels[tables.count++] = table;
     }
     return tables;
 }
@@ -92,8 +98,8 @@ const Kernels& choose() {
 }  // namespace
 
 std::span<const Kernels> available_kernels() {
-    static const std::vector<Kernels> tables = build_tables();
-    return tables;
+    static const Tables tables = build_tables();
+    return std::span(tables.kernels).first(tables.count);
 }
 
 const Kernels& kernels() {

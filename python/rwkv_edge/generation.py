@@ -3,17 +3,26 @@
 
 from __future__ import annotations
 
+import math
 import os
 from bisect import bisect_right
-from collections.abc import Generator, Sequence
-from typing import TypedDict
+from collections.abc import Generator, Iterable, Sequence
+from numbers import Real
+from operator import index
+from typing import SupportsIndex, TypedDict
 
 from . import _core
+from .lookup import Lookup
 from .tokenizer import END_OF_TEXT, StreamDecoder, Tokenizer
 
 Floats = bytearray
 """Of 32 bits, as the engine takes and gives them. Text is generated without numpy, which takes
 longer to import than a model to open."""
+
+MAX_SEED = 2**64 - 1
+
+# Where more sampled tokens wait to be fed again, none are drafted: long steps cost more.
+MOST_AGAIN = 3
 
 # Of these and their runs, numbers and columns, the frequency penalty does not count occurrences.
 NEVER_FREQUENT = b" \t0123456789"
@@ -53,21 +62,24 @@ class Answer:
         penalty_decay: float = 0.996,
         seed: int | None = None,
     ) -> None:
-        """`Session.generate` says what the options mean. Raises ValueError for one out of range."""
-        if max_tokens < 0:
-            raise ValueError(f"max_tokens: found {max_tokens}, expected at least 0")
+        """`Session.generate` says what the options mean.
+
+        Raises ValueError for one out of range, TypeError for one of another kind.
+        """
+        if seed is None:
+            seed = int.from_bytes(os.urandom(8), "little")
         self._sampler = _core.Sampler(
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            presence_penalty=presence_penalty,
-            frequency_penalty=frequency_penalty,
-            penalty_decay=penalty_decay,
-            seed=int.from_bytes(os.urandom(8), "little") if seed is None else seed,
+            temperature=real("temperature", temperature),
+            top_k=whole("top_k", top_k, 0, 2**63 - 1),
+            top_p=real("top_p", top_p),
+            presence_penalty=real("presence_penalty", presence_penalty),
+            frequency_penalty=real("frequency_penalty", frequency_penalty),
+            penalty_decay=real("penalty_decay", penalty_decay),
+            seed=whole("seed", seed, 0, MAX_SEED),
             banned=banned,
         )
         self._stops = stop_bytes(stop)
-        self._left = max_tokens
+        self._left = whole("max_tokens", max_tokens, 0)
         self._tokenizer = tokenizer
         self._decoder = StreamDecoder()
         self._held = b""  # the end of the tokens' text, which may begin a stop string
@@ -130,30 +142,65 @@ class Answer:
 class Stream:
     """An answer and the engine's session that feeds it."""
 
-    def __init__(self, core: _core.Session, prompt: list[int], answer: Answer) -> None:
-        """Without a prompt, the answer goes on from the last token that was fed."""
+    def __init__(
+        self, core: _core.Session, prompt: list[int], answer: Answer, lookup: Lookup | None = None
+    ) -> None:
+        """Without a prompt, the answer goes on from the last token that was fed. `lookup` knows the
+        text so far, prompt included.
+        """
         self.answer = answer
+        self.lookup = lookup
         self.ended = False
         """Whether no text follows, and the session stands where it ends."""
         self._core = core
         self._prompt: list[int] | None = prompt or None
         self._start = core.tokens + len(prompt)
-        self._mark: _core.Session | None = None  # where all text was given
+        self._draft: list[int] = []  # fed, or to be fed, and not yet sampled
+        self._skip = 0  # rows of logits before the one that follows the last sampled token
+        # Where the session can go back to: what was fed by then was also given out.
+        self._mark: _core.Session | None = None
+        self._marked = False
 
     def part(self) -> tuple[_core.Session, list[int], _core.Logits]:
-        """What to feed next: the prompt, and then the token that was sampled last."""
+        """What to feed next: the prompt; then what was sampled, and perhaps a draft of more."""
         if self._prompt:
             return self._core, self._prompt, _core.Logits.last
+        sampled = self.answer.tokens[self._core.tokens - self._start :]
+        draft = self.lookup.draft() if self.lookup and len(sampled) <= MOST_AGAIN else []
         if self.answer.all_given:
-            self._mark = None
-        elif self._mark is None:
-            self._mark = self._core.fork()
-        return self._core, self.answer.tokens[-1:], _core.Logits.last
+            self._marked = False
+        if not self._marked and (draft or not self.answer.all_given):
+            if self._mark is None:
+                self._mark = self._core.fork()
+            else:
+                self._mark.rewind(self._core)
+            self._marked = True
+        self._draft = draft
+        self._skip = len(sampled) - 1 if draft else 0
+        return self._core, sampled + draft, _core.Logits.all if draft else _core.Logits.last
 
     def take(self, logits: Floats, row: int = 0, n_vocab: int = 0) -> str:
-        """The text that is certain after the logits of `part`."""
+        """The text that is certain after the logits of `part`, which begin at a row."""
         self._prompt = None
+        known, draft = len(self.answer.tokens), self._draft
+        row += self._skip
         text = self.answer.take(logits, row, n_vocab)
+        accepted = 0
+        while (
+            accepted < len(draft)
+            and not self.answer.complete
+            and self.answer.tokens[-1] == draft[accepted]
+        ):
+            accepted += 1
+            text += self.answer.take(logits, row + accepted, n_vocab)
+        if accepted < len(draft):
+            assert self._mark is not None
+            self._core.rewind(self._mark)
+        self._draft = []
+        if self.lookup:
+            self.lookup.extend(self.answer.tokens[known:])
+            if draft:
+                self.lookup.learn(len(draft), accepted)
         if self.answer.complete:
             self.settle()
         return text
@@ -180,7 +227,7 @@ class Stream:
             return
         # What was fed is counted by the engine: an interrupt cannot fall between the two.
         whole, begun = self.answer.given()
-        if core.tokens - self._start > whole:
+        if self._draft or core.tokens - self._start > whole:
             assert self._mark is not None
             core.rewind(self._mark)
         rest = self.answer.tokens[core.tokens - self._start : whole] + begun
@@ -197,22 +244,47 @@ def run(streams: Sequence[Stream], n_vocab: int) -> Generator[tuple[int, str], N
             if not stream.ended and (text := stream.take_last()):
                 yield i, text
         while active := [i for i, stream in enumerate(streams) if not stream.ended]:
-            logits = _core.feed_together([streams[i].part() for i in active])
-            for row, i in enumerate(active):
+            parts = [streams[i].part() for i in active]
+            logits = _core.feed_together(parts)
+            row = 0
+            for i, (_, ids, mode) in zip(active, parts, strict=True):
                 # the one who got the text before may have ended this stream
                 if not streams[i].ended and (text := streams[i].take(logits, row, n_vocab)):
                     yield i, text
+                row += len(ids) if mode == _core.Logits.all else 1
     finally:
         for stream in streams:
             stream.settle()
 
 
+def whole(name: str, value: SupportsIndex, least: int, most: int | None = None) -> int:
+    """An option that is a whole number."""
+    try:
+        number = index(value)
+    except TypeError:
+        raise TypeError(f"{name}: found {value!r}, expected a whole number") from None
+    if number < least or (most is not None and number > most):
+        limits = f"at least {least}" if most is None else f"{least} to {most}"
+        raise ValueError(f"{name}: found {number}, expected {limits}")
+    return number
+
+
+def real(name: str, value: float) -> float:
+    """An option that is a number; the sampler knows its range."""
+    if not isinstance(value, Real):
+        raise TypeError(f"{name}: found {value!r}, expected a number")
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
 def stop_bytes(stop: str | Sequence[str]) -> list[bytes]:
-    """The stop strings as bytes; raises ValueError for an empty one."""
-    stops = [
-        text.encode("utf-8", "surrogateescape")
-        for text in ([stop] if isinstance(stop, str) else stop)
-    ]
+    """The stop strings as bytes; raises ValueError for an empty one, TypeError for no text."""
+    texts = [stop] if isinstance(stop, str) or not isinstance(stop, Iterable) else list(stop)
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError(f"stop: found {stop!r}, expected a text or a list of texts")
+    stops = [text.encode("utf-8", "surrogateescape") for text in texts]
     if b"" in stops:
         raise ValueError("stop: found an empty string, expected some text")
     return stops

@@ -10,15 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import _core
-from .files.form import KEY_FIRST, is_gguf
+from .files.form import ARCH_KEY, KEY_FIRST, TUNED, is_gguf
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-ARCH_KEY = "rwkv_edge.state.arch"
-# A tuned state: made by training, for whatever model has its heads. It has one part, of that name.
-TUNED = "time_state"
 
 
 @dataclass(frozen=True)
@@ -106,11 +102,13 @@ class State:
     def load(cls, path: str | PathLike[str]) -> State:
         """Read what `save` wrote, or the tuned state in a .pth or .st file.
 
-        Raises FormatError for a file that is damaged or no state, UnsupportedError for tensors of
-        a type that is not read, OSError where it cannot be read.
+        Raises FormatError for a file that is damaged, no state, or holds NaN or infinity,
+        UnsupportedError for tensors of a type that is not read, OSError where it cannot be read.
         """
         if is_gguf(Path(path)):
-            return cls._saved(_core.ModelFile(path))
+            file = _core.ModelFile(path)
+            if file.get(ARCH_KEY) != TUNED:
+                return cls._saved(file)
         from .convert.tuned_state import read_tuned_state
 
         values = read_tuned_state(Path(path))
@@ -134,6 +132,9 @@ class State:
         import numpy as np
 
         parts = [tensor.data.view("<f4").reshape(layers, -1) for tensor in file.tensors]
+        for tensor, part in zip(file.tensors, parts, strict=True):
+            if not np.isfinite(part).all():
+                raise _core.FormatError(f"{file.path}: tensor {tensor.name} holds NaN or infinity")
         data = np.concatenate(parts, axis=1, dtype=np.float32).reshape(-1)
         shapes = tuple((tensor.name, tensor.shape[1:]) for tensor in file.tensors)
         return cls(data, StateShape(arch, layers, shapes), file.path)

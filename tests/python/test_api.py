@@ -18,7 +18,16 @@ import rwkv_edge
 import tiny
 from conftest import GetModel
 from refusal import refuses
-from rwkv_edge import FormatError, Model, Session, State, UnsupportedError, _core, model
+from rwkv_edge import (
+    Conversation,
+    FormatError,
+    Model,
+    Session,
+    State,
+    UnsupportedError,
+    _core,
+    model,
+)
 
 SHAPE = tiny.SHAPES["d192"]
 TOKENS = np.random.default_rng(1).integers(0, SHAPE.vocab, 150)
@@ -81,9 +90,11 @@ def test_a_missing_bundled_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
 
 def test_bad_numbers_of_threads(tiny_model: GetModel) -> None:
-    for threads in (0, -1):
-        with pytest.raises(ValueError, match=f"threads: found {threads}, expected at least 1"):
+    for threads in (0, -1, 1025, 2**70):
+        with pytest.raises(ValueError, match=f"threads: found {threads}, expected 1 to 1024"):
             Model(tiny_model("q4_0", "d192")[0], threads=threads)
+    with pytest.raises(TypeError, match=r"threads: found 1\.5, expected a whole number"):
+        Model(tiny_model("q4_0", "d192")[0], threads=1.5)  # type: ignore[arg-type]
 
 
 def test_errors_of_files(tmp_path: Path) -> None:
@@ -237,6 +248,21 @@ def test_a_state_is_a_copy(loaded: Model) -> None:
     assert session.feed(TOKENS[20:]).tobytes() == expected.tobytes()
     session.reset()
     assert session.state.data.tobytes() == loaded.session().state.data.tobytes()
+
+
+def test_a_path_is_no_state(loaded: Model) -> None:
+    message = re.escape("state: found 'z.state', expected a State, as State.load(path) gives")
+    for take in (loaded.session, loaded.session().reset):
+        with pytest.raises(TypeError, match=message):
+            take("z.state")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=message):
+        Conversation(loaded, state="z.state")  # type: ignore[arg-type]
+
+
+def test_a_template_that_is_none(loaded: Model) -> None:
+    message = "template: found 'x', expected one of world, raven, instruct"
+    with pytest.raises(ValueError, match=message):
+        Conversation(loaded, template="x")
 
 
 def test_a_fork_goes_its_own_way(loaded: Model) -> None:

@@ -105,6 +105,15 @@ def test_generate(model: Path) -> None:
     assert empty.stdout
 
 
+def test_generate_with_lookup(model: Path) -> None:
+    arguments = ("generate", model, "-p", "aaaa", "-n", "12", "--temperature", "0")
+    plain, fast = run(*arguments), run(*arguments, "--lookup", "4")
+    assert fast.returncode == 0
+    assert fast.stdout == plain.stdout
+    summary = rb"lookup: \d+ of \d+ guessed tokens were right, \d+ steps\n"
+    assert re.fullmatch(summary, fast.stderr)
+
+
 def test_where_generate_stops(endless: Path) -> None:
     def text(*arguments: str) -> bytes:
         return run("generate", endless, "-p", "x", "-n", "10", *arguments).stdout
@@ -269,6 +278,17 @@ def test_quantize_info_bench(model: Path, tmp_path: Path) -> None:
         assert re.fullmatch(rf"  1 threads  {test} +[\d.]+ tokens/s  {share}", line), line
 
 
+def test_bench_of_sessions(model: Path) -> None:
+    done = run("bench", model, "-t", "1", "-p", "0", "-n", "2", "-r", "1", "--sessions", "1,3")
+    one, three = done.stdout.decode().splitlines()[1:]
+    assert re.match(r"  1 threads    1 sessions  tg2 +[\d.]+ tokens/s", one), one
+    assert re.fullmatch(
+        r"  1 threads    3 sessions  tg2 +[\d.]+ tokens/s  \d+% of what memory and arithmetic "
+        r"allow, [\d.]+ times one session",
+        three,
+    ), three
+
+
 @pytest.fixture
 def bad_files(tmp_path: Path, model: Path) -> dict[str, Path]:
     paths = {name: tmp_path / name for name in ("missing", "text", "empty", "cut", "folder")}
@@ -340,6 +360,7 @@ def test_an_error_has_no_traceback(tmp_path: Path) -> None:
         ["quantize", "a", "b", "--type", "q3_k"],
         ["bench", "-t", "1,x"],
         ["bench", "-t", "0"],
+        ["bench", "--sessions", "1,"],
         ["convert", "a"],
     ],
     ids=" ".join,

@@ -19,6 +19,10 @@ from .terminal import error_text, prepare_streams
 
 COMMANDS = ("chat", "generate", "convert", "quantize", "info", "bench")
 INTERRUPTED = 130  # as the shell has it for a program that Ctrl-C ended
+LOST_FILE = (
+    "\nError: the model's file was cut short, or its disk failed, while it was in use; "
+    "put the whole file back and start again\n"
+)
 
 
 class Program(click.Group):
@@ -39,6 +43,7 @@ class Program(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             prepare_streams()
+            _core.say_on_bus_error(LOST_FILE)
             with ended_by_signals():
                 return super().invoke(ctx)
         except Ended as ended:

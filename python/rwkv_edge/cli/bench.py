@@ -15,11 +15,11 @@ from .options import model_argument
 from .terminal import Progress
 
 
-def thread_counts(_ctx: object, _param: object, text: str | None) -> list[int]:
-    counts = text.split(",") if text else []
-    if not all(count.isdecimal() and int(count) > 0 for count in counts):
-        raise click.BadParameter(f"'{text}' is no list of numbers of threads, such as 1,2")
-    return [int(count) for count in counts]
+def counts(_ctx: object, param: click.Parameter, text: str | None) -> list[int]:
+    found = text.split(",") if text else []
+    if not all(count.isdecimal() and int(count) > 0 for count in found):
+        raise click.BadParameter(f"'{text}' is no list of numbers of {param.name}, such as 1,2")
+    return [int(count) for count in found]
 
 
 @click.command()
@@ -27,7 +27,7 @@ def thread_counts(_ctx: object, _param: object, text: str | None) -> list[int]:
 @click.option(
     "-t",
     "--threads",
-    callback=thread_counts,
+    callback=counts,
     metavar="N,...",
     help="Numbers of threads; by default one for each core, at most 8.",
 )
@@ -49,6 +49,14 @@ def thread_counts(_ctx: object, _param: object, text: str | None) -> list[int]:
     metavar="N",
     help="Tokens to write; 0: do not measure writing.",
 )
+@click.option(
+    "--sessions",
+    default="1",
+    callback=counts,
+    metavar="N,...",
+    show_default=True,
+    help="Numbers of sessions that write together, such as 1,2,4,8,16,32.",
+)
 @click.option("-r", "--repeats", type=click.IntRange(min=1), default=3, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def bench(
@@ -57,23 +65,30 @@ def bench(
     threads: list[int],
     prompt: int,
     max_tokens: int,
+    sessions: list[int],
     repeats: int,
     as_json: bool,
 ) -> None:
     """Measure reading (pp) and writing (tg) in tokens per second.
 
-    Each with its share of what this machine gives at most: reading, of the arithmetic peak of the
-    weights' types; writing, which needs every weight for every token, of the rate at which memory
-    is read. Each figure is the median of the repeats.
+    Each figure is the median of the repeats, with its share of what this machine gives at most.
+    Reading is limited by arithmetic: the share is of the peak of the weights' types. Writing is
+    limited by memory, because every step reads all weights: the share is of the bandwidth. Several
+    sessions that write together read them once.
     """
     from .. import bench as benchmark
 
     path = model or bundled_model()
-    counts = threads or [Model(path).threads]
     with Progress("measuring") as bar:
         results = list(
             benchmark.measure(
-                path, counts, prompt=prompt, generated=max_tokens, repeats=repeats, progress=bar
+                path,
+                threads or [Model(path).threads],
+                prompt=prompt,
+                generated=max_tokens,
+                sessions=sessions,
+                repeats=repeats,
+                progress=bar,
             )
         )
     if as_json:
@@ -81,12 +96,20 @@ def bench(
         click.echo(json.dumps({"model": str(path), "isa": _core.isa(), "results": rows}, indent=2))
         return
     click.echo(f"{path}, {_core.isa()} kernels, median of {repeats}")
+    alone = {
+        r.threads: r.tokens_per_second for r in results if r.test[:2] == "tg" and r.sessions == 1
+    }
     for r in results:
-        if r.test.startswith("tg"):
+        if r.sessions > 1:
+            share = f"{r.share:.0%} of what memory and arithmetic allow"
+            if r.threads in alone:
+                share += f", {r.tokens_per_second / alone[r.threads]:.2f} times one session"
+        elif r.test.startswith("tg"):
             bandwidth = r.limits.bandwidth_gb
             share = f"{r.share * bandwidth:6.2f} GB/s, {r.share:.0%} of {bandwidth:.2f} GB/s"
         else:
             peaks = f"f32 {r.limits.float_gops:.1f}, int8 {r.limits.int8_gops:.1f} GOPS"
             share = f"{r.share:.0%} of the peak ({peaks})"
         rate = f"{r.tokens_per_second:9.2f} tokens/s"
-        click.echo(f"{r.threads:3} threads  {r.test:<8} {rate}  {share}")
+        together = f"{r.sessions:3} sessions  " if sessions != [1] else ""
+        click.echo(f"{r.threads:3} threads  {together}{r.test:<8} {rate}  {share}")

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from ..chat import TEMPLATES, Conversation
+from ..files.form import printable
 from ..state import State
 from .options import checked, model_and_threads, open_model, sampling_options, text_options
 from .terminal import talk
@@ -56,5 +57,5 @@ def chat(
         state=None if state is None else State.load(state),
     )
     if sys.stdin.isatty() and sys.stdout.isatty():
-        click.echo(f"{loaded.path.name}. /help lists the commands, Ctrl-D leaves.\n")
+        click.echo(f"{printable(loaded.path.name)}. /help lists the commands, Ctrl-D leaves.\n")
     talk(conversation, options)

@@ -41,6 +41,14 @@ from .terminal import Progress, write
     help="Tokens to write at most.",
 )
 @click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; repeatable.")
+@click.option(
+    "--lookup",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Guess up to N tokens from the text so far; the text is the same, and may come sooner.",
+)
 @text_options
 @sampling_options
 def generate(
@@ -51,6 +59,7 @@ def generate(
     state: Path | None,
     prompt: str,
     stop: tuple[str, ...],
+    lookup: int,
     **sampling: Any,
 ) -> None:
     """Write what follows a prompt. An empty one begins a document."""
@@ -62,11 +71,16 @@ def generate(
     if tokens:
         with Progress("reading") as bar:
             session.read(tokens, progress=bar)
-    with closing(session.generate(stop=stop, **options)) as pieces:
+    with closing(session.generate(stop=stop, lookup=lookup, **options)) as pieces:
         for piece in pieces:
             write(piece)
     if sys.stdout.isatty():
         click.echo()
+    if lookup:
+        guessed, right, steps = session.lookups
+        click.echo(
+            f"lookup: {right} of {guessed} guessed tokens were right, {steps} steps", err=True
+        )
 
 
 def read_prompt() -> bytes:

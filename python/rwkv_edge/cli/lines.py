@@ -11,12 +11,11 @@ from pathlib import Path
 
 import click
 
+from ..files.form import printable
 from ..files.output import OutputFile
 
 ReadLine = Callable[[str], str]  # shows a prompt; raises EOFError at the end
 
-# Control characters in a model's text or a file's names must not steer the terminal.
-CONTROLS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 BLOCK = '"""'
 COMMANDS = ("/help", "/reset", "/save", "/save!", "/load", "/exit")
 TAKE_FILES = ("/save", "/save!", "/load")
@@ -94,7 +93,7 @@ def read_history(path: Path) -> list[str]:
                 data = file.read(HISTORY_BYTES)
     lines = data.decode("utf-8", "replace").split("\n")
     return [
-        "\n".join(part.translate(CONTROLS) for part in line.split(NEWLINE))
+        "\n".join(printable(part, lines=True) for part in line.split(NEWLINE))
         for line in lines[-HISTORY_LINES - 1 :]
         if line
     ]

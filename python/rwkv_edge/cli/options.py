@@ -11,7 +11,7 @@ from typing import Any, cast
 import click
 
 from .. import _core
-from ..files.form import ALIASES, FILE_TYPES
+from ..files.form import ALIASES, FILE_TYPES, printable
 from ..generation import Answer, Sampling
 from ..model import Model
 
@@ -45,7 +45,7 @@ def text_options(command: Command) -> Command:
 def open_model(path: Path | None, vocab: Path | None, threads: int | None) -> Model:
     model = Model(path, vocab=vocab, threads=threads)
     if model.hint is not None:
-        click.echo(model.hint, err=True)
+        click.echo(printable(model.hint), err=True)
     return model
 
 

@@ -18,10 +18,9 @@ import click
 
 from .._core import FormatError, ModelFile
 from ..chat import Conversation
-from ..files.form import is_gguf
+from ..files.form import ARCH_KEY, is_gguf, printable
 from ..generation import Sampling
-from ..state import ARCH_KEY
-from .lines import CONTROLS, clever, line_editing, messages
+from .lines import clever, line_editing, messages
 
 CLEAR_LINE = "\r\033[K"
 HELP = """\
@@ -51,7 +50,9 @@ class Progress:
         if time.monotonic() >= self._next:
             percent = 100 * done // max(total, 1)
             click.echo(
-                f"{CLEAR_LINE}{self._label} {percent:3} %  {detail[:40]}", err=True, nl=False
+                f"{CLEAR_LINE}{self._label} {percent:3} %  {printable(detail[:40])}",
+                err=True,
+                nl=False,
             )
             self._next = time.monotonic() + self.INTERVAL
             self._shown = True
@@ -95,7 +96,7 @@ def prepare_streams() -> None:
 
 def write(text: str) -> None:
     """Write a piece of a model's text to stdout, at once."""
-    click.echo(text.translate(CONTROLS) if sys.stdout.isatty() else text, nl=False)
+    click.echo(printable(text, lines=True) if sys.stdout.isatty() else text, nl=False)
 
 
 class Wrap:
@@ -201,7 +202,7 @@ def answer_terminal(conversation: Conversation, text: str, sampling: Sampling) -
                     bar.clear()
                     if wraps:
                         columns = shutil.get_terminal_size().columns
-                        click.echo(wrap(piece.translate(CONTROLS), columns), nl=False)
+                        click.echo(wrap(printable(piece, lines=True), columns), nl=False)
                     else:
                         write(piece)
                     if interrupts.pressed:
@@ -249,4 +250,4 @@ def error_text(error: BaseException) -> str:
         text = f"{error.filename}: {error.strerror}"
     if isinstance(error, MemoryError) and not text:
         text = "not enough memory: a smaller model or fewer threads take less"
-    return text.translate(CONTROLS) or type(error).__name__  # it may quote a hostile file
+    return printable(text, lines=True) or type(error).__name__  # it may quote a hostile file

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from .._core import FormatError, ModelFile, TensorInfo, UnsupportedError
-from ..files.form import is_gguf
+from ..files.form import ARCH_KEY, is_gguf, shown
 from ..files.gguf_writer import GGUFWriter, Progress, Value, string, uint32
 from ..files.source import NUMPY_TYPES, MappedTensor, Tensor
 from .adapter import apply_adapter
@@ -111,9 +111,11 @@ def quantize(
     if not is_gguf(source):
         raise FormatError(f"{source}: not a GGUF file; `convert` makes one of any type")
     file = ModelFile(source)
+    if file.get(ARCH_KEY) is not None:
+        raise UnsupportedError(f"{source}: a saved state, which has nothing to quantize")
     architecture = file.get("general.architecture")
-    if not str(architecture).startswith("rwkv"):
-        raise UnsupportedError(f"{source}: general.architecture is {architecture!r}, not RWKV")
+    if not (isinstance(architecture, str) and architecture.startswith("rwkv")):
+        raise UnsupportedError(f"{source}: general.architecture is {shown(architecture)}, not RWKV")
     metadata = {
         key: Value(file.value_type(key), file.get(key))
         for key in file.keys()  # noqa: SIM118 - not a dict
