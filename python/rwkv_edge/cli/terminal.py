@@ -10,6 +10,8 @@ import signal
 import sys
 import time
 import unicodedata
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from types import FrameType
@@ -18,7 +20,7 @@ import click
 
 from .._core import FormatError, ModelFile
 from ..chat import Conversation
-from ..files.form import ARCH_KEY, is_gguf, printable
+from ..files.form import ARCH_KEY, amount, is_gguf, printable
 from ..generation import Sampling
 from .lines import clever, line_editing, messages
 
@@ -67,6 +69,33 @@ class Progress:
 
     def __exit__(self, *_: object) -> None:
         self.clear()
+
+
+@contextlib.contextmanager
+def making(target: Path, label: str) -> Iterator[Callable[[int, int, str], None]]:
+    """Long work that ends with a file, and with a line about it. Warnings come with the first
+    progress."""
+    start = time.monotonic()
+    with warnings.catch_warnings(record=True) as caught, Progress(label) as bar:
+        warnings.simplefilter("always")
+
+        def progress(done: int, total: int, detail: str) -> None:
+            while caught:
+                click.echo(f"Warning: {printable(str(caught.pop(0).message))}", err=True)
+            bar(done, total, detail)
+
+        yield progress
+    seconds = time.monotonic() - start
+    size = amount(target.stat().st_size)
+    click.echo(f"{printable(str(target))}: {file_type(target)}, {size}, {seconds:.1f} s")
+
+
+def file_type(path: Path) -> str:
+    """The type of most matrices of a GGUF file of ours."""
+    from ..convert.policy import KEPT_FILE_TYPES
+
+    number = ModelFile(path).get("general.file_type")
+    return next(name for name, known in KEPT_FILE_TYPES.items() if known == number)
 
 
 class Interrupts:
