@@ -66,8 +66,8 @@ def test_a_conversation(text: str, user: str, bot: str) -> None:
 def test_thinking() -> None:
     old = {"role": "assistant", "content": "<think>Hm.</think>\n\nYes."}
     assert render(G1, [TALK[2], old]) == "User: fine\n\nAssistant: Yes.\n\nAssistant:"
-    assert render(G1, TALK, enable_thinking=True).endswith("\n\nAssistant: <think")
-    assert render(G1, TALK, enable_thinking=False).endswith("\n\nAssistant: <think>\n</think")
+    assert render(G1, TALK, enable_thinking=True).endswith("\n\nAssistant: <think>")
+    assert render(G1, TALK, enable_thinking=False).endswith("\n\nAssistant: <think>\n</think>")
     assert render(WORLD, TALK, enable_thinking=True) == render(WORLD, TALK)
 
 

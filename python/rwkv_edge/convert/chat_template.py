@@ -40,13 +40,13 @@ WORLD = (
 {%- endif -%}"""
 )
 
-# G1 may think first, and reads no old thoughts. The prompt ends before the last ">", because the
-# tokens of its training join that with what follows.
+# G1 may think first, and reads no old thoughts. In its training a token joins the last ">" with what
+# follows. A prompt that ended before it would fit that, but every answer would begin with ">".
 G1 = WORLD.replace("(text | trim)", "(text.split('</think>')[-1] | trim)").replace(
     "{{- 'Assistant:' -}}",
     r"""{{- 'Assistant:' -}}
 {%- if enable_thinking is defined -%}
-{{- ' <think' if enable_thinking else ' <think>\n</think' -}}
+{{- ' <think>' if enable_thinking else ' <think>\n</think>' -}}
 {%- endif -%}""",
 )
 
