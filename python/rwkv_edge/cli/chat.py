@@ -5,15 +5,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import click
 
 from ..chat import TEMPLATES, Conversation
 from ..files.form import printable
-from ..generation import Sampling
 from ..state import State
-from .options import model_and_threads, open_model, sampling_options, text_options
+from .options import checked, model_and_threads, open_model, sampling_options, text_options
 from .terminal import talk
 
 
@@ -48,6 +47,7 @@ def chat(
     **sampling: Any,
 ) -> None:
     """Talk with a model; /help inside lists the commands."""
+    options = checked(sampling)
     loaded = open_model(model, vocab, threads)
     conversation = Conversation(
         loaded,
@@ -58,4 +58,4 @@ def chat(
     )
     if sys.stdin.isatty() and sys.stdout.isatty():
         click.echo(f"{printable(loaded.path.name)}. /help lists the commands, Ctrl-D leaves.\n")
-    talk(conversation, cast(Sampling, sampling))
+    talk(conversation, options)

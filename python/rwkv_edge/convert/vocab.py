@@ -34,7 +34,6 @@ ROUNDING = 512  # the largest number to whose multiples trainers are known to ro
 MAX_BYTES = 1 << 24  # of a vocabulary file; World has one megabyte
 MAX_TOKEN = 256  # bytes of a World token; the longest has 128
 MAX_LINE = 4 * MAX_TOKEN + 64  # of a World vocabulary, each byte written as \\x00
-CHAT_TEMPLATE = "rwkv-world"  # llama.cpp knows the template by this name
 
 
 @dataclass(frozen=True)
@@ -177,10 +176,7 @@ def world_vocabulary(source: str, tokens: Mapping[int, bytes]) -> Vocabulary:
     texts[0], types[0] = "<s>", CONTROL
     for token_id, token in tokens.items():
         texts[token_id], types[token_id] = repr(token)[2:-1], NORMAL
-    metadata = {
-        "tokenizer.ggml.model": string("rwkv"),
-        "tokenizer.chat_template": string(CHAT_TEMPLATE),
-    }
+    metadata = {"tokenizer.ggml.model": string("rwkv")}
     # A blank line ends a turn. llama.cpp's converter has the number, 261; any vocabulary will do.
     turn = next((i for i, token in tokens.items() if token == b"\n\n"), None)
     if turn is not None:
@@ -234,7 +230,6 @@ def _sentencepiece(path: Path) -> Vocabulary:
         "tokenizer.ggml.pre": string("default"),
         "tokenizer.ggml.add_bos_token": Value("bool", False),
         "tokenizer.ggml.add_space_prefix": Value("bool", first[:1] != ["a"]),
-        "tokenizer.chat_template": string(CHAT_TEMPLATE),
         SENTENCEPIECE_KEY: Value("array[uint8]", model),
     }
     if pieces.unk_id() >= 0:
