@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import faulthandler
 import os
 import random
 import resource
@@ -142,6 +143,7 @@ def child(reader: Reader, seed: int, first: int, folder: Path, out: int, memory:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     errors = os.open(folder / "stderr", os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(errors, 2)
+    faulthandler.enable(2)
     if not sanitized():
         size = int(Path("/proc/self/statm").read_text("ascii").split()[0]) * PAGE
         resource.setrlimit(resource.RLIMIT_AS, (size + memory, size + memory))
@@ -170,9 +172,9 @@ def fuzz(
     most_failures: int = 20,
 ) -> Report:
     """Read inputs for so many seconds, in children of this process."""
-    report, start, next_input = Report(reader.name), time.monotonic(), 0
+    report, clock, next_input = Report(reader.name), Clock(), 0
     with tempfile.TemporaryDirectory(prefix="fuzz-", dir=MEMORY_DISK) as name:
-        while time.monotonic() - start < seconds and len(report.failures) < most_failures:
+        while clock.now() < seconds and len(report.failures) < most_failures:
             folder = Path(name) / secrets.token_hex(4)
             folder.mkdir()
             coming, out = os.pipe()
@@ -186,15 +188,30 @@ def fuzz(
                 finally:
                     os._exit(3)
             os.close(out)
-            watch = Watch(report, pid, coming, next_input, start + seconds, budget, memory)
+            watch = Watch(report, pid, coming, next_input, clock, seconds, budget, memory)
             what = watch.run()
             os.close(coming)
             if what is not None:
                 said = (folder / "stderr").read_bytes()[-6000:].decode("utf-8", "replace")
                 report.failures.append(Failure(watch.number, f"{what}\n{said}"))
             next_input = watch.number + 1
-    report.seconds = time.monotonic() - start
+    report.seconds = clock.now()
     return report
+
+
+class Clock:
+    """Seconds in which this process ran: it may be stopped, and its children with it."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+        self._total = 0.0
+
+    def now(self) -> float:
+        """To be asked often: of a longer pause one second counts."""
+        time_now = time.monotonic()
+        self._total += min(time_now - self._last, 1.0)
+        self._last = time_now
+        return self._total
 
 
 class Watch:
@@ -206,21 +223,23 @@ class Watch:
         pid: int,
         coming: int,
         first: int,
+        clock: Clock,
         end: float,
         budget: float,
         memory: int,
     ) -> None:
         self.report, self.pid, self.coming, self.number = report, pid, coming, first
-        self.end, self.budget = end, budget
+        self.clock, self.end, self.budget = clock, end, budget
+        self.busy = False
         self.most = resident(pid) + memory
         self.text = b""
 
     def run(self) -> str | None:
         """What went wrong with input `number`."""
-        begun = time.monotonic()
+        begun = self.clock.now()
         while True:
             ready, _, _ = select.select([self.coming], [], [], BREATH)
-            now = time.monotonic()
+            now = self.clock.now()
             if ready:
                 piece = os.read(self.coming, 1 << 16)
                 if not piece:
@@ -235,8 +254,6 @@ class Watch:
                 return self.kill(f"more than {self.budget:g} seconds")
             if now > self.end and not self.busy:
                 return self.kill(None)
-
-    busy = False
 
     def take(self, piece: bytes) -> str | None:
         *lines, self.text = (self.text + piece).split(b"\n")

@@ -193,7 +193,7 @@ def weights_of(version: str) -> Weights:
 def some_weights(rng: random.Random, form: Callable[[Weights], Weights] = dict) -> Weights:
     """Those of a model; a tensor may be missing, renamed, of another shape or hold no numbers."""
     weights = form(weights_of(rng.choice(list(SHAPES))))
-    for _ in range(rng.choice((0, 0, 1, 1, 2))):
+    for _ in range(rng.choice((0, 0, 0, 1, 2))):
         name = rng.choice(list(weights))
         old = weights.pop(name)
         kind = rng.randrange(6)
@@ -450,7 +450,7 @@ def pth_files(rng: random.Random, weights: Weights, name: str = "m.pth") -> File
     }
     if rng.random() < 0.2:
         top = rng.choice(({"state_dict": top, "epoch": 3}, ck.Ordered(top, {"_metadata": 1})))
-    for _ in range(rng.choice((0, 1, 1, 2, 4))):
+    for _ in range(rng.choice((0, 0, 1, 1, 2, 4))):
         top = change_pickled(rng, top)
     entries = ck.pth_entries({n: np.nan_to_num(v) for n, v in weights.items()}, kind)
     for _ in range(rng.choice((0, 0, 0, 1))):
