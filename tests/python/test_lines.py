@@ -111,7 +111,8 @@ def test_a_strange_history(tmp_path: Path) -> None:
     path.unlink()
     os.mkfifo(path)
     assert read_history(path) == []
-    add_to_history(path, ["a"])
+    with pytest.raises(OSError, match="is a pipe"):
+        add_to_history(path, ["a"])
     assert path.is_fifo()
     assert read_history(tmp_path) == []
 

@@ -84,29 +84,26 @@ def history_file() -> Path:
 
 
 def read_history(path: Path) -> list[str]:
-    """The lines of a history, the oldest first; none where it cannot be read."""
-    data = b""
-    with contextlib.suppress(OSError):
-        if path.is_file():  # and no pipe, which would be waited for
-            with path.open("rb") as file:
-                file.seek(-min(HISTORY_BYTES, path.stat().st_size), os.SEEK_END)
-                data = file.read(HISTORY_BYTES)
-    lines = data.decode("utf-8", "replace").split("\n")
+    """The lines of a history, the oldest first; raises OSError where it cannot be read."""
+    if not path.is_file():  # a pipe would be waited for
+        return []
+    with path.open("rb") as file:
+        file.seek(-min(HISTORY_BYTES, path.stat().st_size), os.SEEK_END)
+        data = file.read(HISTORY_BYTES)
     return [
         "\n".join(printable(part, lines=True) for part in line.split(NEWLINE))
-        for line in lines[-HISTORY_LINES - 1 :]
+        for line in data.decode("utf-8", "replace").split("\n")[-HISTORY_LINES - 1 :]
         if line
     ]
 
 
 def add_to_history(path: Path, lines: list[str]) -> None:
-    """Add lines, and keep the newest; a history that cannot be written stays as it is."""
+    """Add lines, and keep the newest. Raises OSError where that cannot be done."""
     kept = [line.replace("\n", NEWLINE) for line in (*read_history(path), *lines) if line]
     text = "".join(f"{line}\n" for line in kept[-HISTORY_LINES:])
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with OutputFile(path, mode=0o600) as file:
-            file.write(text.encode("utf-8", "replace"))
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with OutputFile(path, mode=0o600) as file:
+        file.write(text.encode("utf-8", "replace"))
 
 
 # ---- the terminal -------------------------------------------------------------------------------
@@ -122,7 +119,9 @@ def line_editing() -> Iterator[ReadLine]:
     """Lines from the terminal: with prompt_toolkit where it is installed and the terminal can do
     what it asks for, else with readline, else bare."""
     path = history_file()
-    history = read_history(path)
+    history: list[str] = []
+    with contextlib.suppress(OSError):
+        history = read_history(path)
     shown = sys.stdout.isatty()
     edit = (with_prompt_toolkit(history) if shown and clever() else None) or with_readline(history)
     new: list[str] = []
@@ -137,7 +136,8 @@ def line_editing() -> Iterator[ReadLine]:
         yield read
     finally:
         if new:
-            add_to_history(path, new)
+            with contextlib.suppress(OSError):  # one that cannot be written stays as it is
+                add_to_history(path, new)
 
 
 def with_prompt_toolkit(history: list[str]) -> ReadLine | None:
