@@ -15,7 +15,7 @@ from . import _core
 from .files.form import ARCH_KEY
 from .generation import MAX_SEED, Answer, Sampling, Stream, run, whole
 from .lookup import Lookup
-from .model_file import hint, open_model_file
+from .model_file import bytes_per_token, default_threads, hint, open_model_file
 from .state import State, StateShape
 from .tokenizer import END_OF_TEXT, Tokenizer, tokenizer_from_file
 
@@ -54,8 +54,10 @@ class Model:
         vocab: str | PathLike[str] | None = None,
         threads: int | None = None,
     ) -> None:
-        """Open `path`, or the bundled demo model, to run on `threads` threads (None: one for
-        each core that the process may use, at most 8).
+        """Open `path`, or the bundled demo model, to run on `threads` threads.
+
+        Without `threads` it is one for each core that the process may use and that is idle, at most
+        8; and one for each 16 MiB of weights that a token reads, so a small model has one.
 
         A checkpoint that is no GGUF file is opened as `convert` would take it, with its weights in
         their own precision; `vocab` is the file of its vocabulary, by default one beside it or the
@@ -73,7 +75,9 @@ class Model:
                 f"{self._file.path}: a saved state, not a model; "
                 "`rwkv-edge chat MODEL --state FILE` goes on from it"
             )
-        self._core = _core.Runner(self._file, threads or 0)
+        self._core = _core.Runner(
+            self._file, threads or default_threads(bytes_per_token(self._file))
+        )
         self.path = Path(self._file.path)
 
     def __repr__(self) -> str:

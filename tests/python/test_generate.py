@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import random
 import re
 import signal
@@ -15,7 +16,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rwkv_edge import Model
+from rwkv_edge import Model, Session
+from rwkv_edge.generation import Answer
 from scripted import (
     ING,
     THE,
@@ -132,7 +134,10 @@ def test_random_texts_and_stops(model: Model, monkeypatch: pytest.MonkeyPatch) -
     alphabet = [*byte_tokens("\nUe the"), *byte_tokens("\u00e9"), THE, USER, ING, TURN_END]
     for _ in range(400):
         tokens = rng.choices(alphabet, k=rng.randint(1, 12))
-        source = text_of(rng.choices(alphabet, k=20)).decode("utf-8", "ignore")
+        # half of the stop strings are pieces of the text itself, so that they occur
+        own = rng.random() < 0.5
+        source = text_of(tokens if own else rng.choices(alphabet, k=20)).decode("utf-8", "ignore")
+        source += "the end"
         starts = [rng.randrange(len(source) - 4) for _ in range(rng.randint(0, 3))]
         stops = [source[at : at + rng.randint(1, 4)] for at in starts]
         play(monkeypatch, [*tokens, 0])
@@ -377,6 +382,15 @@ def test_bad_options_are_refused_at_once(
     with pytest.raises(kind, match=re.escape(message)):
         model.batch([session]).generate("x", **{name: value})  # type: ignore[arg-type]
     assert bits(session) == bits_after(model, [])
+
+
+def test_defaults_are_those_that_the_help_names() -> None:
+    text = Session.generate.__doc__ or ""
+    said = {name: float(value) for name, value in re.findall(r"`(\w+)`\s\(([\d.]+)\b", text)}
+    found = {name: p.default for name, p in inspect.signature(Answer).parameters.items()}
+    assert len(said) == 7
+    assert said == {name: found[name] for name in said}
+    assert found["seed"] is None
 
 
 def test_options_may_be_of_numpy(model: Model) -> None:

@@ -117,6 +117,14 @@ def test_a_state_of_another_model(
         model.session().reset(State.load(tmp_path / "a.state"))
 
 
+def test_states_are_told_apart_by_what_they_are_not_by_their_values(loaded: Model) -> None:
+    """Two arrays have no one answer to whether they are equal."""
+    one, other = loaded.session().state, loaded.session().state
+    assert one == one  # noqa: PLR0124
+    assert one != other
+    assert len({one, other}) == 2
+
+
 def test_a_state_of_wrong_size(tiny_model: GetModel) -> None:
     state = Model(tiny_model("f32", "d128")[0]).session().state
     for data in (state.data[:-1], state.data.astype(np.float64)):

@@ -27,7 +27,7 @@ def model_and_threads(command: Command) -> Command:
         "-t",
         "--threads",
         type=click.IntRange(min=1),
-        help="Threads; by default one for each core, at most 8.",
+        help="Threads; by default one for each idle core, at most 8, and one for a small model.",
     )
     return model_argument(threads(command))
 
