@@ -69,7 +69,7 @@ def test_ctrl_c_drops_a_block(capsys: pytest.CaptureFixture[str]) -> None:
 def test_completions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "sub"))
-    for name in ("my state", "my other", ".hidden", "x*"):
+    for name in ("my state", "my other", ".hidden", "x*", "\x1b[2J", "\udcff"):
         (tmp_path / name).touch()
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "deep").touch()

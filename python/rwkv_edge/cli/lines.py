@@ -70,7 +70,8 @@ def completions(line: str) -> list[str]:
     found = []
     with contextlib.suppress(OSError, RuntimeError):  # no such folder, no such user's home
         for entry in os.scandir(Path(folder + slash).expanduser()):
-            if entry.name.startswith(start) and entry.name.startswith(".") <= start.startswith("."):
+            hidden = entry.name.startswith(".") and not start
+            if entry.name.startswith(start) and not hidden and entry.name.isprintable():
                 found.append(f"{name} {folder}{slash}{entry.name}{'/' if entry.is_dir() else ''}")
     return sorted(found)
 
@@ -79,6 +80,7 @@ def completions(line: str) -> list[str]:
 
 
 def history_file() -> Path:
+    """Raises RuntimeError for a user without a home."""
     folder = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
     return folder / "rwkv-edge" / "history"
 
@@ -118,10 +120,9 @@ def clever() -> bool:
 def line_editing() -> Iterator[ReadLine]:
     """Lines from the terminal: with prompt_toolkit where it is installed and the terminal can do
     what it asks for, else with readline, else bare."""
-    path = history_file()
     history: list[str] = []
-    with contextlib.suppress(OSError):
-        history = read_history(path)
+    with contextlib.suppress(OSError, RuntimeError):
+        history = read_history(history_file())
     shown = sys.stdout.isatty()
     edit = (with_prompt_toolkit(history) if shown and clever() else None) or with_readline(history)
     new: list[str] = []
@@ -136,8 +137,8 @@ def line_editing() -> Iterator[ReadLine]:
         yield read
     finally:
         if new:
-            with contextlib.suppress(OSError):  # one that cannot be written stays as it is
-                add_to_history(path, new)
+            with contextlib.suppress(OSError, RuntimeError):  # it stays as it is
+                add_to_history(history_file(), new)
 
 
 def with_prompt_toolkit(history: list[str]) -> ReadLine | None:
