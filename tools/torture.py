@@ -110,10 +110,10 @@ def interrupt(arguments: Sequence[str], seconds: float) -> str:
         return "interrupted"
     if process.returncode == 0:
         return "done before"
-    # Python itself says so while it starts and imports.
-    assert process.returncode in (1, -signal.SIGINT), (process.returncode, errors)
-    assert b"KeyboardInterrupt" in errors, errors
-    return "before the program began"
+    # While Python starts and imports it says so with a traceback; at its very start and end not.
+    assert process.returncode == -signal.SIGINT, (process.returncode, errors)
+    assert b"Traceback" not in errors or b"KeyboardInterrupt" in errors, errors
+    return "before the program began, or after it"
 
 
 def ctrl_c_in_generate(work: Path, times: int, chance: random.Random) -> Counter[str]:
@@ -164,7 +164,7 @@ def ctrl_c_in_chat(work: Path, times: int, chance: random.Random) -> Counter[str
     for _ in range(times):
         text = ""
         os.write(terminal, b"Tell me a story\n")
-        time.sleep(chance.uniform(0, 0.2))
+        time.sleep(chance.uniform(0, 0.06))
         os.write(terminal, b"\x03")
         for _ in range(SECONDS):  # a late Ctrl-C drops what is typed then
             time.sleep(0.05)
