@@ -150,7 +150,7 @@ class SentencePieceTokenizer(PieceTokenizer):
         self.n_vocab = self._processor.vocab_size()
         if self._is_text(END_OF_TEXT):
             raise _core.FormatError(
-                f"{source}: token 0 is {self._processor.id_to_piece(0)!r}, "
+                f"{source}: token 0 is {shown(self._processor.id_to_piece(0))}, "
                 "expected a control or unknown symbol: it ends a document"
             )
         self._bytes = [self._piece_bytes(token) for token in range(self.n_vocab)]

@@ -408,6 +408,19 @@ def test_odd_configurations_of_adapters(tmp_path: Path, name: str) -> None:
         apply_adapter(adapters.opened(tmp_path, base), folder)
 
 
+def test_an_adapter_of_no_numbers(tmp_path: Path) -> None:
+    """No warning of numpy's, but an error of ours."""
+    base = adapters.base_of()
+    for value in (np.nan, np.inf, 3e38):
+        lora = {name: np.full_like(v, value) for name, v in adapters.pairs_of(
+            base, ["blocks.0.att.key"]).items()}  # fmt: skip
+        path = ck.write(tmp_path, ck.pth_of(lora), "adapter.pth")
+        source = ck.write(tmp_path, ck.pth_of(base), "base.pth")
+        vocab = ck.write(tmp_path, ck.VOCABULARY.encode(), "v.txt")
+        with refuses(FormatError, source, "time_mix_key.weight holds NaN or infinity"):
+            convert(source, tmp_path / "out", adapter=path, alpha=1.0, vocab=vocab)
+
+
 # ---- states -------------------------------------------------------------------------------------
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from .. import _core
+from ..files.form import printable
 from ..model import Model, bundled_model
 from .options import model_argument
 from .terminal import Progress
@@ -96,7 +97,7 @@ def bench(
         rows = [dataclasses.asdict(r) for r in results]
         click.echo(json.dumps({"model": str(path), "isa": _core.isa(), "results": rows}, indent=2))
         return
-    click.echo(f"{path}, {_core.isa()} kernels, median of {repeats}")
+    click.echo(f"{printable(str(path))}, {_core.isa()} kernels, median of {repeats}")
     alone = {
         r.threads: r.tokens_per_second for r in results if r.test[:2] == "tg" and r.sessions == 1
     }
