@@ -574,6 +574,16 @@ def with_charsmap(model: bytes, charsmap: bytes) -> bytes:
     return model + b"".join(bytes([tag, len(inner)]) + inner for tag in (0x1A, 0x2A))
 
 
+def test_pieces_that_are_no_text(tmp_path: Path) -> None:
+    """Twice the same one, which the package's message quotes, and one that a vocabulary has."""
+    piece = b"\x0a\x02\xff\xfe"
+    for count in (1, 2):
+        model = train() + (b"\x0a" + bytes([len(piece)]) + piece) * count
+        path = ck.write(tmp_path, model, "a.model")
+        with refuses(FormatError, path, "not a sentencepiece model"):
+            read_vocabulary(path)
+
+
 def test_a_hostile_charsmap_is_not_read(tmp_path: Path) -> None:
     """0.2.0 and 0.2.1 crash with it, later ones refuse it: reading shows that it was left out."""
     model = train()
