@@ -10,6 +10,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstdio>
+#include <thread>
 
 #include "backend/limits.h"
 #include "base/error.h"
@@ -30,12 +31,59 @@ using Floats = py::array_t<float, py::array::c_style | py::array::forcecast>;
 using Bytes = py::array_t<uint8_t, py::array::c_style>;
 using FilePtr = std::shared_ptr<const ModelFile>;
 
+// Calls Python's C interface, which may end this thread: a thread that outlives the interpreter is
+// unwound when it wants the GIL (until Python 3.13), and the destructors on its stack cannot bear
+// that. It stops here instead, as Python 3.14 has it stop.
+template <class Call>
+auto call_python(Call&& call) {
+    try {
+        return call();
+    } catch (...) {  // no C++ exception comes out of C
+        for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
+    }
+}
+
+// The GIL is released while this lives.
+class Unlocked {
+public:
+    Unlocked() = default;
+    ~Unlocked() { take(); }
+    Unlocked(const Unlocked&) = delete;
+    Unlocked& operator=(const Unlocked&) = delete;
+
+    // In between it is held while one of these lives.
+    class Locked {
+    public:
+        explicit Locked(Unlocked& outer) : outer_(outer) { outer_.take(); }
+        ~Locked() { outer_.state_ = PyEval_SaveThread(); }
+        Locked(const Locked&) = delete;
+        Locked& operator=(const Locked&) = delete;
+
+    private:
+        Unlocked& outer_;
+    };
+
+private:
+    void take() {
+        call_python([this] { PyEval_RestoreThread(state_); });
+    }
+    PyThreadState* state_ = PyEval_SaveThread();
+};
+
 // Text from a file need not be UTF-8; what is not comes as lone surrogates.
 py::str to_str(std::string_view text) {
     PyObject* object =
         PyUnicode_DecodeUTF8(text.data(), static_cast<py::ssize_t>(text.size()), "surrogateescape");
     if (object == nullptr) throw py::error_already_set();
     return py::reinterpret_steal<py::str>(object);
+}
+
+// The bytes of a text that `to_str` made.
+std::string from_str(const py::str& text) {
+    const auto bytes = py::reinterpret_steal<py::bytes>(
+        PyUnicode_AsEncodedString(text.ptr(), "utf-8", "surrogateescape"));
+    if (!bytes) throw py::error_already_set();
+    return bytes;
 }
 
 // --- types ---
@@ -86,7 +134,7 @@ Bytes quantize(const Floats& x, const std::string& name) {
     Bytes out(shape_with_last(x, type_bytes(info.type, cols)));
     const std::span<const float> values(x.data(), static_cast<std::size_t>(x.size()));
     uint8_t* blocks = out.mutable_data();
-    const py::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     check_values(values, info.type);
     info.quantize(values.data(), blocks, static_cast<int64_t>(values.size()));
     return out;
@@ -99,7 +147,7 @@ Floats dequantize(const Bytes& data, const std::string& name) {
     const uint8_t* blocks = data.data();
     float* values = out.mutable_data();
     const auto n = static_cast<int64_t>(out.size());
-    const py::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     info.dequantize(blocks, values, n);
     return out;
 }
@@ -128,8 +176,8 @@ py::object to_python(const MetaValue& value) {
     return std::move(list);
 }
 
-py::str value_type(const ModelFile& file, const std::string& key) {
-    const MetaValue* value = file.find(key);
+py::str value_type(const ModelFile& file, const py::str& key) {
+    const MetaValue* value = file.find(from_str(key));
     if (value == nullptr) throw py::key_error(key);
     if (value->type != ValueType::Array) return value_type_name(value->type);
     return cat("array[", value_type_name(value->element), "]");
@@ -169,7 +217,7 @@ std::shared_ptr<ModelFile> assemble(const std::filesystem::path& path, const py:
         views.push_back(
             std::as_bytes(std::span(tensor.data(), static_cast<std::size_t>(tensor.size()))));
     const std::string_view text = owner->header;
-    const py::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     return std::const_pointer_cast<ModelFile>(
         ModelFile::assemble(std::as_bytes(std::span(text)), views, path.string(), owner));
 }
@@ -213,23 +261,29 @@ py::bytearray new_floats(int64_t n) {
 // Ctrl-C raises within kPause.
 class Watch {
 public:
-    explicit Watch(py::object progress) : progress_(std::move(progress)) {}
+    Watch(const py::object& progress, Unlocked& unlocked)
+        : progress_(progress), unlocked_(unlocked) {}
 
     void operator()(int64_t tokens) {
         const auto now = std::chrono::steady_clock::now();
         const bool tell = !progress_.is_none() && tokens != told_;
         if (!tell && now - last_ < kPause) return;
-        const py::gil_scoped_acquire locked;
+        const Unlocked::Locked locked(unlocked_);
         last_ = now;
         if (PyErr_CheckSignals() != 0) throw py::error_already_set();
         if (!tell) return;
         told_ = tokens;
-        progress_(tokens);
+        const py::int_ number(tokens);
+        PyObject* result = call_python(
+            [&] { return PyObject_CallFunctionObjArgs(progress_.ptr(), number.ptr(), nullptr); });
+        if (result == nullptr) throw py::error_already_set();
+        Py_DECREF(result);
     }
 
 private:
     static constexpr std::chrono::milliseconds kPause{50};
-    py::object progress_;
+    const py::object& progress_;
+    Unlocked& unlocked_;
     int64_t told_ = -1;
     std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
 };
@@ -251,8 +305,8 @@ py::bytearray feed_together(const std::vector<PyPart>& parts, const py::object& 
     }
     py::bytearray logits = new_floats(values);
     float* to = floats(logits).data();
-    Watch watch(progress);
-    const py::gil_scoped_release unlocked;
+    Unlocked unlocked;
+    Watch watch(progress, unlocked);
     Session::feed_together(views, to, std::ref(watch));
     return logits;
 }
@@ -265,7 +319,7 @@ py::bytearray feed(Session& session, const std::vector<int32_t>& ids, Session::L
 py::bytearray last_logits(const Session& session) {
     py::bytearray logits = new_floats(session.model().config().n_vocab);
     float* to = floats(logits).data();
-    const py::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     session.logits(to);
     return logits;
 }
@@ -273,7 +327,7 @@ py::bytearray last_logits(const Session& session) {
 py::bytearray get_state(const Session& session) {
     py::bytearray state = new_floats(session.model().state_size());
     const std::span<float> to = floats(state);
-    const py::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     session.copy_state(to);
     return state;
 }
@@ -281,7 +335,7 @@ py::bytearray get_state(const Session& session) {
 void set_state(Session& session, const py::bytearray& state) {
     const std::span<const float> now = floats(state);
     const std::vector<float> values(now.begin(), now.end());  // others may resize the bytearray
-    const py::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     session.set_state(values);
 }
 
@@ -296,9 +350,17 @@ int32_t sample(Sampler& sampler, const py::bytearray& logits, std::size_t row,
     return sampler.sample(all.subspan(row * n_vocab, n_vocab));
 }
 
+// Made by the module, which lives as long as they are needed.
+py::handle format_error, unsupported_error;
+
+// Paths and names in a message need not be UTF-8, so pybind11's own translation would fail.
 void translate(std::exception_ptr error) {
     try {
         std::rethrow_exception(error);
+    } catch (const FormatError& e) {
+        py::set_error(format_error, to_str(e.what()));
+    } catch (const UnsupportedError& e) {
+        py::set_error(unsupported_error, to_str(e.what()));
     } catch (const FileError& e) {
         const py::object error =
             py::handle(PyExc_OSError)(e.code, to_str(e.reason), to_str(e.path));
@@ -330,7 +392,7 @@ void bind_files(py::module_& m) {
         .def(py::init([](const std::filesystem::path& path) {
                  return std::make_shared<MappedFile>(path.string());
              }),
-             py::arg("path"), py::call_guard<py::gil_scoped_release>())
+             py::arg("path"), py::call_guard<Unlocked>())
         .def_property_readonly(
             "data", [](const std::shared_ptr<MappedFile>& f) { return view_of(f, f->bytes()); })
         .def("forget", &MappedFile::forget);
@@ -338,7 +400,7 @@ void bind_files(py::module_& m) {
         .def(py::init([](const std::filesystem::path& path) {
                  return std::const_pointer_cast<ModelFile>(ModelFile::open(path.string()));
              }),
-             py::arg("path"), py::call_guard<py::gil_scoped_release>())
+             py::arg("path"), py::call_guard<Unlocked>())
         .def_static("assemble", &assemble, py::arg("path"), py::arg("header"), py::arg("tensors"))
         .def_property_readonly("path", [](const ModelFile& f) { return to_str(f.path()); })
         .def_property_readonly("size", &ModelFile::size)
@@ -352,8 +414,8 @@ void bind_files(py::module_& m) {
              })
         .def(
             "get",
-            [](const ModelFile& f, const std::string& key, py::object otherwise) {
-                const MetaValue* value = f.find(key);
+            [](const ModelFile& f, const py::str& key, py::object otherwise) {
+                const MetaValue* value = f.find(from_str(key));
                 return value == nullptr ? otherwise : to_python(*value);
             },
             py::arg("key"), py::arg("default") = py::none())
@@ -373,7 +435,7 @@ void bind_engine(py::module_& m) {
                  return std::make_shared<Runner>(
                      std::make_shared<Model>(file, make_cpu_backend(threads)));
              }),
-             py::arg("file"), py::arg("threads") = 0, py::call_guard<py::gil_scoped_release>())
+             py::arg("file"), py::arg("threads") = 0, py::call_guard<Unlocked>())
         .def_property_readonly("arch", [=](const Runner& r) { return config(r).arch; })
         .def_property_readonly("n_layer", [=](const Runner& r) { return config(r).n_layer; })
         .def_property_readonly("n_embd", [=](const Runner& r) { return config(r).n_embd; })
@@ -397,13 +459,14 @@ void bind_engine(py::module_& m) {
         .finalize();
     py::class_<Session>(m, "Session")
         .def("feed", &feed, py::arg("tokens"), py::arg("logits"), py::arg("progress") = py::none())
-        .def_property_readonly("tokens", &Session::tokens)
+        .def_property_readonly("tokens",
+                               py::cpp_function(&Session::tokens, py::call_guard<Unlocked>()))
         .def("logits", &last_logits)
         .def("get_state", &get_state)
         .def("set_state", &set_state, py::arg("state"))
-        .def("reset", &Session::reset, py::call_guard<py::gil_scoped_release>())
-        .def("fork", &Session::fork, py::call_guard<py::gil_scoped_release>())
-        .def("rewind", &Session::rewind, py::arg("to"), py::call_guard<py::gil_scoped_release>());
+        .def("reset", &Session::reset, py::call_guard<Unlocked>())
+        .def("fork", &Session::fork, py::call_guard<Unlocked>())
+        .def("rewind", &Session::rewind, py::arg("to"), py::call_guard<Unlocked>());
     m.def("feed_together", &feed_together, py::arg("parts"), py::arg("progress") = py::none());
     py::class_<Sampler>(m, "Sampler")
         .def(py::init([](double temperature, int64_t top_k, double top_p, double presence_penalty,
@@ -434,14 +497,14 @@ void bind_text(py::module_& m) {
         .def_static(
             "from_model_file",
             [](const std::shared_ptr<ModelFile>& file) { return world_from_file(*file); },
-            py::arg("file"), py::call_guard<py::gil_scoped_release>())
+            py::arg("file"), py::call_guard<Unlocked>())
         .def_property_readonly("n_vocab", &WorldTokenizer::n_vocab)
         .def("without_text", &WorldTokenizer::without_text)
         .def(
             "encode",
             [](const WorldTokenizer& t, const py::bytes& data) {
                 const std::string_view text = data;
-                const py::gil_scoped_release unlocked;
+                const Unlocked unlocked;
                 return t.encode(text);
             },
             py::arg("data"))
@@ -455,8 +518,8 @@ void bind_text(py::module_& m) {
 
 PYBIND11_MODULE(_core, m) {
     m.doc() = "The engine of rwkv_edge. Use the classes of rwkv_edge itself.";
-    py::register_exception<FormatError>(m, "FormatError", PyExc_ValueError);
-    py::register_exception<UnsupportedError>(m, "UnsupportedError", PyExc_RuntimeError);
+    format_error = py::exception<FormatError>(m, "FormatError", PyExc_ValueError);
+    unsupported_error = py::exception<UnsupportedError>(m, "UnsupportedError", PyExc_RuntimeError);
     py::register_exception_translator(&translate);
 
     py::list names;
@@ -482,14 +545,14 @@ PYBIND11_MODULE(_core, m) {
         return levels;
     });
     m.def("available_memory", [] { return available_memory(); });
-    m.def("read_bandwidth", &read_bandwidth, py::arg("threads"),
-          py::call_guard<py::gil_scoped_release>());
+    m.def("say_on_bus_error", &say_on_bus_error, py::arg("text"));
+    m.def("read_bandwidth", &read_bandwidth, py::arg("threads"), py::call_guard<Unlocked>());
     m.def(
         "float_peak", [](int threads) { return float_peak(kernels(), threads); },
-        py::arg("threads"), py::call_guard<py::gil_scoped_release>());
+        py::arg("threads"), py::call_guard<Unlocked>());
     m.def(
         "int8_peak", [](int threads) { return int8_peak(kernels(), threads); }, py::arg("threads"),
-        py::call_guard<py::gil_scoped_release>());
+        py::call_guard<Unlocked>());
     bind_files(m);
     bind_engine(m);
     bind_text(m);

@@ -2,6 +2,7 @@
 #include "session.h"
 
 #include <algorithm>
+#include <mutex>
 
 #include "base/error.h"
 
@@ -50,13 +51,25 @@ Runner::Runner(std::shared_ptr<const Model> model)
 void Runner::step(std::span<const Feed> feeds, std::span<float* const> logits,
                   const std::function<void()>& between) {
     const std::lock_guard lock(mutex_);
-    const float* found = model_->forward(*ops_, scratch_, feeds, between);
+    Backend& backend = model_->backend();
+    const auto floats = [&](std::size_t i) { return feeds[i].n_logits * model_->config().n_vocab; };
+    // Logits that go to one place, one after the other, need no memory on the way.
+    float *begin = nullptr, *end = nullptr;
+    bool scattered = false;
     for (std::size_t i = 0; i < feeds.size(); ++i) {
-        const int64_t floats = feeds[i].n_logits * model_->config().n_vocab;
-        if (floats == 0) continue;
-        settled_ = true;  // every verb has run, the head's product too
-        model_->backend().read({logits[i], static_cast<std::size_t>(floats)}, found);
-        found += floats;
+        if (floats(i) == 0) continue;
+        if (begin == nullptr) begin = end = logits[i];
+        scattered |= logits[i] != end;
+        end += floats(i);
+    }
+    float* direct = begin == nullptr || scattered ? nullptr : backend.direct(begin);
+    const float* found = model_->forward(*ops_, scratch_, feeds, direct, between);
+    if (begin != nullptr) settled_ = true;  // every verb has run, the head's product too
+    if (direct != nullptr) return;
+    for (std::size_t i = 0; i < feeds.size(); ++i) {
+        if (floats(i) == 0) continue;
+        backend.read({logits[i], static_cast<std::size_t>(floats(i))}, found);
+        found += floats(i);
     }
 }
 
@@ -110,7 +123,7 @@ void Session::feed_together(std::span<const Part> parts, float* logits, const Pr
     std::ranges::sort(sessions);  // so that no two calls wait for each other
     if (std::ranges::adjacent_find(sessions) != sessions.end())
         throw std::invalid_argument("a session occurs twice, expected different ones");
-    std::vector<std::unique_lock<std::mutex>> locks;
+    std::vector<std::unique_lock<Lock>> locks;
     for (const Session* session : sessions) locks.emplace_back(session->mutex_);
 
     const bool interruptible = progress && left > kFewTokens;

@@ -5,10 +5,10 @@
 
 #include <functional>
 #include <memory>
-#include <mutex>
 #include <span>
 #include <vector>
 
+#include "base/lock.h"
 #include "model/model.h"
 
 namespace rwkv_edge {
@@ -30,13 +30,14 @@ private:
     void logits(const float* memory, float* to);
 
     std::shared_ptr<const Model> model_;
-    mutable std::mutex mutex_;
+    mutable Lock mutex_;
     std::unique_ptr<Ops> ops_;
     Scratch scratch_;
     bool settled_ = false;
 };
 
-// Calls from several threads wait for each other.
+// Calls from several threads wait for each other. In a forked process they throw
+// std::runtime_error if another thread was inside one at the fork.
 class Session {
 public:
     enum class Logits { None, Last, All };
@@ -85,7 +86,7 @@ private:
     void check_size(std::size_t size) const;
 
     std::shared_ptr<Runner> runner_;
-    mutable std::mutex mutex_;
+    mutable Lock mutex_;
     Memory memory_;  // [model().memory_size()]
     int64_t tokens_ = 0;
 };

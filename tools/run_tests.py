@@ -3,10 +3,14 @@
 
 Run after `pip install '.[test]'`, from the root of the repository. A workflow preset's name as
 argument (asan, tsan, aarch64, ...) builds and runs the C++ tests so, instead of the whole list.
+`oldest` runs the Python tests with the oldest dependencies that pyproject.toml allows, in an
+environment of its own, `build/oldest`; the whole list runs with those that are installed.
 """
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -27,10 +31,34 @@ def cpp_tests(preset: str) -> None:
     run("cmake", "--workflow", "--preset", preset)
 
 
+def oldest_versions(pyproject: str) -> list[str]:
+    """pip's constraints that hold each `name>=version` at that version, or at its last patch."""
+    found = re.findall(r'"([\w-]+)>=([\d.]+)"', pyproject)
+    return [
+        f"{name}=={version}" if version.count(".") == 2 else f"{name}~={version}.0"
+        for name, version in found
+    ]
+
+
+def oldest() -> None:
+    environment = ROOT / "build" / "oldest"
+    python = str(environment / ("Scripts" if os.name == "nt" else "bin") / "python")
+    run(sys.executable, "-m", "venv", "--clear", str(environment))
+    constraints = environment / "constraints.txt"
+    versions = oldest_versions((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    constraints.write_text("\n".join(versions) + "\n", encoding="utf-8")
+    pip = (python, "-m", "pip", "install", "--prefer-binary")
+    run(*pip, "--constraint", str(constraints), ".[test]")
+    run(python, "-m", "pytest")
+
+
 def main(presets: Sequence[str]) -> None:
     if presets:
         for preset in presets:
-            cpp_tests(preset)
+            if preset == "oldest":
+                oldest()
+            else:
+                cpp_tests(preset)
         return
     sources = [
         str(path.relative_to(ROOT))
@@ -41,6 +69,8 @@ def main(presets: Sequence[str]) -> None:
     run("ruff", "check", ".")
     run("ruff", "format", "--check", ".")
     run("mypy")
+    stubs = "tests/stubtest.txt"
+    run(sys.executable, "-m", "mypy.stubtest", "rwkv_edge._core", "--allowlist", stubs)
     run("clang-format", "--dry-run", "--Werror", *sources)
     cpp_tests("release")
     run(sys.executable, "-m", "pytest")

@@ -41,6 +41,8 @@ public:
     virtual void write(float* to, std::span<const float> from) = 0;
     virtual void read(std::span<float> to, const float* from) = 0;
     virtual void copy(float* to, const float* from, int64_t floats) = 0;
+    // The host's memory as verbs may write it, or null where only `read` can bring results there.
+    virtual float* direct(float* host) = 0;
 
     // How many tokens go through the layers together at most: enough to reuse each weight, few
     // enough for the caches.

@@ -462,6 +462,7 @@ public:
     void copy(float* to, const float* from, int64_t floats) override {
         std::copy_n(from, floats, to);
     }
+    float* direct(float* host) override { return host; }
 
     int64_t chunk() const override { return kChunk; }
     std::unique_ptr<Ops> make_ops() override { return std::make_unique<CpuOps>(pool_); }

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/dispatch.h"
 
+#include <array>
 #include <cstdlib>
 #include <string>
-#include <vector>
 
 #include "base/error.h"
 #include "kernels/levels.h"
@@ -51,27 +51,36 @@ constexpr Level kLevels[] = {
                 __builtin_cpu_supports("f16c") != 0;
      },
      avx2_kernels},
-    {"avx512vnni", true,
+    {"avxvnni", true, [] { return __builtin_cpu_supports("avxvnni") != 0; }, avxvnni_kernels},
+    {"avx512", true,
      [] {
-         return __builtin_cpu_supports("avx512vnni") != 0 &&
-                __builtin_cpu_supports("avx512vl") != 0 && __builtin_cpu_supports("avx512bw") != 0;
+         return __builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("avx512bw") != 0 &&
+                __builtin_cpu_supports("avx512vl") != 0 &&
+                __builtin_cpu_supports("avx512dq") != 0 &&
+                __builtin_cpu_supports("avx512vnni") != 0;
      },
-     avx512vnni_kernels},
+     avx512_kernels},
 #elif defined(__aarch64__)
     {"neon", true, [] { return true; }, neon_kernels},
     {"neon_dotprod", true, has_dot_products, neon_dotprod_kernels},
 #endif
 };
 
-std::vector<Kernels> build_tables() {
-    std::vector<Kernels> tables;
+// An array: unlike a vector, it is there until the process is gone, and so are its threads.
+struct Tables {
+    std::array<Kernels, std::size(kLevels)> kernels;
+    std::size_t count = 0;
+};
+
+Tables build_tables() {
+    Tables tables{};
     Kernels table{};
     for (const Level& level : kLevels) {
         if (!level.supported()) continue;
         level.overlay(table);
         table.isa = level.name;
         table.proven = level.proven;
-        tables.push_back(table);
+        tables.kernels[tables.count++] = table;
     }
     return tables;
 }
@@ -92,8 +101,8 @@ const Kernels& choose() {
 }  // namespace
 
 std::span<const Kernels> available_kernels() {
-    static const std::vector<Kernels> tables = build_tables();
-    return tables;
+    static const Tables tables = build_tables();
+    return std::span(tables.kernels).first(tables.count);
 }
 
 const Kernels& kernels() {

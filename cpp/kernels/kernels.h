@@ -33,7 +33,7 @@ struct MatmulArgs {
     int64_t y_stride;
     void* scratch;  // matmul_scratch_bytes(cols), 64-byte aligned, for the length of the call
 };
-enum : int { kMatmulScratch = 40, kPanelScratch = 24576 };  // bytes per column, and besides
+enum : int { kMatmulScratch = 40, kPanelScratch = 65536 };  // bytes per column, and besides
 static inline int64_t matmul_scratch_bytes(int64_t cols) {
     return kMatmulScratch * cols + kPanelScratch;
 }

@@ -155,7 +155,7 @@ std::vector<float> Model::initial_state() const {
     return state;
 }
 
-const float* Model::forward(Ops& ops, Scratch& scratch, std::span<const Feed> feeds,
+const float* Model::forward(Ops& ops, Scratch& scratch, std::span<const Feed> feeds, float* logits,
                             const std::function<void()>& between) const {
     const int64_t n = config_.n_embd;
     std::vector<int32_t> ids, outputs;  // outputs: tokens whose output is wanted
@@ -178,7 +178,9 @@ const float* Model::forward(Ops& ops, Scratch& scratch, std::span<const Feed> fe
     scratch.give_back(0);
     float *embedded = scratch.take(n), *x = scratch.take(n), *output = scratch.take(n);
     float* carry = scratch.take(time_mix_->carry_width());
-    float* logits = n_logits > 0 ? scratch.take(config_.n_vocab, n_logits) : nullptr;
+    // taken by every step, so that what follows finds the same buffers in each
+    float* room = scratch.take(config_.n_vocab, logits == nullptr ? n_logits : 0);
+    if (logits == nullptr) logits = room;
     const std::size_t taken = scratch.used();
 
     ops.embed(embedding_, ids.data(), tokens, x);

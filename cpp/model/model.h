@@ -33,10 +33,11 @@ public:
     int64_t memory_size() const { return state_size() + config_.n_embd; }
 
     // Runs a step of up to chunk() tokens through all layers. Returns the logits, [n, n_vocab] on
-    // the backend and valid until the next step, feed by feed; null where none is wanted.
+    // the backend, feed by feed; null where none is wanted. They are in `logits`, or where that is
+    // null in scratch memory, valid until the next step.
     // `between` is called now and then and may throw, which leaves the step half done.
     const float* forward(Ops& ops, Scratch& scratch, std::span<const Feed> feeds,
-                         const std::function<void()>& between = {}) const;
+                         float* logits = nullptr, const std::function<void()>& between = {}) const;
     // The logits that the last step of a sequence would have given, [n_vocab].
     const float* logits(Ops& ops, Scratch& scratch, const float* memory) const;
 

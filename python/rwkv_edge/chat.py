@@ -115,11 +115,14 @@ class Conversation:
         several. `template` is a name of TEMPLATES, by default the one that fits the tokenizer.
         `state` is where every conversation begins, a tuned state or one that was saved.
 
-        Raises FormatError where the state is of another model.
+        Raises FormatError where the state is of another model, ValueError for another template.
         """
         name = template or DEFAULT_TEMPLATES.get(model.tokenizer.kind, "world")
+        if name not in TEMPLATES:
+            names = ", ".join(TEMPLATES)
+            raise ValueError(f"template: found {name!r}, expected one of {names}")
         self.template = TEMPLATES[name]
-        self.session = model.session()
+        self.session = model.session(state)
         self.stop = self.template.stops(paragraphs)
         self._begin = state
         fresh = state is None or state.tuned

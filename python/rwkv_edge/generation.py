@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 from bisect import bisect_right
-from collections.abc import Generator, Sequence
-from typing import TypedDict
+from collections.abc import Generator, Iterable, Sequence
+from numbers import Real
+from operator import index
+from typing import SupportsIndex, TypedDict
 
 from . import _core
 from .lookup import Lookup
@@ -15,6 +18,8 @@ from .tokenizer import END_OF_TEXT, StreamDecoder, Tokenizer
 Floats = bytearray
 """Of 32 bits, as the engine takes and gives them. Text is generated without numpy, which takes
 longer to import than a model to open."""
+
+MAX_SEED = 2**64 - 1
 
 # Where more sampled tokens wait to be fed again, none are drafted: long steps cost more.
 MOST_AGAIN = 3
@@ -57,21 +62,24 @@ class Answer:
         penalty_decay: float = 0.996,
         seed: int | None = None,
     ) -> None:
-        """`Session.generate` says what the options mean. Raises ValueError for one out of range."""
-        if max_tokens < 0:
-            raise ValueError(f"max_tokens: found {max_tokens}, expected at least 0")
+        """`Session.generate` says what the options mean.
+
+        Raises ValueError for one out of range, TypeError for one of another kind.
+        """
+        if seed is None:
+            seed = int.from_bytes(os.urandom(8), "little")
         self._sampler = _core.Sampler(
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            presence_penalty=presence_penalty,
-            frequency_penalty=frequency_penalty,
-            penalty_decay=penalty_decay,
-            seed=int.from_bytes(os.urandom(8), "little") if seed is None else seed,
+            temperature=real("temperature", temperature),
+            top_k=whole("top_k", top_k, 0, 2**63 - 1),
+            top_p=real("top_p", top_p),
+            presence_penalty=real("presence_penalty", presence_penalty),
+            frequency_penalty=real("frequency_penalty", frequency_penalty),
+            penalty_decay=real("penalty_decay", penalty_decay),
+            seed=whole("seed", seed, 0, MAX_SEED),
             banned=banned,
         )
         self._stops = stop_bytes(stop)
-        self._left = max_tokens
+        self._left = whole("max_tokens", max_tokens, 0)
         self._tokenizer = tokenizer
         self._decoder = StreamDecoder()
         self._held = b""  # the end of the tokens' text, which may begin a stop string
@@ -249,12 +257,34 @@ def run(streams: Sequence[Stream], n_vocab: int) -> Generator[tuple[int, str], N
             stream.settle()
 
 
+def whole(name: str, value: SupportsIndex, least: int, most: int | None = None) -> int:
+    """An option that is a whole number."""
+    try:
+        number = index(value)
+    except TypeError:
+        raise TypeError(f"{name}: found {value!r}, expected a whole number") from None
+    if number < least or (most is not None and number > most):
+        limits = f"at least {least}" if most is None else f"{least} to {most}"
+        raise ValueError(f"{name}: found {number}, expected {limits}")
+    return number
+
+
+def real(name: str, value: float) -> float:
+    """An option that is a number; the sampler knows its range."""
+    if not isinstance(value, Real):
+        raise TypeError(f"{name}: found {value!r}, expected a number")
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
 def stop_bytes(stop: str | Sequence[str]) -> list[bytes]:
-    """The stop strings as bytes; raises ValueError for an empty one."""
-    stops = [
-        text.encode("utf-8", "surrogateescape")
-        for text in ([stop] if isinstance(stop, str) else stop)
-    ]
+    """The stop strings as bytes; raises ValueError for an empty one, TypeError for no text."""
+    texts = [stop] if isinstance(stop, str) or not isinstance(stop, Iterable) else list(stop)
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError(f"stop: found {stop!r}, expected a text or a list of texts")
+    stops = [text.encode("utf-8", "surrogateescape") for text in texts]
     if b"" in stops:
         raise ValueError("stop: found an empty string, expected some text")
     return stops

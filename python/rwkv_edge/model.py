@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeVar, overload
 
 from . import _core
-from .generation import Answer, Sampling, Stream, run
+from .files.form import ARCH_KEY
+from .generation import MAX_SEED, Answer, Sampling, Stream, run, whole
 from .lookup import Lookup
-from .model_file import hint, open_model_file
-from .state import ARCH_KEY, State, StateShape
+from .model_file import bytes_per_token, default_threads, hint, open_model_file
+from .state import State, StateShape
 from .tokenizer import END_OF_TEXT, Tokenizer, tokenizer_from_file
 
 if TYPE_CHECKING:
@@ -53,8 +54,10 @@ class Model:
         vocab: str | PathLike[str] | None = None,
         threads: int | None = None,
     ) -> None:
-        """Open `path`, or the bundled demo model, to run on `threads` threads (None: one for
-        each core that the process may use, at most 8).
+        """Open `path`, or the bundled demo model, to run on `threads` threads.
+
+        Without `threads` it is one for each core that the process may use and that is idle, at most
+        8; and one for each 16 MiB of weights that a token reads, so a small model has one.
 
         A checkpoint that is no GGUF file is opened as `convert` would take it, with its weights in
         their own precision; `vocab` is the file of its vocabulary, by default one beside it or the
@@ -64,15 +67,17 @@ class Model:
         model that this build cannot run, OSError for a file that cannot be read or threads that the
         system does not give.
         """
-        if threads is not None and threads < 1:
-            raise ValueError(f"threads: found {threads}, expected at least 1")
+        if threads is not None:
+            threads = whole("threads", threads, 1, 1024)
         self._file = open_model_file(bundled_model() if path is None else path, vocab=vocab)
         if self._file.get(ARCH_KEY) is not None:
             raise _core.FormatError(
                 f"{self._file.path}: a saved state, not a model; "
                 "`rwkv-edge chat MODEL --state FILE` goes on from it"
             )
-        self._core = _core.Runner(self._file, threads or 0)
+        self._core = _core.Runner(
+            self._file, threads or default_threads(bytes_per_token(self._file))
+        )
         self.path = Path(self._file.path)
 
     def __repr__(self) -> str:
@@ -266,6 +271,8 @@ class Session:
         """
         if state is None:
             self._writable.reset()
+        elif not isinstance(state, State):
+            raise TypeError(f"state: found {state!r}, expected a State, as State.load(path) gives")
         else:
             fitted = state.fitted(self.model._shape, str(self.model.path))
             self._writable.set_state(bytearray(fitted.data))
@@ -317,7 +324,8 @@ class Session:
         follows, and read in one step; the text that comes out is the same. Where it repeats itself
         it comes sooner; `lookups` says how many guesses were right.
 
-        Raises ValueError for options out of range, and for an empty prompt after a state was set.
+        Raises ValueError for options out of range, and for an empty prompt after a state was set;
+        TypeError for options of another kind.
         """
         stream = self._generating(prompt, stop, lookup, sampling)
         return (text for _, text in run([stream], self.model.n_vocab))
@@ -431,7 +439,7 @@ class Batch:
         ):
             own = sampling.copy()
             if (seed := own.get("seed")) is not None:
-                own["seed"] = seed + i
+                own["seed"] = (whole("seed", seed, 0, MAX_SEED) + i) % (MAX_SEED + 1)
             streams.append(session._generating(prompt, stop, lookup, own))
         return run(streams, self.model.n_vocab)
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from os import PathLike
 from pathlib import Path
@@ -10,6 +11,12 @@ from pathlib import Path
 from ._core import ModelFile, TensorInfo, available_memory, type_block
 from .files.form import amount, is_gguf
 
+# A second thread pays where each reads at least so much for a token: with less, waiting for each
+# other costs them more than the reading. On two cores that twelve other programs wanted as well,
+# a token of the demo took 90 times as long with two threads as with one.
+SHARE = 16 << 20
+MOST_THREADS = 8  # decoding is bound by memory
+LOAD = Path("/proc/loadavg")  # of Linux
 # A token needs one row of these at most.
 TABLES = ("token_embd.weight", "channel_mix_s_emb.weight", "time_mix_state.weight")
 
@@ -50,6 +57,31 @@ def bytes_by_type(file: ModelFile) -> Counter[str]:
     for tensor in file.tensors:
         sizes[tensor.type] += tensor.nbytes
     return sizes
+
+
+def default_threads(needed: int) -> int:
+    """How many threads run a model of which a token reads `needed` bytes.
+
+    One for each core that this process may use and others leave idle, at most 8, and one for each
+    SHARE.
+    """
+    cores = os.cpu_count() or 1
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
+    return max(1, min(usable, cores - busy_cores(), MOST_THREADS, needed // SHARE))
+
+
+def busy_cores() -> int:
+    """What others run: the average of the last minute, and no more than at this moment.
+
+    The average knows what this program ran before, which is over; the moment knows what is over
+    the next moment. 0 where the system does not tell.
+    """
+    try:
+        average, _, _, tasks, *_ = LOAD.read_text().split()
+        running = int(tasks.split("/")[0]) - 1  # without this one
+        return max(0, min(round(float(average)), running))
+    except (OSError, ValueError):
+        return 0
 
 
 def hint(file: ModelFile) -> str | None:

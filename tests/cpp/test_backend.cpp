@@ -137,6 +137,7 @@ public:
     void copy(float* to, const float* from, int64_t floats) override {
         cpu_->copy(::near_from(to), ::near_from(from), floats);
     }
+    float* direct(float*) override { return nullptr; }
     int64_t chunk() const override { return 48; }
     std::unique_ptr<Ops> make_ops() override { return std::make_unique<FarOps>(cpu_->make_ops()); }
 

@@ -18,7 +18,17 @@ import rwkv_edge
 import tiny
 from conftest import GetModel
 from refusal import refuses
-from rwkv_edge import FormatError, Model, Session, State, UnsupportedError, _core, model
+from rwkv_edge import (
+    Conversation,
+    FormatError,
+    Model,
+    Session,
+    State,
+    UnsupportedError,
+    _core,
+    model,
+    model_file,
+)
 
 SHAPE = tiny.SHAPES["d192"]
 TOKENS = np.random.default_rng(1).integers(0, SHAPE.vocab, 150)
@@ -81,9 +91,11 @@ def test_a_missing_bundled_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
 
 def test_bad_numbers_of_threads(tiny_model: GetModel) -> None:
-    for threads in (0, -1):
-        with pytest.raises(ValueError, match=f"threads: found {threads}, expected at least 1"):
+    for threads in (0, -1, 1025, 2**70):
+        with pytest.raises(ValueError, match=f"threads: found {threads}, expected 1 to 1024"):
             Model(tiny_model("q4_0", "d192")[0], threads=threads)
+    with pytest.raises(TypeError, match=r"threads: found 1\.5, expected a whole number"):
+        Model(tiny_model("q4_0", "d192")[0], threads=1.5)  # type: ignore[arg-type]
 
 
 def test_errors_of_files(tmp_path: Path) -> None:
@@ -107,13 +119,58 @@ def test_a_tokenizer_that_is_too_large(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="not on this system")
-def test_one_thread_for_each_core_that_may_be_used(tiny_model: GetModel) -> None:
+def test_one_thread_for_each_core_that_may_be_used() -> None:
     code = (
-        "import os, sys; from rwkv_edge import Model; "
-        "os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]); print(Model(sys.argv[1]).threads)"
+        "import os; from rwkv_edge.model_file import default_threads; "
+        "os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]); print(default_threads(1 << 40))"
     )
-    command = [sys.executable, "-c", code, str(tiny_model("q4_0", "d192")[0])]
-    assert subprocess.check_output(command, text=True) == "1\n"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "1\n"
+
+
+# What Linux tells: the averages of 1, 5 and 15 minutes, how many tasks run of how many there are.
+# This process is one of them.
+LOADS = {
+    "idle": ("0.00 0.10 0.50 1/140 2\n", 0),
+    "busy": ("2.40 3.00 2.00 4/140 2\n", 2),
+    "busier now": ("2.40 3.00 2.00 9/140 2\n", 2),
+    "busy until now": ("7.90 3.00 2.00 1/140 2\n", 0),
+    "busy from now on": ("0.10 0.00 0.00 8/140 2\n", 0),
+    "busier than there are cores": ("99.00 99.00 99.00 99/140 2\n", 98),
+    "a system that does not tell": ("0.00 0.00 0.00 0/0 0\n", 0),
+    "another system": ("", 0),
+}
+
+
+@pytest.mark.parametrize("name", LOADS)
+def test_threads_leave_busy_cores_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    text, busy = LOADS[name]
+    monkeypatch.setattr(model_file, "LOAD", ck.write(tmp_path, text.encode(), "loadavg"))
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
+    assert model_file.busy_cores() == busy
+    assert model_file.default_threads(1 << 40) == max(1, 6 - busy)
+    monkeypatch.setattr(os, "cpu_count", lambda: 200)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(200)), raising=False)
+    assert model_file.default_threads(1 << 40) == 8
+
+
+def test_a_small_model_has_few_threads(
+    tiny_model: GetModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model_file, "LOAD", Path("no such file"))
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
+    share = model_file.SHARE
+    found = [model_file.default_threads(n * share) for n in (0, 1, 2, 5, 9)]
+    assert found == [1, 1, 2, 5, 6]
+    assert model_file.default_threads(2 * share - 1) == 1
+    path = tiny_model("q4_0", "d192")[0]
+    assert Model(path).threads == 1
+    needed = model_file.bytes_per_token(_core.ModelFile(path))
+    monkeypatch.setattr(model_file, "SHARE", needed // 3)
+    assert Model(path).threads == 3
 
 
 # ---- feed ---------------------------------------------------------------------------------------
@@ -237,6 +294,21 @@ def test_a_state_is_a_copy(loaded: Model) -> None:
     assert session.feed(TOKENS[20:]).tobytes() == expected.tobytes()
     session.reset()
     assert session.state.data.tobytes() == loaded.session().state.data.tobytes()
+
+
+def test_a_path_is_no_state(loaded: Model) -> None:
+    message = re.escape("state: found 'z.state', expected a State, as State.load(path) gives")
+    for take in (loaded.session, loaded.session().reset):
+        with pytest.raises(TypeError, match=message):
+            take("z.state")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=message):
+        Conversation(loaded, state="z.state")  # type: ignore[arg-type]
+
+
+def test_a_template_that_is_none(loaded: Model) -> None:
+    message = "template: found 'x', expected one of world, raven, instruct"
+    with pytest.raises(ValueError, match=message):
+        Conversation(loaded, template="x")
 
 
 def test_a_fork_goes_its_own_way(loaded: Model) -> None:

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import random
+import re
 import signal
 import time
 import weakref
@@ -14,7 +16,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rwkv_edge import Model
+from rwkv_edge import Model, Session
+from rwkv_edge.generation import Answer
 from scripted import (
     ING,
     THE,
@@ -131,7 +134,10 @@ def test_random_texts_and_stops(model: Model, monkeypatch: pytest.MonkeyPatch) -
     alphabet = [*byte_tokens("\nUe the"), *byte_tokens("\u00e9"), THE, USER, ING, TURN_END]
     for _ in range(400):
         tokens = rng.choices(alphabet, k=rng.randint(1, 12))
-        source = text_of(rng.choices(alphabet, k=20)).decode("utf-8", "ignore")
+        # half of the stop strings are pieces of the text itself, so that they occur
+        own = rng.random() < 0.5
+        source = text_of(tokens if own else rng.choices(alphabet, k=20)).decode("utf-8", "ignore")
+        source += "the end"
         starts = [rng.randrange(len(source) - 4) for _ in range(rng.randint(0, 3))]
         stops = [source[at : at + rng.randint(1, 4)] for at in starts]
         play(monkeypatch, [*tokens, 0])
@@ -337,23 +343,62 @@ def test_a_penalty_changes_the_text(model: Model) -> None:
     assert text(0) == text(0) != text(5)
 
 
-BAD_OPTIONS = {
-    "max_tokens": (-1, "max_tokens: found -1"),
-    "temperature": (-0.5, "temperature"),
-    "top_k": (-1, "top_k"),
-    "top_p": (1.5, "top_p"),
-    "penalty_decay": (float("nan"), "penalty_decay"),
-    "stop": ("", "stop: found an empty string"),
-}
+BAD_OPTIONS: list[tuple[str, object, str]] = [
+    ("max_tokens", -1, "max_tokens: found -1, expected at least 0"),
+    ("max_tokens", "9", "max_tokens: found '9', expected a whole number"),
+    ("temperature", -0.5, "temperature is -0.5, expected 0 to 1000"),
+    ("temperature", 10**400, "temperature is inf, expected 0 to 1000"),
+    ("temperature", "hot", "temperature: found 'hot', expected a number"),
+    ("top_k", -1, "top_k: found -1, expected 0 to 9223372036854775807"),
+    ("top_k", 2**63, "top_k: found 9223372036854775808, expected 0 to 9223372036854775807"),
+    ("top_k", 1.5, "top_k: found 1.5, expected a whole number"),
+    ("top_p", 1.5, "top_p is 1.5, expected 0 to 1"),
+    ("top_p", None, "top_p: found None, expected a number"),
+    ("presence_penalty", float("nan"), "presence_penalty is nan"),
+    ("presence_penalty", "1", "presence_penalty: found '1', expected a number"),
+    ("frequency_penalty", float("inf"), "frequency_penalty is inf"),
+    ("frequency_penalty", [1], "frequency_penalty: found [1], expected a number"),
+    ("penalty_decay", float("nan"), "penalty_decay is nan"),
+    ("penalty_decay", b"1", "penalty_decay: found b'1', expected a number"),
+    ("seed", -1, "seed: found -1, expected 0 to 18446744073709551615"),
+    ("seed", 2**64, "seed: found 18446744073709551616, expected 0 to 18446744073709551615"),
+    ("seed", 0.5, "seed: found 0.5, expected a whole number"),
+    ("stop", "", "stop: found an empty string, expected some text"),
+    ("stop", ["a", ""], "stop: found an empty string, expected some text"),
+    ("stop", [1], "stop: found [1], expected a text or a list of texts"),
+    ("stop", 1, "stop: found 1, expected a text or a list of texts"),
+    ("stop", b"a", "stop: found b'a', expected a text or a list of texts"),
+]
 
 
-@pytest.mark.parametrize("name", BAD_OPTIONS)
-def test_bad_options_are_refused_at_once(model: Model, name: str) -> None:
-    value, message = BAD_OPTIONS[name]
+@pytest.mark.parametrize(("name", "value", "message"), BAD_OPTIONS)
+def test_bad_options_are_refused_at_once(
+    model: Model, name: str, value: object, message: str
+) -> None:
     session = model.session()
-    with pytest.raises(ValueError, match=message):
+    kind = TypeError if message.endswith(("number", "texts")) else ValueError
+    with pytest.raises(kind, match=re.escape(message)):
         session.generate("x", **{name: value})  # type: ignore[arg-type]
+    with pytest.raises(kind, match=re.escape(message)):
+        model.batch([session]).generate("x", **{name: value})  # type: ignore[arg-type]
     assert bits(session) == bits_after(model, [])
+
+
+def test_defaults_are_those_that_the_help_names() -> None:
+    text = Session.generate.__doc__ or ""
+    said = {name: float(value) for name, value in re.findall(r"`(\w+)`\s\(([\d.]+)\b", text)}
+    found = {name: p.default for name, p in inspect.signature(Answer).parameters.items()}
+    assert len(said) == 7
+    assert said == {name: found[name] for name in said}
+    assert found["seed"] is None
+
+
+def test_options_may_be_of_numpy(model: Model) -> None:
+    options: dict[str, Any] = {"max_tokens": np.int64(9), "top_k": np.uint8(5), "seed": np.int32(3)}
+    options |= {"temperature": np.float32(2), "top_p": 1, "stop": (word for word in ["zz"])}
+    text = "".join(model.session().generate("The", **options))
+    plain = {"max_tokens": 9, "top_k": 5, "seed": 3, "temperature": 2.0, "top_p": 1.0}
+    assert text == "".join(model.session().generate("The", stop=["zz"], **plain))  # type: ignore[arg-type]
 
 
 def test_nothing_happens_before_the_first_piece_is_wanted(model: Model) -> None:

@@ -100,6 +100,15 @@ def test_weights_are_there_once(models: dict[str, Path], form: str) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_all_logits_are_there_once(tmp_path: Path) -> None:
+    """A row of the World vocabulary for each of 64 tokens: 16 MiB, and what little a step needs."""
+    path, size = tmp_path / "model.gguf", tool.Size(1, 64, (32,) * 4, vocab=1 << 16)
+    tool.write_gguf(path, size, 1, Types.choose("q8_0", None, None))
+    body = "print(Model(path, threads=1).session().feed([1] * 64, logits='all').shape)"
+    done = limited("RLIMIT_DATA", 64 * size.vocab * 4 + (6 << 20), body, path)
+    assert (done.stdout, done.stderr) == ("(64, 65536)\n", "")
+
+
 def test_weights_can_be_dropped_at_any_time(models: dict[str, Path]) -> None:
     """Their pages are those of the file, and clean, so none of them ever goes to swap."""
     script = (

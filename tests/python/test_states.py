@@ -117,6 +117,14 @@ def test_a_state_of_another_model(
         model.session().reset(State.load(tmp_path / "a.state"))
 
 
+def test_states_are_told_apart_by_what_they_are_not_by_their_values(loaded: Model) -> None:
+    """Two arrays have no one answer to whether they are equal."""
+    one, other = loaded.session().state, loaded.session().state
+    assert one == one  # noqa: PLR0124
+    assert one != other
+    assert len({one, other}) == 2
+
+
 def test_a_state_of_wrong_size(tiny_model: GetModel) -> None:
     state = Model(tiny_model("f32", "d128")[0]).session().state
     for data in (state.data[:-1], state.data.astype(np.float64)):
@@ -296,7 +304,7 @@ def test_a_tuned_state_that_cannot_be_merged(
 
 GOOD = states_of("7")
 BAD_TUNED: dict[str, tuple[bytes, str]] = {
-    "text": (b"This is no state.", "no .pth and no .safetensors file; expected a state"),
+    "text": (b"This is no state.", "no .pth and no .safetensors file; expected a tuned state"),
     "a model": (
         ck.pth_of(tiny.random_weights(tiny.SHAPES["d128"], 1)),
         "no state; it holds emb.weight, expected blocks.N.att.time_state",

@@ -30,23 +30,17 @@ namespace {
 // Pairs of products added, in i16.
 ALWAYS_INLINE __m256i products(__m256i codes, __m256i x) { return _mm256_maddubs_epi16(codes, x); }
 
-// The dots of four bytes, and of two i16, in i32 and added to a total.
-#ifdef __AVX512VNNI__
+// The dots of four bytes, in i32 and added to a total.
+#ifdef __AVXVNNI__
 enum { kAddsDots = 1 };
 ALWAYS_INLINE __m256i add_dots(__m256i total, __m256i codes, __m256i x) {
-    return _mm256_dpbusd_epi32(total, codes, x);
-}
-ALWAYS_INLINE __m256i add_dots_i16(__m256i total, __m256i codes, __m256i x) {
-    return _mm256_dpwssd_epi32(total, codes, x);
+    return _mm256_dpbusd_avx_epi32(total, codes, x);
 }
 #else
 enum { kAddsDots = 0 };
 ALWAYS_INLINE __m256i add_dots(__m256i total, __m256i codes, __m256i x) {
     const __m256i ones = _mm256_set1_epi16(1);
     return _mm256_add_epi32(total, _mm256_madd_epi16(products(codes, x), ones));
-}
-ALWAYS_INLINE __m256i add_dots_i16(__m256i total, __m256i codes, __m256i x) {
-    return _mm256_add_epi32(total, _mm256_madd_epi16(codes, x));
 }
 #endif
 
@@ -114,12 +108,14 @@ private:
     ALWAYS_INLINE void add_at_once(int j, __m256i codes, __m256i xj, const RoundedBlock& x) {
         total = add_dots(j == 0 ? _mm256_setzero_si256() : total, codes, xj);
         if (Layout<Block>::kZero != 0 && j % 4 == 0) {
-            const __m256i zero = zero_products<Block>(x, j / 4);
-            total = _mm256_sub_epi32(total, _mm256_madd_epi16(zero, _mm256_set1_epi16(1)));
+            const __m256i eighths = _mm256_set1_epi16(Layout<Block>::kZero / 8);
+            const __m256i zero = _mm256_madd_epi16(broadcast(x.sums8 + 2 * (j / 4)), eighths);
+            total = _mm256_sub_epi32(total, zero);
         }
     }
 };
 
+#ifndef __AVXVNNI__
 // Signed bytes have no product of their own: they are multiplied as i16, two columns at a time.
 template <>
 struct Dot<BlockQ8_0> {
@@ -131,10 +127,12 @@ struct Dot<BlockQ8_0> {
 
     ALWAYS_INLINE void add(int j, __m256i codes, __m256i xj, const Factors<BlockQ8_0>&,
                            const RoundedBlock&) {
-        total = j == 0 ? _mm256_madd_epi16(codes, xj) : add_dots_i16(total, codes, xj);
+        const __m256i dots = _mm256_madd_epi16(codes, xj);
+        total = j == 0 ? dots : _mm256_add_epi32(total, dots);
         PIN(total);
     }
 };
+#endif
 
 // acc + d * scale * dot [+ m * scale * sum]
 template <class Block>

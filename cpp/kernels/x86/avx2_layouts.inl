@@ -374,10 +374,15 @@ struct Layout<BlockQ6_K> : UsualLayout {
     }
 };
 
-// Signed codes are widened to i16: vector j holds columns 2j and 2j + 1.
 template <>
 struct Layout<BlockQ8_0> : UsualLayout, ScaleOnly {
+#ifdef __AVXVNNI__
+    // Dots take unsigned codes: 128 more.
+    enum { kBlocks = 1, kGroup = 1, kLargest = 128, kZero = 128, kOffset = 0 };
+#else
+    // Codes are widened to i16: vector j holds columns 2j and 2j + 1.
     enum { kBlocks = 1, kGroup = 1, kVectors = 16, kLargest = 128, kZero = 0, kOffset = 0 };
+#endif
     template <class Use>
     ALWAYS_INLINE static void codes(Rows at, const Header&, int, Use use) {
         UNROLL
@@ -386,8 +391,12 @@ struct Layout<BlockQ8_0> : UsualLayout, ScaleOnly {
             dwords(at, offsetof(BlockQ8_0, q) + (size_t)(16 * half), bytes);
             UNROLL
             for (int j = 0; j < 4; ++j) {
+#ifdef __AVXVNNI__
+                use(0, 4 * half + j, _mm256_xor_si256(bytes[j], _mm256_set1_epi8((char)0x80)));
+#else
                 use(0, 8 * half + 2 * j, byte_pair(bytes[j], 0, 1));
                 use(0, 8 * half + 2 * j + 1, byte_pair(bytes[j], 2, 3));
+#endif
             }
         }
     }

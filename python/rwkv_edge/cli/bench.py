@@ -29,7 +29,8 @@ def counts(_ctx: object, param: click.Parameter, text: str | None) -> list[int]:
     "--threads",
     callback=counts,
     metavar="N,...",
-    help="Numbers of threads; by default one for each core, at most 8.",
+    help="Numbers of threads; by default what a chat would take: one for each idle core, "
+    "at most 8, and one for a small model.",
 )
 @click.option(
     "-p",

@@ -6,20 +6,30 @@ from __future__ import annotations
 import sys
 from contextlib import closing
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import click
 
-from ..generation import Sampling
 from ..state import State
-from .options import DEFAULTS, model_and_threads, open_model, sampling_options, text_options
+from .options import (
+    DEFAULTS,
+    checked,
+    model_and_threads,
+    open_model,
+    sampling_options,
+    text_options,
+)
 from .terminal import Progress, write
 
 
 @click.command()
 @model_and_threads
 @click.option(
-    "-p", "--prompt", required=True, metavar="TEXT", help="What to go on from; - : stdin."
+    "-p",
+    "--prompt",
+    required=True,
+    metavar="TEXT",
+    help="What to go on from; - : stdin, less a last newline.",
 )
 @click.option(
     "-n",
@@ -53,14 +63,14 @@ def generate(
     **sampling: Any,
 ) -> None:
     """Write what follows a prompt. An empty one begins a document."""
+    options = checked(sampling)
     loaded = open_model(model, vocab, threads)
-    text = sys.stdin.buffer.read() if prompt == "-" else prompt
+    text = read_prompt() if prompt == "-" else prompt
     session = loaded.session(None if state is None else State.load(state))
     tokens = loaded.tokenizer.encode(text)
     if tokens:
         with Progress("reading") as bar:
             session.read(tokens, progress=bar)
-    options = cast(Sampling, sampling)
     with closing(session.generate(stop=stop, lookup=lookup, **options)) as pieces:
         for piece in pieces:
             write(piece)
@@ -71,3 +81,8 @@ def generate(
         click.echo(
             f"lookup: {right} of {guessed} guessed tokens were right, {steps} steps", err=True
         )
+
+
+def read_prompt() -> bytes:
+    """All of stdin but for one newline at its end, which `echo` and editors add."""
+    return sys.stdin.buffer.read().removesuffix(b"\n")

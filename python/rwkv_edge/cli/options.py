@@ -6,12 +6,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
 
-from ..files.form import ALIASES, FILE_TYPES
-from ..generation import Answer
+from .. import _core
+from ..files.form import ALIASES, FILE_TYPES, printable
+from ..generation import Answer, Sampling
 from ..model import Model
 
 FILE = click.Path(path_type=Path)
@@ -26,7 +27,7 @@ def model_and_threads(command: Command) -> Command:
         "-t",
         "--threads",
         type=click.IntRange(min=1),
-        help="Threads; by default one for each core, at most 8.",
+        help="Threads; by default one for each idle core, at most 8, and one for a small model.",
     )
     return model_argument(threads(command))
 
@@ -44,7 +45,7 @@ def text_options(command: Command) -> Command:
 def open_model(path: Path | None, vocab: Path | None, threads: int | None) -> Model:
     model = Model(path, vocab=vocab, threads=threads)
     if model.hint is not None:
-        click.echo(model.hint, err=True)
+        click.echo(printable(model.hint), err=True)
     return model
 
 
@@ -52,7 +53,7 @@ def sampling_options(command: Command) -> Command:
     """The options of `Session.generate`, with its defaults."""
     kinds: dict[str, tuple[click.ParamType[Any], str]] = {
         "temperature": (click.FloatRange(min=0), "Below 1 more certain, above wilder; 0 is fixed."),
-        "top-k": (click.IntRange(min=0), "Choose among the K likeliest tokens; 0: all."),
+        "top-k": (click.IntRange(0, 2**31 - 1), "Choose among the K likeliest tokens; 0: all."),
         "top-p": (click.FloatRange(0, 1), "Choose among those that hold this probability."),
         "presence-penalty": (click.FLOAT, "Lower the logits of tokens that occurred."),
         "frequency-penalty": (click.FLOAT, "Lower them by this for each time."),
@@ -64,6 +65,16 @@ def sampling_options(command: Command) -> Command:
         option = click.option(f"--{name}", type=kind, default=default, show_default=True, help=text)
         command = option(command)
     return command
+
+
+def checked(sampling: dict[str, Any]) -> Sampling:
+    """Refuses options that no text can be made with, before a model is opened."""
+    options = {name: value for name, value in sampling.items() if name != "max_tokens"}
+    try:
+        _core.Sampler(**{**options, "seed": options["seed"] or 0}, banned=[])
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    return cast(Sampling, sampling)
 
 
 def type_options(command: Command) -> Command:

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from .options import FILE, TYPE, type_options
-from .terminal import Progress
+from .terminal import making
 
 
 @click.command()
@@ -22,7 +22,7 @@ def quantize(
     """Store the weights of a GGUF file in a smaller type."""
     from ..convert import quantize as quantize_model
 
-    with Progress("quantizing") as bar:
+    with making(target, "quantizing") as bar:
         quantize_model(
             source, target, type=kind, head_type=head_type, embd_type=embd_type, progress=bar
         )
