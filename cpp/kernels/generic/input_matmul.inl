@@ -6,7 +6,9 @@
 //   Isa                  the vectors: V of kLanes floats; load, store, set, fma
 //   kColumns, kBytes     of a block; of the float types, of 32 weights
 //   header(block)        what its columns share
-//   columns(block, header, i, out)   its i-th 32 columns
+//   kGroup               how many times 32 columns come out of the same bytes
+//   columns(block, header, i, out)   its i-th group of these
+//   Longer               optional: the same for several blocks at once
 #pragma once
 
 #include <stdint.h>
@@ -43,7 +45,7 @@ struct InputRows {
 template <class Widen, int kRows>
 ALWAYS_INLINE void add_block(const InputRows<kRows>& rows, int64_t at, float* y) {
     using Isa = typename Widen::Isa;
-    constexpr int kBlocks = Widen::kColumns / kBlock, kVectors = kBlock / Isa::kLanes;
+    constexpr int kTogether = Widen::kGroup * kBlock, kVectors = kTogether / Isa::kLanes;
     // The lines of a row that begin in this block.
     int64_t line = (at + 63) / 64 * 64;
     UNROLL
@@ -55,7 +57,7 @@ ALWAYS_INLINE void add_block(const InputRows<kRows>& rows, int64_t at, float* y)
     typename Widen::Header headers[kRows];
     UNROLL
     for (int r = 0; r < kRows; ++r) headers[r] = Widen::header(rows.now[r] + at);
-    for (int i = 0; i < kBlocks; ++i, y += kBlock) {
+    for (int i = 0; i < Widen::kColumns / kTogether; ++i, y += kTogether) {
         typename Isa::V sums[kVectors];
         UNROLL
         for (int v = 0; v < kVectors; ++v) sums[v] = Isa::load(y + v * Isa::kLanes);
@@ -85,7 +87,13 @@ inline void add_rows(const InputMatmulArgs& a, int64_t i) {
         rows.later[r] = row(i + r + kAhead);
         rows.x[r] = a.inputs[i + r].x;
     }
-    for (int64_t c = a.col_begin; c < a.col_end; c += Widen::kColumns)
+    int64_t c = a.col_begin;
+    if constexpr (requires { typename Widen::Longer; }) {
+        using Longer = typename Widen::Longer;
+        for (; c + Longer::kColumns <= a.col_end; c += Longer::kColumns)
+            add_block<Longer, kRows>(rows, c / Widen::kColumns * Widen::kBytes, a.y + c);
+    }
+    for (; c < a.col_end; c += Widen::kColumns)
         add_block<Widen, kRows>(rows, c / Widen::kColumns * Widen::kBytes, a.y + c);
 }
 
@@ -133,14 +141,15 @@ inline uint32_t look_ahead(const InputMatmulArgs& a, int64_t t0, int64_t tokens,
 template <class Widen>
 inline void widen_row(const char* row, int64_t c, int64_t cols, float* to) {
     using Isa = typename Widen::Isa;
-    typename Widen::Header header;
-    for (int64_t i = c; i < c + cols; i += kBlock, to += kBlock) {
+    constexpr int kTogether = Widen::kGroup * kBlock, kVectors = kTogether / Isa::kLanes;
+    typename Widen::Header header = {};
+    for (int64_t i = c; i < c + cols; i += kTogether, to += kTogether) {
         const char* block = row + i / Widen::kColumns * Widen::kBytes;
         if (i == c || i % Widen::kColumns == 0) header = Widen::header(block);
-        typename Isa::V w[kBlock / Isa::kLanes];
-        Widen::columns(block, header, (int)(i % Widen::kColumns / kBlock), w);
+        typename Isa::V w[kVectors];
+        Widen::columns(block, header, (int)(i % Widen::kColumns / kTogether), w);
         UNROLL
-        for (int v = 0; v < kBlock / Isa::kLanes; ++v) Isa::store(to + v * Isa::kLanes, w[v]);
+        for (int v = 0; v < kVectors; ++v) Isa::store(to + v * Isa::kLanes, w[v]);
     }
 }
 

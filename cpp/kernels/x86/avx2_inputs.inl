@@ -47,7 +47,7 @@ struct Widen;
 template <class Weight>
 struct WidenFloats {
     using Isa = UsualVectors;
-    static constexpr int kColumns = kBlock, kBytes = (int)(kBlock * sizeof(Weight));
+    static constexpr int kColumns = kBlock, kGroup = 1, kBytes = (int)(kBlock * sizeof(Weight));
     struct Header {};
     ALWAYS_INLINE static Header header(const char*) { return {}; }
     ALWAYS_INLINE static void columns(const char* at, const Header&, int, F32 out[4]) {
@@ -66,7 +66,7 @@ struct Widen<Bfloat16> : WidenFloats<Bfloat16> {};
 template <class Block>
 struct WidenBlock {
     using Isa = UsualVectors;
-    static constexpr int kColumns = kBlock, kBytes = (int)(sizeof(Block));
+    static constexpr int kColumns = kBlock, kGroup = 1, kBytes = (int)(sizeof(Block));
     struct Header {
         F32 d, m;
     };
@@ -145,7 +145,7 @@ struct Widen<BlockQ5_1> : WidenFifthBits<BlockQ5_1, 0> {};
 template <class Block>
 struct WidenScales {
     using Isa = UsualVectors;
-    static constexpr int kColumns = kSuperBlock, kBytes = (int)(sizeof(Block));
+    static constexpr int kColumns = kSuperBlock, kGroup = 1, kBytes = (int)(sizeof(Block));
     struct Header {
         float d[8], m[8];
     };
@@ -194,7 +194,7 @@ struct Widen<BlockQ5_K> : WidenScales<BlockQ5_K> {
 template <>
 struct Widen<BlockQ6_K> {
     using Isa = UsualVectors;
-    static constexpr int kColumns = kSuperBlock, kBytes = (int)(sizeof(BlockQ6_K));
+    static constexpr int kColumns = kSuperBlock, kGroup = 1, kBytes = (int)(sizeof(BlockQ6_K));
     struct Header {
         float d[16], m[16];
     };

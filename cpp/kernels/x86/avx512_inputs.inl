@@ -9,6 +9,7 @@
 
 #include "kernels/generic/input_matmul.inl"
 #include "kernels/x86/avx2_inputs.inl"
+#include "kernels/x86/avx512_layouts.inl"
 #include "kernels/x86/avx512_rows.inl"
 
 namespace rwkv_edge {
@@ -24,26 +25,20 @@ struct WideVectors {
     ALWAYS_INLINE static V fma(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
 };
 
-// In all lanes.
-ALWAYS_INLINE Floats wide_half_at(const char* p) {
-    int16_t bits;
-    memcpy(&bits, p, sizeof bits);
-    return _mm512_cvtph_ps(_mm256_set1_epi16(bits));
-}
-
 // 16 bytes, each in a lane.
 ALWAYS_INLINE Ints wide_bytes_at(const char* p) {
     return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p));
 }
-ALWAYS_INLINE Ints wide_shifted_down(Ints v, int n) {
-    return _mm512_srl_epi32(v, _mm_cvtsi32_si128(n));
-}
-
-// What the codes from `first` on mean.
-ALWAYS_INLINE Floats values(Floats d, Floats m, float first) {
+// What the codes from `first` on mean: d * code + m, or without an m. A zero's sign may differ from
+// AVX2's, which no sum shows: none is -0.
+ALWAYS_INLINE Floats codes_from(float first) {
     const Floats codes = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    return _mm512_fmadd_ps(d, _mm512_add_ps(codes, _mm512_set1_ps(first)), m);
+    return _mm512_add_ps(codes, _mm512_set1_ps(first));
 }
+ALWAYS_INLINE Floats values(Floats d, Floats m, float first) {
+    return _mm512_fmadd_ps(d, codes_from(first), m);
+}
+ALWAYS_INLINE Floats values(Floats d, float first) { return _mm512_mul_ps(d, codes_from(first)); }
 
 template <class Weight>
 struct WideWiden;
@@ -51,7 +46,7 @@ struct WideWiden;
 template <class Weight>
 struct WideFloats {
     using Isa = WideVectors;
-    static constexpr int kColumns = kBlock, kBytes = kBlock * (int)sizeof(Weight);
+    static constexpr int kColumns = kBlock, kGroup = 1, kBytes = kBlock * (int)sizeof(Weight);
     struct Header {};
     ALWAYS_INLINE static Header header(const char*) { return {}; }
 };
@@ -78,108 +73,168 @@ struct WideWiden<Bfloat16> : WideFloats<Bfloat16> {
     }
 };
 
-template <>
-struct WideWiden<BlockQ8_0> {
+// Of blocks of 32 columns eight share a header, where a row has eight more: their d, or d and m,
+// are brought together by few permutations, and wait in memory for their columns.
+template <class Block, int kBlocks, bool kHasOffset>
+struct WideBlocks {
     using Isa = WideVectors;
-    static constexpr int kColumns = kBlock, kBytes = (int)sizeof(BlockQ8_0);
-    using Header = Floats;
-    ALWAYS_INLINE static Header header(const char* block) { return wide_half_at(block); }
-    ALWAYS_INLINE static void columns(const char* block, const Header& d, int, Floats out[2]) {
-        const char* q = block + offsetof(BlockQ8_0, q);
-        for (int v = 0; v < 2; ++v) {
-            const __m128i bytes = _mm_loadu_si128((const __m128i*)(q + 16 * v));
-            out[v] = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes)), d);
+    static constexpr int kColumns = kBlocks * kBlock, kGroup = 1,
+                         kBytes = kBlocks * (int)sizeof(Block);
+    struct Header {
+        float d[8], m[8];
+    };
+    // So many blocks have their first four bytes in 64.
+    static constexpr int kTogether = 60 / (int)sizeof(Block) + 1;
+    static constexpr auto kFirstWords =
+        table<uint16_t>([](int i) { return i % kTogether * (int)sizeof(Block) / 2; });
+    static constexpr auto kSecondWords =
+        table<uint16_t>([](int i) { return i % kTogether * (int)sizeof(Block) / 2 + 1; });
+
+    ALWAYS_INLINE static Header header(const char* block) {
+        Ints d = _mm512_setzero_si512(), m = d;
+        UNROLL
+        for (int b = 0; b < kBlocks; b += kTogether) {
+            const int n = kBlocks - b < kTogether ? kBlocks - b : kTogether;
+            const __mmask32 ours = (__mmask32)(((1u << n) - 1) << b);
+            const __mmask32 words =  // up to the last block's second
+                (__mmask32)((uint64_t{1} << ((n - 1) * (int)sizeof(Block) / 2 + 2)) - 1);
+            const Ints from = _mm512_maskz_loadu_epi16(words, block + b * (int)sizeof(Block));
+            d = _mm512_mask_permutexvar_epi16(d, ours, kFirstWords, from);
+            if (kHasOffset) m = _mm512_mask_permutexvar_epi16(m, ours, kSecondWords, from);
         }
+        Header h;
+        _mm256_storeu_ps(h.d, _mm256_cvtph_ps(_mm512_castsi512_si128(d)));
+        if (kHasOffset) _mm256_storeu_ps(h.m, _mm256_cvtph_ps(_mm512_castsi512_si128(m)));
+        return h;
     }
 };
 
-// Blocks of 32 columns with nibbles and perhaps a fifth bit; with a zero of that code, or an m.
-template <class Block, int kZero, bool kFifth>
-struct WideNibbles {
-    using Isa = WideVectors;
-    static constexpr int kColumns = kBlock, kBytes = (int)sizeof(Block);
-    struct Header {
-        Floats low, high;  // what the codes mean, without a fifth bit and with it
-    };
-    ALWAYS_INLINE static Header header(const char* block) {
-        const Floats d = wide_half_at(block);
-        const Floats m =
-            kZero == 0 ? wide_half_at(block + 2) : _mm512_mul_ps(d, _mm512_set1_ps(-(float)kZero));
-        return {values(d, m, 0), kFifth ? values(d, m, 16) : m};
+template <int kBlocks>
+struct WideQ8_0 : WideBlocks<BlockQ8_0, kBlocks, false> {
+    using Header = typename WideBlocks<BlockQ8_0, kBlocks, false>::Header;
+    ALWAYS_INLINE static void columns(const char* block, const Header& h, int i, Floats out[2]) {
+        const char* q = block + i * (int)sizeof(BlockQ8_0) + offsetof(BlockQ8_0, q);
+        for (int v = 0; v < 2; ++v) {
+            const __m128i bytes = _mm_loadu_si128((const __m128i*)(q + 16 * v));
+            out[v] = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes)),
+                                   _mm512_set1_ps(h.d[i]));
+        }
     }
-    ALWAYS_INLINE static void columns(const char* block, const Header& h, int, Floats out[2]) {
+};
+template <>
+struct WideWiden<BlockQ8_0> : WideQ8_0<1> {
+    using Longer = WideQ8_0<8>;
+};
+
+// With nibbles and perhaps a fifth bit; with a zero of that code, or an m.
+template <class Block, int kZero, bool kFifth, int kBlocks>
+struct WideNibbles : WideBlocks<Block, kBlocks, kZero == 0> {
+    using Header = typename WideBlocks<Block, kBlocks, kZero == 0>::Header;
+    ALWAYS_INLINE static void columns(const char* block, const Header& h, int i, Floats out[2]) {
+        block += i * (int)sizeof(Block);
+        const auto values_from = [&](int first) INLINE_LAMBDA {
+            const Floats d = _mm512_set1_ps(h.d[i]);
+            if (kZero == 0) return values(d, _mm512_set1_ps(h.m[i]), (float)first);
+            return values(d, (float)(first - kZero));
+        };
         const Ints q = wide_bytes_at(block + offsetof(Block, q)), up = _mm512_srli_epi32(q, 4);
-        out[0] = _mm512_permutexvar_ps(q, h.low);
-        out[1] = _mm512_permutexvar_ps(up, h.low);
+        const Floats low = values_from(0);
+        out[0] = _mm512_permutexvar_ps(q, low);
+        out[1] = _mm512_permutexvar_ps(up, low);
         if constexpr (kFifth) {
             uint32_t bits;
             memcpy(&bits, block + offsetof(Block, qh), sizeof bits);
-            out[0] = _mm512_mask_permutexvar_ps(out[0], (__mmask16)bits, q, h.high);
-            out[1] = _mm512_mask_permutexvar_ps(out[1], (__mmask16)(bits >> 16), up, h.high);
+            const Floats high = values_from(16);
+            out[0] = _mm512_mask_permutexvar_ps(out[0], (__mmask16)bits, q, high);
+            out[1] = _mm512_mask_permutexvar_ps(out[1], (__mmask16)(bits >> 16), up, high);
         }
     }
 };
 template <>
-struct WideWiden<BlockQ4_0> : WideNibbles<BlockQ4_0, 8, false> {};
+struct WideWiden<BlockQ4_0> : WideNibbles<BlockQ4_0, 8, false, 1> {
+    using Longer = WideNibbles<BlockQ4_0, 8, false, 8>;
+};
 template <>
-struct WideWiden<BlockQ4_1> : WideNibbles<BlockQ4_1, 0, false> {};
+struct WideWiden<BlockQ4_1> : WideNibbles<BlockQ4_1, 0, false, 1> {
+    using Longer = WideNibbles<BlockQ4_1, 0, false, 8>;
+};
 template <>
-struct WideWiden<BlockQ5_0> : WideNibbles<BlockQ5_0, 16, true> {};
+struct WideWiden<BlockQ5_0> : WideNibbles<BlockQ5_0, 16, true, 1> {
+    using Longer = WideNibbles<BlockQ5_0, 16, true, 8>;
+};
 template <>
-struct WideWiden<BlockQ5_1> : WideNibbles<BlockQ5_1, 0, true> {};
+struct WideWiden<BlockQ5_1> : WideNibbles<BlockQ5_1, 0, true, 1> {
+    using Longer = WideNibbles<BlockQ5_1, 0, true, 8>;
+};
 
 // Super-blocks: the scales as with AVX2.
-template <class Block>
+template <class Block, int kGroupOf>
 struct WideSuper {
     using Isa = WideVectors;
-    static constexpr int kColumns = kSuperBlock, kBytes = (int)sizeof(Block);
+    static constexpr int kColumns = kSuperBlock, kGroup = kGroupOf, kBytes = (int)sizeof(Block);
     using Header = typename Widen<Block>::Header;
     ALWAYS_INLINE static Header header(const char* block) { return Widen<Block>::header(block); }
 };
 
 template <>
-struct WideWiden<BlockQ4_K> : WideSuper<BlockQ4_K> {
-    ALWAYS_INLINE static void columns(const char* block, const Header& h, int i, Floats out[2]) {
-        const Floats low = values(_mm512_set1_ps(h.d[i]), _mm512_set1_ps(h.m[i]), 0);
-        const char* q = block + offsetof(BlockQ4_K, q) + 32 * (i / 2);
-        for (int v = 0; v < 2; ++v)
-            out[v] = _mm512_permutexvar_ps(
-                wide_shifted_down(wide_bytes_at(q + 16 * v), 4 * (i % 2)), low);
-    }
-};
-
-template <>
-struct WideWiden<BlockQ5_K> : WideSuper<BlockQ5_K> {
-    ALWAYS_INLINE static void columns(const char* block, const Header& h, int i, Floats out[2]) {
-        const Floats d = _mm512_set1_ps(h.d[i]), m = _mm512_set1_ps(h.m[i]);
-        const Floats low = values(d, m, 0), high = values(d, m, 16);
-        const char* q = block + offsetof(BlockQ5_K, q) + 32 * (i / 2);
-        const __m128i own_bit = _mm_set1_epi8((char)(1 << i));
+struct WideWiden<BlockQ4_K> : WideSuper<BlockQ4_K, 2> {
+    ALWAYS_INLINE static void columns(const char* block, const Header& h, int i, Floats out[4]) {
+        const char* q = block + offsetof(BlockQ4_K, q) + 32 * i;
+        const Floats low = values(_mm512_set1_ps(h.d[2 * i]), _mm512_set1_ps(h.m[2 * i]), 0);
+        const Floats high =
+            values(_mm512_set1_ps(h.d[2 * i + 1]), _mm512_set1_ps(h.m[2 * i + 1]), 0);
         for (int v = 0; v < 2; ++v) {
-            const Ints codes = wide_shifted_down(wide_bytes_at(q + 16 * v), 4 * (i % 2));
-            const char* qh = block + offsetof(BlockQ5_K, qh) + 16 * v;
-            const __mmask16 bits = _mm_test_epi8_mask(_mm_loadu_si128((const __m128i*)qh), own_bit);
-            out[v] =
-                _mm512_mask_permutexvar_ps(_mm512_permutexvar_ps(codes, low), bits, codes, high);
+            const Ints codes = wide_bytes_at(q + 16 * v);
+            out[v] = _mm512_permutexvar_ps(codes, low);
+            out[v + 2] = _mm512_permutexvar_ps(_mm512_srli_epi32(codes, 4), high);
         }
     }
 };
 
 template <>
-struct WideWiden<BlockQ6_K> : WideSuper<BlockQ6_K> {
-    ALWAYS_INLINE static void columns(const char* block, const Header& h, int i, Floats out[2]) {
-        const int half = i / 4, run = i % 4;
-        const char* ql = block + 64 * half + 32 * (run % 2);
-        const char* qh = block + offsetof(BlockQ6_K, qh) + 32 * half;
+struct WideWiden<BlockQ5_K> : WideSuper<BlockQ5_K, 2> {
+    ALWAYS_INLINE static void columns(const char* block, const Header& h, int i, Floats out[4]) {
+        const char *q = block + offsetof(BlockQ5_K, q) + 32 * i,
+                   *qh = block + offsetof(BlockQ5_K, qh);
+        UNROLL
+        for (int half = 0; half < 2; ++half) {
+            const Floats d = _mm512_set1_ps(h.d[2 * i + half]),
+                         m = _mm512_set1_ps(h.m[2 * i + half]);
+            const Floats low = values(d, m, 0), high = values(d, m, 16);
+            const __m128i own_bit = _mm_set1_epi8((char)(1 << (2 * i + half)));
+            for (int v = 0; v < 2; ++v) {
+                Ints codes = wide_bytes_at(q + 16 * v);
+                if (half == 1) codes = _mm512_srli_epi32(codes, 4);
+                const __m128i bytes = _mm_loadu_si128((const __m128i*)(qh + 16 * v));
+                out[2 * half + v] =
+                    _mm512_mask_permutexvar_ps(_mm512_permutexvar_ps(codes, low),
+                                               _mm_test_epi8_mask(bytes, own_bit), codes, high);
+            }
+        }
+    }
+};
+
+template <>
+struct WideWiden<BlockQ6_K> : WideSuper<BlockQ6_K, 4> {
+    ALWAYS_INLINE static void columns(const char* block, const Header& h, int i, Floats out[8]) {
+        const char *ql = block + 64 * i, *qh = block + offsetof(BlockQ6_K, qh) + 32 * i;
+        const Ints nibble = _mm512_set1_epi32(15), upper = _mm512_set1_epi32(0x30);
+        UNROLL
         for (int v = 0; v < 2; ++v) {
-            const Ints low = wide_shifted_down(wide_bytes_at(ql + 16 * v), run / 2 * 4);
-            const Ints up = _mm512_slli_epi32(wide_bytes_at(qh + 16 * v), 4);
-            const Ints high =
-                _mm512_and_si512(wide_shifted_down(up, 2 * run), _mm512_set1_epi32(0x30));
-            const Ints codes =  // low & 15 | high
-                _mm512_ternarylogic_epi32(low, _mm512_set1_epi32(15), high, 0xea);
-            out[v] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(codes), _mm512_set1_ps(h.d[2 * i + v]),
-                                     _mm512_set1_ps(h.m[2 * i + v]));
+            const Ints bits = wide_bytes_at(qh + 16 * v);
+            UNROLL
+            for (int run = 0; run < 4; ++run) {
+                Ints low = wide_bytes_at(ql + 32 * (run % 2) + 16 * v);
+                if (run >= 2) low = _mm512_srli_epi32(low, 4);
+                const Ints up = run < 2 ? _mm512_slli_epi32(bits, 4 - 2 * run)
+                                        : _mm512_srli_epi32(bits, 2 * run - 4);
+                const Ints high = _mm512_and_si512(up, upper);
+                // low & 15 | high
+                const Ints codes = _mm512_ternarylogic_epi32(low, nibble, high, 0xea);
+                const int at = 2 * (4 * i + run) + v;
+                out[2 * run + v] = _mm512_fmadd_ps(
+                    _mm512_cvtepi32_ps(codes), _mm512_set1_ps(h.d[at]), _mm512_set1_ps(h.m[at]));
+            }
         }
     }
 };
