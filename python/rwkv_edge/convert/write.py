@@ -71,9 +71,7 @@ def convert(
                 f"{source}: a GGUF file; vocabulary, adapter and state are for the checkpoint that "
                 "it was made from"
             )
-        _rewrite(
-            source, target, types, license=license, sparse_ffn=sparse_ffn, progress=progress
-        )
+        _rewrite(source, target, types, license=license, sparse_ffn=sparse_ffn, progress=progress)
         return
     checkpoint = open_checkpoint(source)
     if adapter is not None:
