@@ -40,7 +40,9 @@ def seconds(session: Session, tokens: int) -> float:
     return (time.perf_counter() - start) / tokens
 
 
-def compare(dense: Path, sparse: Path, threads: int, tokens: int, runs: int) -> tuple[float, ...]:
+def compare(
+    dense: Path, sparse: Path, threads: int, tokens: int, runs: int
+) -> tuple[float, float, float]:
     """Tokens per second of both, and the median ratio."""
     models = [Model(path, threads=threads) for path in (dense, sparse)]
     times: list[list[float]] = []
@@ -48,8 +50,8 @@ def compare(dense: Path, sparse: Path, threads: int, tokens: int, runs: int) -> 
         pair = [seconds(model.session(), tokens) for model in models]
         if run > 0:  # the first brings the weights into memory
             times.append(pair)
-    rates = [1 / statistics.median(pair[i] for pair in times) for i in (0, 1)]
-    return (*rates, statistics.median(pair[0] / pair[1] for pair in times))
+    dense_rate, sparse_rate = (1 / statistics.median(pair[i] for pair in times) for i in (0, 1))
+    return dense_rate, sparse_rate, statistics.median(pair[0] / pair[1] for pair in times)
 
 
 def main() -> None:
@@ -68,15 +70,13 @@ def main() -> None:
     for size in args.size.split(","):
         for kind in args.type.split(","):
             for zeros in map(float, args.zeros.split(",")):
-                files = [
-                    model_file(args.folder, size, kind, zeros, sparse=sparse)
-                    for sparse in (False, True)
-                ]
-                dense, sparse, ratio = compare(*files, args.threads, args.tokens, args.runs)
-                row = (
-                    f"| {size} | {kind} | {zeros:.0%} | {dense:.1f} | {sparse:.1f} | {ratio:.2f} |"
+                dense, sparse = (
+                    model_file(args.folder, size, kind, zeros, sparse=is_sparse)
+                    for is_sparse in (False, True)
                 )
-                print(row, flush=True)
+                found = compare(dense, sparse, args.threads, args.tokens, args.runs)
+                rates = "{:.1f} | {:.1f} | {:.2f}".format(*found)
+                print(f"| {size} | {kind} | {zeros:.0%} | {rates} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Where the time of a step goes: milliseconds per verb of ops.h, and for products per type and
-// shape the rate at which weights were read; by input, those of the rows that were needed. Arguments: MODEL [threads]
-// [tokens of each session] [sessions].
+// shape the rate at which weights were read; by input, those of the rows that were needed.
+// Arguments: MODEL [threads] [tokens of each session] [sessions].
 #include <algorithm>
 #include <chrono>
 #include <cstdio>

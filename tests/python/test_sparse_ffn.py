@@ -55,12 +55,12 @@ def test_its_activations_are_not_rounded(tmp_path: Path, tiny_model: GetModel, k
     target = tmp_path / "out.gguf"
     quantize(path, target, type=kind, head_type="f32", embd_type="f32", sparse_ffn=True)
     weights = dict(model.weights)
-    for name in weights:
+    for name, value in model.weights.items():
         if tiny.is_quantized(name) and name not in ("emb.weight", "head.weight"):
-            value = weights[name].T if name.endswith("ffn.value.weight") else weights[name]
-            back = ggml.decode(ggml.encode(np.ascontiguousarray(value), kind), kind)
-            back = back.reshape(value.shape)
-            weights[name] = back.T if name.endswith("ffn.value.weight") else back
+            is_transposed = name.endswith("ffn.value.weight")
+            rows = np.ascontiguousarray(value.T if is_transposed else value)
+            back = ggml.decode(ggml.encode(rows, kind), kind).reshape(rows.shape)
+            weights[name] = back.T if is_transposed else back
     tokens = [token % len(weights["emb.weight"]) for token in TOKENS]
     exact, _ = oracle(weights).forward(tokens)
     rounded, _ = oracle(weights, linear=rounding).forward(tokens)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from .._core import FormatError, ModelFile, TensorInfo, UnsupportedError
-from ..files.form import BY_INPUT, VALUE, ARCH_KEY, is_gguf, shown
+from ..files.form import ARCH_KEY, BY_INPUT, VALUE, is_gguf, shown
 from ..files.gguf_writer import GGUFWriter, Progress, TensorPlan, Value, string, uint32
 from ..files.source import NUMPY_TYPES, MappedTensor, Tensor, turned
 from .adapter import apply_adapter
