@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from statistics import mean, median
@@ -170,12 +171,13 @@ def measure(
         for name in (name for name in READERS.get(path.suffix, (OURS,)) if name in engines):
             date, start = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), time.monotonic()
             test = (str(threads), args.prompts, str(args.tokens))
-            found = ask(engines[name].python, "measure", name, str(path), *test)
+            with neighbours(args.busy):
+                found = ask(engines[name].python, "measure", name, str(path), *test)
             after = limits(threads)
             yield Run(
                 date=date,
                 machine=machine,
-                file=path.stem,
+                file=path.stem + (f" beside {args.busy} busy" if args.busy else ""),
                 threads=threads,
                 engine=name,
                 versions={each: engines[each].version for each in dict.fromkeys((OURS, name))},
@@ -185,6 +187,19 @@ def measure(
                 **found,
             )
             before = after
+
+
+@contextmanager
+def neighbours(count: int) -> Iterator[None]:
+    """Processes that use the CPU meanwhile, as other programs do."""
+    spin = [sys.executable, "-c", "while True: pass"]
+    processes = [subprocess.Popen(spin) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
 
 
 def limits(threads: int) -> Limits:
@@ -284,6 +299,7 @@ def main() -> None:
     parser.add_argument("--prompts", default="32,128,512", help="tokens read at once")
     parser.add_argument("--tokens", type=int, default=128, help="tokens taken one by one")
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--busy", type=int, default=0, help="other processes that use the CPU")
     parser.add_argument("--read", action="append", type=Path, default=[], help="runs of earlier")
     parser.add_argument("--json", type=Path, help="write all runs here, after each one")
     parser.add_argument("--svg", type=Path, help="draw tokens per second here")

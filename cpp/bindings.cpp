@@ -78,6 +78,14 @@ py::str to_str(std::string_view text) {
     return py::reinterpret_steal<py::str>(object);
 }
 
+// The bytes of a text that `to_str` made.
+std::string from_str(const py::str& text) {
+    const auto bytes = py::reinterpret_steal<py::bytes>(
+        PyUnicode_AsEncodedString(text.ptr(), "utf-8", "surrogateescape"));
+    if (!bytes) throw py::error_already_set();
+    return bytes;
+}
+
 // --- types ---
 
 const TypeInfo& type_by_name(const std::string& name) {
@@ -168,8 +176,8 @@ py::object to_python(const MetaValue& value) {
     return std::move(list);
 }
 
-py::str value_type(const ModelFile& file, const std::string& key) {
-    const MetaValue* value = file.find(key);
+py::str value_type(const ModelFile& file, const py::str& key) {
+    const MetaValue* value = file.find(from_str(key));
     if (value == nullptr) throw py::key_error(key);
     if (value->type != ValueType::Array) return value_type_name(value->type);
     return cat("array[", value_type_name(value->element), "]");
@@ -342,9 +350,17 @@ int32_t sample(Sampler& sampler, const py::bytearray& logits, std::size_t row,
     return sampler.sample(all.subspan(row * n_vocab, n_vocab));
 }
 
+// Made by the module, which lives as long as they are needed.
+py::handle format_error, unsupported_error;
+
+// Paths and names in a message need not be UTF-8, so pybind11's own translation would fail.
 void translate(std::exception_ptr error) {
     try {
         std::rethrow_exception(error);
+    } catch (const FormatError& e) {
+        py::set_error(format_error, to_str(e.what()));
+    } catch (const UnsupportedError& e) {
+        py::set_error(unsupported_error, to_str(e.what()));
     } catch (const FileError& e) {
         const py::object error =
             py::handle(PyExc_OSError)(e.code, to_str(e.reason), to_str(e.path));
@@ -398,8 +414,8 @@ void bind_files(py::module_& m) {
              })
         .def(
             "get",
-            [](const ModelFile& f, const std::string& key, py::object otherwise) {
-                const MetaValue* value = f.find(key);
+            [](const ModelFile& f, const py::str& key, py::object otherwise) {
+                const MetaValue* value = f.find(from_str(key));
                 return value == nullptr ? otherwise : to_python(*value);
             },
             py::arg("key"), py::arg("default") = py::none())
@@ -502,8 +518,8 @@ void bind_text(py::module_& m) {
 
 PYBIND11_MODULE(_core, m) {
     m.doc() = "The engine of rwkv_edge. Use the classes of rwkv_edge itself.";
-    py::register_exception<FormatError>(m, "FormatError", PyExc_ValueError);
-    py::register_exception<UnsupportedError>(m, "UnsupportedError", PyExc_RuntimeError);
+    format_error = py::exception<FormatError>(m, "FormatError", PyExc_ValueError);
+    unsupported_error = py::exception<UnsupportedError>(m, "UnsupportedError", PyExc_RuntimeError);
     py::register_exception_translator(&translate);
 
     py::list names;
@@ -529,6 +545,7 @@ PYBIND11_MODULE(_core, m) {
         return levels;
     });
     m.def("available_memory", [] { return available_memory(); });
+    m.def("say_on_bus_error", &say_on_bus_error, py::arg("text"));
     m.def("read_bandwidth", &read_bandwidth, py::arg("threads"), py::call_guard<Unlocked>());
     m.def(
         "float_peak", [](int threads) { return float_peak(kernels(), threads); },

@@ -101,7 +101,8 @@ int32_t Sampler::sample(std::span<const float> logits) {
     const float top = largest(logits_);
     if (!std::isfinite(top))
         throw std::invalid_argument(
-            "the logits have no finite maximum: the weights or the state hold NaN or infinity");
+            "the logits have no finite maximum: the weights or the state hold NaN or infinity. "
+            "Was the model's file changed while it was open?");
     if (options_.temperature == 0.0 || options_.top_k == 1 || options_.top_p == 0.0)
         return static_cast<int32_t>(std::find(logits_.begin(), logits_.end(), top) -
                                     logits_.begin());

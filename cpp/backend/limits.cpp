@@ -67,11 +67,11 @@ uint64_t sum(const uint64_t* p, int64_t words) {
 double read_rate(ThreadPool& pool, const uint64_t* words, int64_t count) {
     std::atomic<uint64_t> kept{0};  // so that no sum can be left out
     return best_rate(kReadPasses, [&](Clock::time_point) {
-        pool.run([&](int worker) {
-            const Range r = part(count, 4096, worker, pool.size());
-            kept += sum(words + r.begin, r.end - r.begin);
+        const int64_t part = count / pool.size() / 4096 * 4096;
+        pool.run(pool.size(), [&](int64_t begin, int64_t end, int) {
+            for (int64_t i = begin; i < end; ++i) kept += sum(words + i * part, part);
         });
-        return count * static_cast<int64_t>(sizeof(uint64_t));
+        return part * pool.size() * static_cast<int64_t>(sizeof(uint64_t));
     });
 }
 
@@ -79,7 +79,7 @@ double arithmetic_rate(int64_t (*operations)(int64_t rounds), int threads) {
     ThreadPool pool(checked(threads));
     return best_rate(kArithmeticPasses, [&](Clock::time_point start) {
         std::atomic<int64_t> done{0};
-        pool.run([&](int) {
+        pool.run(pool.size(), [&](int64_t, int64_t, int) {
             int64_t own = 0;
             while (Clock::now() - start < kArithmeticPass) own += operations(kRounds);
             done += own;

@@ -12,6 +12,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <csignal>
 #include <cstring>
 #include <fstream>
 #include <initializer_list>
@@ -104,11 +105,14 @@ void use_huge_pages([[maybe_unused]] void* memory, [[maybe_unused]] std::size_t 
 
 MappedFile::MappedFile(const std::string& path) {
     const auto fail = [&path](int code) { throw FileError(code, path, std::strerror(code)); };
-    const Descriptor file{::open(path.c_str(), O_RDONLY | O_CLOEXEC)};
+    // O_NONBLOCK: a pipe that nobody writes to would wait for ever.
+    const Descriptor file{::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)};
     if (file.fd < 0) fail(errno);
     struct stat info{};
     if (::fstat(file.fd, &info) != 0) fail(errno);
     if (S_ISDIR(info.st_mode)) fail(EISDIR);
+    if (!S_ISREG(info.st_mode))
+        throw FormatError(cat(path, ": a pipe or a device, expected a regular file"));
     if (info.st_size == 0) throw FormatError(cat(path, ": the file is empty"));
     if (!std::in_range<std::size_t>(info.st_size)) throw too_large(path, info.st_size);
     size_ = static_cast<std::size_t>(info.st_size);
@@ -118,6 +122,19 @@ MappedFile::MappedFile(const std::string& path) {
 }
 
 MappedFile::~MappedFile() { ::munmap(data_, size_); }
+
+void say_on_bus_error(std::string text) {
+    // The handler may call little more than write().
+    static std::string said;
+    said = std::move(text);
+    struct sigaction action{};
+    action.sa_handler = [](int signal) {
+        [[maybe_unused]] const auto written = ::write(STDERR_FILENO, said.data(), said.size());
+        ::raise(signal);
+    };
+    action.sa_flags = SA_RESETHAND;  // the second signal ends the process
+    ::sigaction(SIGBUS, &action, nullptr);
+}
 
 void MappedFile::forget() const { ::madvise(data_, size_, MADV_DONTNEED); }
 

@@ -31,11 +31,16 @@ uint64_t available_memory(const std::string& root = "");
 // Whether untouched memory, which begins at a multiple of 2 MiB, comes in pages of that size.
 void use_huge_pages(void* memory, std::size_t bytes, bool huge);
 
-// A whole file, mapped read-only. The map is the only copy of the weights. A file that is cut short
-// while it is mapped kills the process (SIGBUS), as with every program that maps files.
+// A program, not a library, may ask for this: where SIGBUS ends the process, as it does when a
+// mapped file was cut short, `text` stands on stderr.
+void say_on_bus_error(std::string text);
+
+// A whole regular file, mapped read-only. The map is the only copy of the weights. A file that is
+// cut short while it is mapped kills the process (SIGBUS), as with every program that maps files.
 class MappedFile {
 public:
-    // Throws FileError when the file cannot be opened or mapped, FormatError when it is empty.
+    // Throws FileError when the file cannot be opened or mapped, FormatError when it is empty or no
+    // regular file.
     explicit MappedFile(const std::string& path);
     ~MappedFile();
     MappedFile(const MappedFile&) = delete;

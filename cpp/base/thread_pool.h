@@ -1,10 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // Fixed workers for short parallel regions: a decode step opens some six of them per layer, so a
 // region must cost about a microsecond. Workers spin for a moment after each region, then park.
+//
+// The work of a region is cut into units. Each worker begins with a share of its own, and when that
+// is done takes units from the others. So a worker that the system has put aside is waited for only
+// where it was in the middle of a unit, and slow cores do less than fast ones.
 #pragma once
 
 #include <atomic>
 #include <cstdint>
+#include <memory>
 #include <mutex>
 #include <thread>
 #include <type_traits>
@@ -22,43 +27,51 @@ public:
     ThreadPool& operator=(const ThreadPool&) = delete;
 
     int size() const { return static_cast<int>(workers_.size()) + 1; }
+    int64_t most_units() const { return kShareUnits * size(); }  // of a region
 
-    // Calls body(worker) once for every worker in [0, size()) and returns when all are done. body
-    // must not throw. Regions of several callers run one after the other.
+    // Calls body(begin, end, worker) for ranges that cover the units [0, units) once, and returns
+    // when all are done. In a region no two calls run at once with the same worker, in [0, size()).
+    // body must not throw. Regions of several callers run one after the other.
     template <class Body>
-    void run(Body&& body) {
+    void run(int64_t units, Body&& body) {
         using Plain = std::remove_reference_t<Body>;
-        start([](void* context, int worker) { (*static_cast<Plain*>(context))(worker); },
-              const_cast<void*>(static_cast<const void*>(&body)));
+        start(
+            units,
+            [](void* context, int64_t begin, int64_t end, int worker) {
+                (*static_cast<Plain*>(context))(begin, end, worker);
+            },
+            const_cast<void*>(static_cast<const void*>(&body)));
     }
 
 private:
-    using Task = void (*)(void* context, int worker);
-    void start(Task task, void* context);
-    void work(int worker);
+    using Task = void (*)(void* context, int64_t begin, int64_t end, int worker);
+    static constexpr int64_t kShareUnits = 0xffff;
+
+    // The units of a worker's share that nobody has taken, [next, end) from `first` on, and the
+    // number of the region, in one word: who takes some with an old number, or an old end, fails.
+    struct alignas(64) Share {
+        std::atomic<uint64_t> left{0};
+        int64_t first = 0;
+    };
+
+    void start(int64_t units, Task task, void* context);
+    int32_t work_on(Share& share, int worker, bool own);
+    void work_on_all(int worker);
+    void worker_loop(int worker);
     void stop();
 
     bool in_forked_child() const;
 
     const int process_;  // that owns the workers: a forked child has the pool, but not its threads
     std::mutex region_;  // one region at a time
+    // Of the region; read only by who has taken a unit of it, which it outlives.
     Task task_ = nullptr;
     void* context_ = nullptr;
-    std::atomic<uint32_t> generation_{0};  // a new value starts a region
-    std::atomic<int> running_{0};
+    std::unique_ptr<Share[]> shares_;      // one per worker
+    std::atomic<int32_t> unfinished_{0};   // units of the region
+    std::atomic<uint32_t> generation_{0};  // a new value says that there is work
     std::atomic<bool> stop_{false};
     std::vector<std::thread> workers_;
 };
-
-// The part of [0, n) that belongs to `worker` of `workers`, cut at multiples of `grain`.
-struct Range {
-    int64_t begin, end;
-};
-inline Range part(int64_t n, int64_t grain, int worker, int workers) {
-    const int64_t pieces = (n + grain - 1) / grain;
-    const int64_t begin = pieces * worker / workers * grain;
-    const int64_t end = pieces * (worker + 1) / workers * grain;
-    return {begin, end < n ? end : n};
-}
 
 }  // namespace rwkv_edge

@@ -11,7 +11,6 @@ namespace rwkv_edge {
 namespace {
 
 constexpr uint32_t kMagic = 0x46554747;  // "GGUF"
-constexpr uint64_t kMaxName = 65535;     // of keys and tensors; ggml itself allows 64 for tensors
 
 int value_bytes(ValueType type) {
     switch (type) {
@@ -94,6 +93,10 @@ void GgufParser::read_header() {
     if (tensor_count_ > reader_.remaining() / 24)
         reader_.fail(cat(tensor_count_, " tensors do not fit in the ", reader_.remaining(),
                          " bytes that follow"));
+    if (value_count_ > kMaxKeys)
+        reader_.fail(cat(value_count_, " keys, expected at most ", kMaxKeys));
+    if (tensor_count_ > kMaxTensors)
+        reader_.fail(cat(tensor_count_, " tensors, expected at most ", kMaxTensors));
 }
 
 void GgufParser::read_values(uint64_t count) {

@@ -85,12 +85,12 @@ int64_t ModelFile::offset(const TensorView& tensor) const {
 }
 
 const MetaValue* ModelFile::find(std::string_view key) const {
-    const auto found = values_.find(std::string(key));
+    const auto found = values_.find(key);
     return found == values_.end() ? nullptr : &found->second;
 }
 
 const TensorView* ModelFile::find_tensor(std::string_view name) const {
-    const auto found = tensor_index_.find(std::string(name));
+    const auto found = tensor_index_.find(name);
     return found == tensor_index_.end() ? nullptr : &tensors_[found->second];
 }
 
@@ -112,7 +112,11 @@ std::string_view ModelFile::text(std::string_view key) const {
     if (value->type != ValueType::String)
         throw FormatError(cat(path_, ": key '", key, "' is of type ", value_type_name(value->type),
                               ", expected a string"));
-    return value->text();
+    const std::string_view text = value->text();
+    if (text.size() > kMaxName)
+        throw FormatError(cat(path_, ": key '", key, "' has ", text.size(),
+                              " bytes, expected at most ", kMaxName));
+    return text;
 }
 
 }  // namespace rwkv_edge

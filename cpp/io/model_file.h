@@ -4,11 +4,11 @@
 #pragma once
 
 #include <deque>
+#include <map>
 #include <memory>
 #include <span>
 #include <string>
 #include <string_view>
-#include <unordered_map>
 #include <vector>
 
 #include "base/aligned.h"
@@ -16,6 +16,11 @@
 #include "quant/types.h"
 
 namespace rwkv_edge {
+
+// What a file may have at most (docs/security.md). Real ones have some 50 keys and 3000 tensors.
+constexpr uint64_t kMaxKeys = 1 << 16, kMaxTensors = 1 << 16;
+constexpr uint64_t kMaxName =
+    1024;  // bytes of a key or of a tensor's name; ggml allows 64 for these
 
 // GGUF's value types and their ids.
 enum class ValueType : uint32_t {
@@ -106,9 +111,10 @@ private:
     uint32_t version_ = 0;
     uint64_t alignment_ = 32;
     std::vector<std::string> keys_;
-    std::unordered_map<std::string, MetaValue> values_;
+    // Ordered: names from a file can be chosen so that all fall into one bucket of a hash table.
+    std::map<std::string, MetaValue, std::less<>> values_;
     std::vector<TensorView> tensors_;
-    std::unordered_map<std::string, std::size_t> tensor_index_;
+    std::map<std::string, std::size_t, std::less<>> tensor_index_;
 };
 
 }  // namespace rwkv_edge

@@ -51,12 +51,15 @@ constexpr Level kLevels[] = {
                 __builtin_cpu_supports("f16c") != 0;
      },
      avx2_kernels},
-    {"avx512vnni", true,
+    {"avxvnni", true, [] { return __builtin_cpu_supports("avxvnni") != 0; }, avxvnni_kernels},
+    {"avx512", true,
      [] {
-         return __builtin_cpu_supports("avx512vnni") != 0 &&
-                __builtin_cpu_supports("avx512vl") != 0 && __builtin_cpu_supports("avx512bw") != 0;
+         return __builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("avx512bw") != 0 &&
+                __builtin_cpu_supports("avx512vl") != 0 &&
+                __builtin_cpu_supports("avx512dq") != 0 &&
+                __builtin_cpu_supports("avx512vnni") != 0;
      },
-     avx512vnni_kernels},
+     avx512_kernels},
 #elif defined(__aarch64__)
     {"neon", true, [] { return true; }, neon_kernels},
     {"neon_dotprod", true, has_dot_products, neon_dotprod_kernels},

@@ -103,7 +103,7 @@ public:
     virtual void run(int64_t layer, Step& step) const = 0;
     virtual int64_t carry_width() const { return 0; }
 
-    void init_state(int64_t layer, float* state) const;
+    void append_initial(int64_t layer, std::vector<float>& state) const;
     const std::vector<StatePart>& state_parts() const { return parts_; }  // one after another
     int64_t state_size() const { return state_size_; }                    // floats
 

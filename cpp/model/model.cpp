@@ -73,13 +73,13 @@ Sublayer::Sublayer(std::vector<StatePart> parts) : parts_(std::move(parts)) {
     for (const StatePart& part : parts_) state_size_ += part.size();
 }
 
-void Sublayer::init_state(int64_t layer, float* state) const {
+void Sublayer::append_initial(int64_t layer, std::vector<float>& state) const {
     for (const StatePart& part : parts_) {
-        if (part.learnt.empty())
-            std::fill_n(state, part.size(), part.initial);
-        else
-            std::ranges::copy(part.learnt[static_cast<std::size_t>(layer)], state);
-        state += part.size();
+        const std::vector<float> values =
+            part.learnt.empty()
+                ? std::vector<float>(static_cast<std::size_t>(part.size()), part.initial)
+                : part.learnt[static_cast<std::size_t>(layer)];
+        state.insert(state.end(), values.begin(), values.end());
     }
 }
 
@@ -148,13 +148,10 @@ int64_t Model::state_size() const {
 }
 
 std::vector<float> Model::initial_state() const {
-    std::vector<float> state(static_cast<std::size_t>(state_size()));
-    float* at = state.data();
+    std::vector<float> state;
     for (int64_t i = 0; i < config_.n_layer; ++i)
-        for (const Sublayer* half : {time_mix_.get(), channel_mix_.get()}) {
-            half->init_state(i, at);
-            at += half->state_size();
-        }
+        for (const Sublayer* half : {time_mix_.get(), channel_mix_.get()})
+            half->append_initial(i, state);
     return state;
 }
 

@@ -16,6 +16,9 @@ constexpr int32_t kControl = 3;
 constexpr int32_t kUnused = 5;
 
 constexpr std::size_t kMostTokens = std::numeric_limits<int32_t>::max();
+// Encoding looks at no more bytes than this for each byte of a text. The longest token of the World
+// vocabulary has 128.
+constexpr std::size_t kLongestToken = 256;
 
 int hex_digit(char c) {
     if (c >= '0' && c <= '9') return c - '0';
@@ -70,7 +73,11 @@ WorldTokenizer::WorldTokenizer(const std::vector<std::optional<std::string>>& to
     starts_.reserve(tokens.size() + 1);
     for (size_t id = 0; id < tokens.size(); ++id) {
         starts_.push_back(bytes_.size());
-        if (id > 0 && tokens[id]) bytes_ += *tokens[id];
+        if (id == 0 || !tokens[id]) continue;
+        if (tokens[id]->size() > kLongestToken)
+            throw std::invalid_argument(cat("token ", id, " has ", tokens[id]->size(),
+                                            " bytes, expected at most ", kLongestToken));
+        bytes_ += *tokens[id];
     }
     starts_.push_back(bytes_.size());
     sort();
@@ -94,10 +101,13 @@ WorldTokenizer WorldTokenizer::from_gguf(std::span<const std::string_view> token
         made.starts_.push_back(made.bytes_.size());
         const bool text = types.empty() || (types[id] != kControl && types[id] != kUnused);
         if (id == 0 || !text || is_padding(tokens[id], id)) continue;
-        if (!unescape(tokens[id], made.bytes_)) {
-            fail("tokens[", id, "]: found '", tokens[id],
-                 "', expected bytes as Python writes them");
-        }
+        const std::size_t begin = made.bytes_.size();
+        const std::string_view start = tokens[id].substr(0, 60);
+        if (!unescape(tokens[id], made.bytes_))
+            fail("tokens[", id, "]: found '", start, "', expected bytes as Python writes them");
+        if (made.bytes_.size() - begin > kLongestToken)
+            fail("tokens[", id, "]: found ", made.bytes_.size() - begin, " bytes, '", start,
+                 "', expected at most ", kLongestToken);
     }
     made.starts_.push_back(made.bytes_.size());
     made.sort();

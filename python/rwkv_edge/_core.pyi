@@ -41,6 +41,9 @@ def isa_levels() -> list[str]: ...
 def available_memory() -> int:
     """Bytes of memory that the system can give to this process, mapped files included."""
 
+def say_on_bus_error(text: str) -> None:
+    """For a program: what stands on stderr where a file that was cut while mapped ends it."""
+
 def read_bandwidth(threads: int) -> float:
     """GB/s that `threads` threads read from memory together; takes about a second.
 

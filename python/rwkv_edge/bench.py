@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from . import _core
-from .model import Model, Session
-from .model_file import bytes_per_token, open_model_file, weights_per_token
+from .model import Batch, Model
+from .model_file import by_input, bytes_per_token, open_model_file, weights_per_token
 
 HEAD = "output.weight"
 
@@ -29,7 +29,8 @@ class Work:
     """What a model's weights ask for.
 
     Operations are two per weight of a matrix, counted apart for float types and for block types,
-    which are multiplied in 8 bits: (float, int8).
+    which are multiplied in 8 bits: (float, int8). Matrices by input are multiplied in floats, and
+    counted whole.
     """
 
     bytes_per_token: int
@@ -42,8 +43,9 @@ class Work:
     @classmethod
     def of(cls, file: _core.ModelFile) -> Work:
         layers, head = [0, 0], [0, 0]
+        in_floats = {tensor.name for tensor in by_input(file)}
         for tensor in matrices(file):
-            in_blocks = _core.type_block(tensor.type)[0] > 1
+            in_blocks = _core.type_block(tensor.type)[0] > 1 and tensor.name not in in_floats
             place = head if tensor.name == HEAD else layers
             place[in_blocks] += 2 * math.prod(tensor.shape)
         return cls(bytes_per_token(file), (layers[0], layers[1]), (head[0], head[1]))
@@ -67,19 +69,27 @@ class Limits:
             _core.read_bandwidth(threads), _core.float_peak(threads), _core.int8_peak(threads)
         )
 
-    def rate(self, work: Work, test: str) -> float:
+    def rate(self, work: Work, test: str, sessions: int = 1) -> float:
         """Tokens per second of a test where nothing but the limit takes time.
 
-        That is memory for "tg128", which reads every weight for every token, and arithmetic for
-        "pp512": the time of its products, each kind at its own peak.
+        That is memory for "tg128", which reads every weight for every step, and arithmetic for
+        "pp512": the time of its products, each kind at its own peak. Where many sessions write
+        together, it is the one that takes longer.
         """
         if test.startswith("tg"):
-            return self.bandwidth_gb * 1e9 / work.bytes_per_token
+            from_memory = work.bytes_per_token / (self.bandwidth_gb * 1e9)
+            if sessions == 1:
+                return 1 / from_memory
+            return sessions / max(from_memory, self._seconds(work, sessions, heads=sessions))
         tokens = int(test.removeprefix("pp"))
+        return tokens / self._seconds(work, tokens, heads=1)
+
+    def _seconds(self, work: Work, tokens: int, *, heads: int) -> float:
         floats, int8 = (
-            tokens * each + once for each, once in zip(work.layers, work.head, strict=True)
+            tokens * layers + heads * head
+            for layers, head in zip(work.layers, work.head, strict=True)
         )
-        return tokens * 1e9 / (floats / self.float_gops + int8 / self.int8_gops)
+        return (floats / self.float_gops + int8 / self.int8_gops) / 1e9
 
 
 @dataclass(frozen=True)
@@ -88,8 +98,10 @@ class Result:
 
     test: str
     threads: int
+    sessions: int
+    """Those that write together; each takes the tokens."""
     tokens_per_second: float
-    """The median of the runs."""
+    """The median of the runs, of all sessions together."""
     runs: list[float]
     share: float
     """Of the tokens per second that the limits allow."""
@@ -103,42 +115,49 @@ def measure(
     *,
     prompt: int,
     generated: int,
+    sessions: list[int],
     repeats: int,
     progress: Callable[[int, int], None],
 ) -> Iterator[Result]:
-    """Yield the results for each number of threads; 0 tokens leave a test out."""
+    """Yield the results for each number of threads, and of sessions that write together; 0 tokens
+    leave a test out.
+    """
     work = Work.of(open_model_file(path))
-    done, total = 0, len(threads) * (repeats + 1) * ((prompt > 0) + (generated > 0))
+    tests = [("pp", prompt, 1)] if prompt else []
+    if generated:
+        tests += [("tg", generated, together) for together in sessions]
+    done, total = 0, len(threads) * (repeats + 1) * len(tests)
     for count in threads:
         limits = Limits.measure(count)
-        session = Model(path, threads=count).session()
-        tokens = np.random.default_rng(0).integers(1, session.model.n_vocab, max(prompt, 1))
-        for kind, n in (("pp", prompt), ("tg", generated)):
-            rates: list[float] = []
-            for run in range(repeats + 1 if n else 0):
+        model = Model(path, threads=count)
+        tokens = np.random.default_rng(0).integers(1, model.n_vocab, max(prompt, 1))
+        rates: dict[tuple[str, int, int], list[float]] = {test: [] for test in tests}
+        for run in range(repeats + 1):
+            for test in tests:  # in turn, so that the machine's moods meet all alike
+                kind, n, together = test
                 progress(done, total)
-                rate = n / (read(session, tokens) if kind == "pp" else take(session, n))
+                batch = model.batch(model.session() for _ in range(together))
+                seconds = read(batch, tokens) if kind == "pp" else take(batch, n)
                 done += 1
                 if run > 0:  # the first one brings the weights into memory
-                    rates.append(rate)
-            if n:
-                test, rate = f"{kind}{n}", statistics.median(rates)
-                yield Result(test, count, rate, rates, rate / limits.rate(work, test), limits)
+                    rates[test].append(together * n / seconds)
+        for (kind, n, together), found in rates.items():
+            name, rate = f"{kind}{n}", statistics.median(found)
+            share = rate / limits.rate(work, name, together)
+            yield Result(name, count, together, rate, found, share, limits)
 
 
-def read(session: Session, tokens: np.ndarray[tuple[int], np.dtype[np.int64]]) -> float:
-    """Seconds to read a prompt from the beginning."""
-    session.reset()
+def read(batch: Batch, tokens: np.ndarray[tuple[int], np.dtype[np.int64]]) -> float:
+    """Seconds for each session to read the prompt."""
     start = time.perf_counter()
-    session.feed(tokens)
+    batch.feed([tokens] * len(batch.sessions))
     return time.perf_counter() - start
 
 
-def take(session: Session, n: int) -> float:
-    """Seconds for n tokens, each the likeliest after the one before."""
-    session.reset()
-    token = 0
+def take(batch: Batch, n: int) -> float:
+    """Seconds for n tokens of each session, each the likeliest after the one before."""
+    tokens = list(range(len(batch.sessions)))  # so that no two write the same
     start = time.perf_counter()
     for _ in range(n):
-        token = int(session.feed([token]).argmax())
+        tokens = batch.feed([[token] for token in tokens]).argmax(axis=1).tolist()
     return time.perf_counter() - start

@@ -6,14 +6,17 @@ from __future__ import annotations
 import math
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from . import _core
 from .convert.adapter import CONFIG, PART, Adapter, read_adapter, read_tensors
+from .convert.open import checkpoint_size
+from .convert.policy import is_quantizable
 from .convert.tuned_state import NAME
 from .convert.vocab import UNUSED, byte_vocabulary, read_vocabulary
-from .files.form import VOCABULARIES, Form, amount, form_of
-from .model_file import bytes_by_type, open_model_file
-from .state import ARCH_KEY, State, StateShape
+from .files.form import ARCH_KEY, VOCABULARIES, Form, amount, form_of
+from .model_file import by_input, bytes_by_type, open_model_file
+from .state import State, StateShape
 
 Lines = list[tuple[str, str]]  # each with its name
 
@@ -28,8 +31,7 @@ def describe(path: Path) -> tuple[str, Lines]:
     if form in VOCABULARIES:
         return describe_vocabulary(path)
     if form is Form.GGUF:
-        file = _core.ModelFile(path)
-        return describe_state(path) if file.get(ARCH_KEY) else describe_model(file, form)
+        return describe_gguf(path)
     if path.is_dir() and (path / CONFIG).is_file():
         return describe_adapter(read_adapter(path))
     if form in (Form.PTH, Form.SAFETENSORS):
@@ -38,33 +40,40 @@ def describe(path: Path) -> tuple[str, Lines]:
             return describe_adapter(read_adapter(path))
         if all(NAME.fullmatch(name) for name in names):
             return describe_state(path)
-    return describe_model(open_model_file(path), form)
+    return describe_model(open_model_file(path), form, checkpoint_size(path))
 
 
-def describe_model(file: _core.ModelFile, form: Form) -> tuple[str, Lines]:
-    arch = file.get("general.architecture")
-    if not isinstance(arch, str):
+def describe_gguf(path: Path) -> tuple[str, Lines]:
+    file = _core.ModelFile(path)
+    if file.get(ARCH_KEY) is not None:
+        return describe_state(path)
+    return describe_model(file, Form.GGUF, file.size)
+
+
+def describe_model(file: _core.ModelFile, form: Form, nbytes: int) -> tuple[str, Lines]:
+    arch = text_of(file, "general.architecture")
+    if not arch:
         raise _core.FormatError(f"{file.path}: not a model (no key general.architecture)")
     keys = ("block_count", "embedding_length", "wkv.head_size", "feed_forward_length")
-    layers, width, size, ffn = (int(file.get(f"{arch}.{key}", 0)) for key in keys)
-    version = file.get("rwkv_edge.version") or arch.removeprefix("rwkv")
+    layers, width, size, ffn = (number_of(file, f"{arch}.{key}") for key in keys)
+    version = text_of(file, "rwkv_edge.version") or arch.removeprefix("rwkv")
     sizes = bytes_by_type(file)
     if not arch.startswith("rwkv") or not sizes:
         return f"a GGUF file of '{arch}', which is no RWKV model", [("file", file.path)]
     sentence = (
         f"an RWKV-{version} model in {form.value}, "
-        f"{sizes.most_common(1)[0][0]}, {layers} layers, width {width}"
+        f"{main_type(file)}, {layers} layers, width {width}"
     )
     heads = f", {width // size} heads of {size}" if size else ""
     counts = Counter(tensor.type for tensor in file.tensors)
     values: Counter[str] = Counter()
     for tensor in file.tensors:
         values[tensor.type] += math.prod(tensor.shape)
-    licence = [file.get(f"general.license{part}") for part in ("", ".name", ".link")]
+    licence = [text_of(file, f"general.license{part}") for part in ("", ".name", ".link")]
     return sentence, [
         ("file", file.path),
-        ("size", amount(file.size) + f", GGUF v{file.version}" * (form is Form.GGUF)),
-        ("name", file.get("general.name", "none")),
+        ("size", amount(nbytes) + f", GGUF v{file.version}" * (form is Form.GGUF)),
+        ("name", text_of(file, "general.name") or "none"),
         ("architecture", arch),
         ("shape", f"{layers} layers, width {width}{heads}, feed-forward {ffn}"),
         ("tokenizer", describe_tokenizer(file)),
@@ -74,14 +83,60 @@ def describe_model(file: _core.ModelFile, form: Form) -> tuple[str, Lines]:
             (kind, f"{counts[kind]} tensors, {values[kind]:,} values, {amount(nbytes)}")
             for kind, nbytes in sizes.most_common()
         ),
+        *describe_by_input(file, layers),
         ("state", describe_memory(file)),
         ("licence", ", ".join(text for text in licence if text) or "not stated"),
         ("kernels", f"{_core.isa()} (this CPU runs {', '.join(_core.isa_levels())})"),
     ]
 
 
+def describe_by_input(file: _core.ModelFile, layers: int) -> Lines:
+    found = by_input(file)
+    if not found:
+        return []
+    nbytes = amount(sum(tensor.nbytes for tensor in found))
+    where = "every layer" if len(found) == layers else f"{len(found)} of {layers} layers"
+    return [
+        (
+            "sparse FFN",
+            f"ffn.value of {where} lies by input, {nbytes}: of it a token reads only the rows of "
+            "activations that are not zero. llama.cpp does not open this file",
+        )
+    ]
+
+
+def main_type(file: _core.ModelFile) -> str:
+    """That of most values in the matrices of the blocks: embedding and head may have another."""
+    sizes: Counter[str] = Counter()
+    for tensor in file.tensors:
+        block = tensor.name.startswith("blk.") and is_quantizable(tensor.name, tensor.shape)
+        sizes[tensor.type] += math.prod(tensor.shape) if block else 0
+    return sizes.most_common(1)[0][0]
+
+
+def text_of(file: _core.ModelFile, key: str) -> str | None:
+    found: str | None = wanted(file, key, "string")
+    return found
+
+
+def number_of(file: _core.ModelFile, key: str) -> int:
+    kinds = [f"{sign}int{bits}" for sign in ("u", "") for bits in (8, 16, 32, 64)]
+    return wanted(file, key, *kinds) or 0
+
+
+def wanted(file: _core.ModelFile, key: str, *kinds: str) -> Any:
+    """The value of a key, None where it is missing; FormatError where it is of another kind."""
+    value = file.get(key)
+    if value is not None and file.value_type(key) not in kinds:
+        raise _core.FormatError(
+            f"{file.path}: key {key} is {file.value_type(key)}, expected {kinds[0]}"
+        )
+    return value
+
+
 def describe_tokenizer(file: _core.ModelFile) -> str:
-    kind, tokens = file.get("tokenizer.ggml.model"), file.get("tokenizer.ggml.tokens", [])
+    kind = text_of(file, "tokenizer.ggml.model")
+    tokens = wanted(file, "tokenizer.ggml.tokens", "array[string]") or []
     if kind is None:
         return "none in the file or beside it"
     if tokens == byte_vocabulary().texts:

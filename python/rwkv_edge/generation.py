@@ -12,6 +12,7 @@ from operator import index
 from typing import SupportsIndex, TypedDict
 
 from . import _core
+from .lookup import Lookup
 from .tokenizer import END_OF_TEXT, StreamDecoder, Tokenizer
 
 Floats = bytearray
@@ -19,6 +20,10 @@ Floats = bytearray
 longer to import than a model to open."""
 
 MAX_SEED = 2**64 - 1
+
+# Where more sampled tokens wait to be fed again, none are drafted: long steps cost more.
+MOST_AGAIN = 3
+
 # Of these and their runs, numbers and columns, the frequency penalty does not count occurrences.
 NEVER_FREQUENT = b" \t0123456789"
 
@@ -137,30 +142,65 @@ class Answer:
 class Stream:
     """An answer and the engine's session that feeds it."""
 
-    def __init__(self, core: _core.Session, prompt: list[int], answer: Answer) -> None:
-        """Without a prompt, the answer goes on from the last token that was fed."""
+    def __init__(
+        self, core: _core.Session, prompt: list[int], answer: Answer, lookup: Lookup | None = None
+    ) -> None:
+        """Without a prompt, the answer goes on from the last token that was fed. `lookup` knows the
+        text so far, prompt included.
+        """
         self.answer = answer
+        self.lookup = lookup
         self.ended = False
         """Whether no text follows, and the session stands where it ends."""
         self._core = core
         self._prompt: list[int] | None = prompt or None
         self._start = core.tokens + len(prompt)
-        self._mark: _core.Session | None = None  # where all text was given
+        self._draft: list[int] = []  # fed, or to be fed, and not yet sampled
+        self._skip = 0  # rows of logits before the one that follows the last sampled token
+        # Where the session can go back to: what was fed by then was also given out.
+        self._mark: _core.Session | None = None
+        self._marked = False
 
     def part(self) -> tuple[_core.Session, list[int], _core.Logits]:
-        """What to feed next: the prompt, and then the token that was sampled last."""
+        """What to feed next: the prompt; then what was sampled, and perhaps a draft of more."""
         if self._prompt:
             return self._core, self._prompt, _core.Logits.last
+        sampled = self.answer.tokens[self._core.tokens - self._start :]
+        draft = self.lookup.draft() if self.lookup and len(sampled) <= MOST_AGAIN else []
         if self.answer.all_given:
-            self._mark = None
-        elif self._mark is None:
-            self._mark = self._core.fork()
-        return self._core, self.answer.tokens[-1:], _core.Logits.last
+            self._marked = False
+        if not self._marked and (draft or not self.answer.all_given):
+            if self._mark is None:
+                self._mark = self._core.fork()
+            else:
+                self._mark.rewind(self._core)
+            self._marked = True
+        self._draft = draft
+        self._skip = len(sampled) - 1 if draft else 0
+        return self._core, sampled + draft, _core.Logits.all if draft else _core.Logits.last
 
     def take(self, logits: Floats, row: int = 0, n_vocab: int = 0) -> str:
-        """The text that is certain after the logits of `part`."""
+        """The text that is certain after the logits of `part`, which begin at a row."""
         self._prompt = None
+        known, draft = len(self.answer.tokens), self._draft
+        row += self._skip
         text = self.answer.take(logits, row, n_vocab)
+        accepted = 0
+        while (
+            accepted < len(draft)
+            and not self.answer.complete
+            and self.answer.tokens[-1] == draft[accepted]
+        ):
+            accepted += 1
+            text += self.answer.take(logits, row + accepted, n_vocab)
+        if accepted < len(draft):
+            assert self._mark is not None
+            self._core.rewind(self._mark)
+        self._draft = []
+        if self.lookup:
+            self.lookup.extend(self.answer.tokens[known:])
+            if draft:
+                self.lookup.learn(len(draft), accepted)
         if self.answer.complete:
             self.settle()
         return text
@@ -187,7 +227,7 @@ class Stream:
             return
         # What was fed is counted by the engine: an interrupt cannot fall between the two.
         whole, begun = self.answer.given()
-        if core.tokens - self._start > whole:
+        if self._draft or core.tokens - self._start > whole:
             assert self._mark is not None
             core.rewind(self._mark)
         rest = self.answer.tokens[core.tokens - self._start : whole] + begun
@@ -204,11 +244,14 @@ def run(streams: Sequence[Stream], n_vocab: int) -> Generator[tuple[int, str], N
             if not stream.ended and (text := stream.take_last()):
                 yield i, text
         while active := [i for i, stream in enumerate(streams) if not stream.ended]:
-            logits = _core.feed_together([streams[i].part() for i in active])
-            for row, i in enumerate(active):
+            parts = [streams[i].part() for i in active]
+            logits = _core.feed_together(parts)
+            row = 0
+            for i, (_, ids, mode) in zip(active, parts, strict=True):
                 # the one who got the text before may have ended this stream
                 if not streams[i].ended and (text := streams[i].take(logits, row, n_vocab)):
                     yield i, text
+                row += len(ids) if mode == _core.Logits.all else 1
     finally:
         for stream in streams:
             stream.settle()

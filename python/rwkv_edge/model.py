@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Generator, Iterable, Sequence
 from functools import cached_property
 from operator import index
@@ -11,15 +12,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeVar, overload
 
 from . import _core
+from .files.form import ARCH_KEY
 from .generation import MAX_SEED, Answer, Sampling, Stream, run, whole
+from .lookup import Lookup
 from .model_file import bytes_per_token, default_threads, hint, open_model_file
-from .state import ARCH_KEY, State, StateShape
+from .state import State, StateShape
 from .tokenizer import END_OF_TEXT, Tokenizer, tokenizer_from_file
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from typing_extensions import Unpack
+
+# Tokens that a lookup knows at most.
+MOST_LOOKED_UP = 8192
 
 T = TypeVar("T")
 FeedProgress = Callable[[int, int], None]  # tokens fed, tokens in all
@@ -160,6 +166,8 @@ class Session:
         self._engine = core
         self._from_start = True  # and not from a state after some text
         self._stream: Stream | None = None  # the text that is being generated
+        self._lookup = Lookup(0)
+        self._read = array("i")  # the last tokens, for a lookup; wrong ones would do no harm
 
     @property
     def _writable(self) -> _core.Session:
@@ -168,6 +176,7 @@ class Session:
         """
         if self._stream is not None:
             self._stream.settle()
+            self._note(self._stream.answer.tokens)
             self._stream = None
         return self._engine
 
@@ -239,7 +248,12 @@ class Session:
     def _feed(
         self, ids: list[int], logits: _core.Logits, progress: FeedProgress | None
     ) -> bytearray:
-        return self._writable.feed(ids, logits, of_all(progress, len(ids)))
+        found = self._writable.feed(ids, logits, of_all(progress, len(ids)))
+        self._note(ids)
+        return found
+
+    def _note(self, ids: list[int]) -> None:
+        self._read = (self._read + array("i", ids))[-MOST_LOOKED_UP:]
 
     @property
     def state(self) -> State:
@@ -263,13 +277,14 @@ class Session:
             fitted = state.fitted(self.model._shape, str(self.model.path))
             self._writable.set_state(bytearray(fitted.data))
         self._from_start = state is None or state.tuned
+        self._read = array("i")
 
     def fork(self) -> Session:
         """A second session that goes on from here on its own: while text is generated, from where
         the text yielded so far ends.
         """
         twin = Session(self.model, self._readable.fork())
-        twin._from_start = self._from_start
+        twin._from_start, twin._read = self._from_start, self._read
         return twin
 
     def rewind(self, to: Session) -> None:
@@ -280,13 +295,14 @@ class Session:
         if to.model is not self.model:
             raise ValueError(f"a session of {to.model}, expected one of {self.model}")
         self._writable.rewind(to._readable)
-        self._from_start = to._from_start
+        self._from_start, self._read = to._from_start, to._read
 
     def generate(
         self,
         prompt: str | Sequence[int] = "",
         *,
         stop: str | Sequence[str] = (),
+        lookup: int = 0,
         **sampling: Unpack[Sampling],
     ) -> Generator[str, None, None]:
         """Read the prompt and yield what follows, piece by piece, in whole characters.
@@ -304,14 +320,29 @@ class Session:
         count, of which each later token leaves `penalty_decay` (0.996); digits and blanks are not
         counted. Equal seeds give equal text; `seed` None is random.
 
+        With `lookup`, up to so many tokens are taken from the text so far, as a guess of what
+        follows, and read in one step; the text that comes out is the same. Where it repeats itself
+        it comes sooner; `lookups` says how many guesses were right.
+
         Raises ValueError for options out of range, and for an empty prompt after a state was set;
         TypeError for options of another kind.
         """
-        stream = self._generating(prompt, stop, sampling)
+        stream = self._generating(prompt, stop, lookup, sampling)
         return (text for _, text in run([stream], self.model.n_vocab))
 
+    @property
+    def lookups(self) -> tuple[int, int, int]:
+        """Of the last text that was generated with `lookup`: how many tokens were guessed, how many
+        of these were right, and how many steps the text took.
+        """
+        return self._lookup.drafted, self._lookup.accepted, self._lookup.steps
+
     def _generating(
-        self, prompt: str | Sequence[int], stop: str | Sequence[str], sampling: Sampling
+        self,
+        prompt: str | Sequence[int],
+        stop: str | Sequence[str],
+        lookup: int,
+        sampling: Sampling,
     ) -> Stream:
         model = self.model
         answer = Answer(model.tokenizer, model._without_text, stop=stop, **sampling)
@@ -322,7 +353,9 @@ class Session:
             if not self._from_start:
                 raise ValueError("the prompt is empty, and the last token's logits are not known")
             ids = [END_OF_TEXT]
-        self._stream = Stream(core, ids, answer)
+        self._note(ids)
+        self._lookup = Lookup(lookup, self._read if lookup else ())
+        self._stream = Stream(core, ids, answer, self._lookup if lookup else None)
         return self._stream
 
 
@@ -381,6 +414,8 @@ class Batch:
         ]
         parts = [(s._writable, each, mode) for s, each in zip(self.sessions, ids, strict=True)]
         found = _core.feed_together(parts, of_all(progress, sum(map(len, ids))))
+        for session, each in zip(self.sessions, ids, strict=True):
+            session._note(each)
         return rows_of(found, mode, self.model.n_vocab, len(self.sessions))
 
     def generate(
@@ -388,6 +423,7 @@ class Batch:
         prompts: str | Iterable[str | Sequence[int]] = "",
         *,
         stop: str | Sequence[str] = (),
+        lookup: int = 0,
         **sampling: Unpack[Sampling],
     ) -> Generator[tuple[int, str], None, None]:
         """Read a prompt for each session, or the same for all, and yield what follows: (number of
@@ -403,8 +439,8 @@ class Batch:
         ):
             own = sampling.copy()
             if (seed := own.get("seed")) is not None:
-                own["seed"] = whole("seed", seed, 0, MAX_SEED) + i
-            streams.append(session._generating(prompt, stop, own))
+                own["seed"] = (whole("seed", seed, 0, MAX_SEED) + i) % (MAX_SEED + 1)
+            streams.append(session._generating(prompt, stop, lookup, own))
         return run(streams, self.model.n_vocab)
 
     def _each(self, values: Iterable[T], name: str) -> list[T]:

@@ -10,15 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import _core
-from .files.form import KEY_FIRST, is_gguf
+from .files.form import ARCH_KEY, KEY_FIRST, TUNED, is_gguf
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-ARCH_KEY = "rwkv_edge.state.arch"
-# A tuned state: made by training, for whatever model has its heads. It has one part, of that name.
-TUNED = "time_state"
 
 
 @dataclass(frozen=True)
@@ -90,6 +86,7 @@ class State:
     def save(self, path: str | PathLike[str]) -> None:
         """Write the state as a GGUF file: a tensor [n_layer, ...] for each of its parts.
 
+        A state tells what was said, so a new file has the mode 0600; an existing one keeps its own.
         Raises OSError where that cannot be done.
         """
         from .files.gguf_writer import GGUFWriter, TensorPlan, string
@@ -97,7 +94,7 @@ class State:
         parts = self.numpy()
         plans = [TensorPlan(name, part.shape, "f32") for name, part in parts.items()]
         metadata = {ARCH_KEY: string(self.shape.arch)}
-        with GGUFWriter(Path(path), metadata, plans) as writer:
+        with GGUFWriter(Path(path), metadata, plans, mode=0o600) as writer:
             for name, part in parts.items():
                 writer.tensor(name, [part.astype("<f4").tobytes()])
 
@@ -105,11 +102,13 @@ class State:
     def load(cls, path: str | PathLike[str]) -> State:
         """Read what `save` wrote, or the tuned state in a .pth or .st file.
 
-        Raises FormatError for a file that is damaged or no state, UnsupportedError for tensors of
-        a type that is not read, OSError where it cannot be read.
+        Raises FormatError for a file that is damaged, no state, or holds NaN or infinity,
+        UnsupportedError for tensors of a type that is not read, OSError where it cannot be read.
         """
         if is_gguf(Path(path)):
-            return cls._saved(_core.ModelFile(path))
+            file = _core.ModelFile(path)
+            if file.get(ARCH_KEY) != TUNED:
+                return cls._saved(file)
         from .convert.tuned_state import read_tuned_state
 
         values = read_tuned_state(Path(path))
@@ -133,6 +132,9 @@ class State:
         import numpy as np
 
         parts = [tensor.data.view("<f4").reshape(layers, -1) for tensor in file.tensors]
+        for tensor, part in zip(file.tensors, parts, strict=True):
+            if not np.isfinite(part).all():
+                raise _core.FormatError(f"{file.path}: tensor {tensor.name} holds NaN or infinity")
         data = np.concatenate(parts, axis=1, dtype=np.float32).reshape(-1)
         shapes = tuple((tensor.name, tensor.shape[1:]) for tensor in file.tensors)
         return cls(data, StateShape(arch, layers, shapes), file.path)

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from . import _core
+from .files.form import shown
 
 END_OF_TEXT = 0
 """The token that ends a document, in every model. No text encodes to it."""
@@ -116,14 +117,31 @@ class PieceTokenizer(Tokenizer):
         return [self._byte_tokens[bytes([byte])] for byte in data]
 
 
-# A protobuf appended to another overrides its fields. This one holds a normalizer_spec (3) that
-# changes nothing: an empty precompiled_charsmap (2), no add_dummy_prefix (3), no
-# remove_extra_whitespaces (4), but escape_whitespaces (5), as the pieces are written so.
-IDENTITY_NORMALIZER = bytes([0x1A, 8, 0x12, 0, 0x18, 0, 0x20, 0, 0x28, 1])
+# A protobuf appended to another overrides its fields. These hold a normalizer_spec (3) and a
+# denormalizer_spec (5) with an empty precompiled_charsmap (2), which releases of sentencepiece
+# before 0.2.2 read beyond its end.
+NO_CHARSMAP = bytes([0x1A, 2, 0x12, 0, 0x2A, 2, 0x12, 0])
+# And then one that changes nothing: no add_dummy_prefix (3), no remove_extra_whitespaces (4), but
+# escape_whitespaces (5), as the pieces are written so.
+IDENTITY_NORMALIZER = NO_CHARSMAP + bytes([0x1A, 6, 0x18, 0, 0x20, 0, 0x28, 1])
 
 # sentencepiece writes a space as U+2581, so a real U+2581 must go round it, and so must bytes that
 # are not UTF-8, which surrogateescape decodes to these surrogates.
 NOT_FOR_SENTENCEPIECE = re.compile("([\u2581\udc80-\udcff]+)")
+
+
+def load_sentencepiece(model: bytes, source: str) -> Any:
+    """A processor of a sentencepiece model. Raises FormatError, beginning with `source`."""
+    from sentencepiece import SentencePieceProcessor
+
+    processor = SentencePieceProcessor()
+    try:
+        processor.LoadFromSerializedProto(model)
+        for token in range(processor.vocab_size()):
+            processor.id_to_piece(token)  # which need not be UTF-8, and no message either
+    except (RuntimeError, OSError, UnicodeDecodeError) as error:
+        raise _core.FormatError(f"{source}: not a sentencepiece model ({error})") from None
+    return processor
 
 
 class SentencePieceTokenizer(PieceTokenizer):
@@ -136,17 +154,11 @@ class SentencePieceTokenizer(PieceTokenizer):
 
     def __init__(self, model: bytes, source: str) -> None:
         """`model` is a sentencepiece model file; errors (FormatError) begin with `source`."""
-        from sentencepiece import SentencePieceProcessor
-
-        self._processor = SentencePieceProcessor()
-        try:
-            self._processor.LoadFromSerializedProto(model + IDENTITY_NORMALIZER)
-        except RuntimeError as error:
-            raise _core.FormatError(f"{source}: not a sentencepiece model ({error})") from None
+        self._processor = load_sentencepiece(model + IDENTITY_NORMALIZER, source)
         self.n_vocab = self._processor.vocab_size()
         if self._is_text(END_OF_TEXT):
             raise _core.FormatError(
-                f"{source}: token 0 is {self._processor.id_to_piece(0)!r}, "
+                f"{source}: token 0 is {shown(self._processor.id_to_piece(0))}, "
                 "expected a control or unknown symbol: it ends a document"
             )
         self._bytes = [self._piece_bytes(token) for token in range(self.n_vocab)]
@@ -163,7 +175,7 @@ class SentencePieceTokenizer(PieceTokenizer):
     def _piece_bytes(self, token: int) -> bytes:
         if not self._is_text(token):
             return b""
-        piece = self._processor.id_to_piece(token)
+        piece: str = self._processor.id_to_piece(token)
         if self._processor.is_byte(token):
             return bytes([int(piece[3:5], 16)])  # <0xHH>
         return piece.replace("\u2581", " ").encode()
@@ -224,33 +236,45 @@ def read_pieces(text: str, source: str) -> tuple[dict[str, Any], dict[int, Piece
         model = spec["model"]
         kind = model.get("type", "BPE")
         steps = pre_tokenizers(spec)
-        if kind != "BPE" or not any(step["type"] == "ByteLevel" for step in steps):
+        if kind != "BPE" or "ByteLevel" not in [step["type"] for step in steps]:
             raise _core.UnsupportedError(
-                f"{source}: a Hugging Face tokenizer of kind {kind} over characters; expected BPE "
-                "over bytes (ByteLevel). If there is a tokenizer.model beside it, take that"
+                f"{source}: a Hugging Face tokenizer of kind {shown(kind)} over characters; "
+                "expected BPE over bytes (ByteLevel). If there is a tokenizer.model beside it, "
+                "take that"
             )
-        pieces = {number: Piece(text, False, False) for text, number in model["vocab"].items()}
+        pieces: dict[int, Piece] = {}
+        for name, number in model["vocab"].items():
+            pieces[_token_id(number)] = Piece(name, False, False)
         if len(pieces) != len(model["vocab"]):
             raise ValueError("two tokens have one id")
         for added in spec.get("added_tokens") or []:
-            pieces[added["id"]] = Piece(added["content"], bool(added["special"]), True)
-        for number, piece in pieces.items():
-            if type(number) is not int or type(piece.text) is not str:
-                raise TypeError(f"token {number!r} is {piece.text!r}")
-            if not 0 <= number < MAX_TOKENS:
-                raise ValueError(f"a token has id {number}, expected below {MAX_TOKENS}")
+            content = added["content"]
+            if type(content) is not str:
+                raise TypeError(f"token {shown(added['id'])} is {shown(content)}")
+            pieces[_token_id(added["id"])] = Piece(content, bool(added["special"]), True)
         merges = model.get("merges") or []  # "a b" or, in newer files, ["a", "b"]
         model["merges"] = [pair if type(pair) is str else " ".join(pair) for pair in merges]
+        for text_part in (*(piece.text for piece in pieces.values()), *model["merges"]):
+            text_part.encode("utf-8")  # JSON can write half of a character
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise _core.FormatError(f"{source}: not a Hugging Face tokenizer ({reason})") from None
     first = pieces.get(END_OF_TEXT)
     if first is None or not first.special:
         raise _core.FormatError(
-            f"{source}: token 0 is {first.text if first else None!r}, "
+            f"{source}: token 0 is {shown(first.text if first else None)}, "
             "expected a special token: it ends a document"
         )
     return spec, pieces
+
+
+def _token_id(number: Any) -> int:
+    """An id that was read. Numbers beyond MAX_TOKENS can be chosen to have equal hashes."""
+    if type(number) is not int:
+        raise TypeError(f"a token has id {shown(number)}, expected a whole number")
+    if not 0 <= number < MAX_TOKENS:
+        raise ValueError(f"a token has id {shown(number)}, expected below {MAX_TOKENS}")
+    return number
 
 
 def pre_tokenizers(spec: dict[str, Any]) -> list[dict[str, Any]]:
@@ -306,7 +330,7 @@ class HuggingFaceTokenizer(PieceTokenizer):
     def _encode_text(self, text: str) -> list[int]:
         if text.endswith("\n"):
             tokens: list[int] = self._tokenizer.encode(text + FOLLOWER).ids
-            if self._bytes[tokens[-1]] == FOLLOWER.encode():
+            if tokens and self._bytes[tokens[-1]] == FOLLOWER.encode():
                 return tokens[:-1]
         found: list[int] = self._tokenizer.encode(text).ids
         return found
@@ -320,7 +344,7 @@ def piece_bytes(piece: Piece, source: str) -> bytes:
         return piece.text.encode()
     if not BYTE_OF.keys() >= set(piece.text):
         raise _core.FormatError(
-            f"{source}: token {piece.text!r} is not written in GPT-2's characters for bytes"
+            f"{source}: token {shown(piece.text)} is not written in GPT-2's characters for bytes"
         )
     return bytes(BYTE_OF[character] for character in piece.text)
 
@@ -338,10 +362,13 @@ def tokenizer_from_file(file: _core.ModelFile) -> Tokenizer:
     where the package that it needs is not installed.
     """
     kind = file.get("tokenizer.ggml.model")
+    if kind is not None:
+        _check_type(file, "tokenizer.ggml.model", "string")
     if kind is None:
         raise _core.FormatError(
             f"{file.path}: no tokenizer (key tokenizer.ggml.model is missing); name the "
-            "vocabulary's file (--vocab FILE, or Model(path, vocab=...)) or put it beside the model"
+            "vocabulary's file (--vocab FILE, or Model(path, vocab=...)) or put it beside the "
+            "model; for a World model install it: pip install 'rwkv-edge[convert]'"
         )
     if kind == "rwkv":
         return WorldTokenizer(_core.WorldTokenizer.from_model_file(file))

@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The products of the active kernel level, every type. ctest runs this once per level.
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <algorithm>
 
 #include "check.h"
@@ -25,6 +28,34 @@ std::vector<int64_t> widths(Type type) {
     if (is_super(type)) return {256, 768, 2560};
     return {32, 96, 768, 2560};
 }
+
+// Some tiles or panels wide, and a rest.
+int64_t odd_width(Type type) { return is_plain(type) ? 1100 : is_super(type) ? 1280 : 1120; }
+
+// Few and many tokens, whole groups of them and rests.
+constexpr int64_t kTokens[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 17, 63, 64, 65};
+
+// A copy of some bytes that ends where a page begins that nobody may read.
+class AtPageEnd {
+public:
+    AtPageEnd(const void* data, int64_t bytes) {
+        const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+        const auto n = static_cast<size_t>(bytes), used = (n + page - 1) / page * page;
+        size_ = used + page;
+        map_ = static_cast<char*>(
+            mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+        CHECK(map_ != MAP_FAILED && mprotect(map_ + used, page, PROT_NONE) == 0);
+        copy_ = static_cast<char*>(std::memcpy(map_ + used - n, data, n));
+    }
+    ~AtPageEnd() { munmap(map_, size_); }
+    AtPageEnd(const AtPageEnd&) = delete;
+    AtPageEnd& operator=(const AtPageEnd&) = delete;
+    const void* data() const { return copy_; }
+
+private:
+    char *map_, *copy_;
+    size_t size_;
+};
 
 }  // namespace
 
@@ -98,6 +129,63 @@ TEST(cuts_in_rows_and_tokens_change_no_bit) {
         CHECK_CASE(parts.intact(), c.name());
         for (int64_t i = 0; i < c.tokens * c.rows; ++i)
             CHECK_CASE(same_bits(parts[i], whole[i]), c.name());
+    }
+}
+
+// Few tokens take the weights as they come, many through a tile or a panel: same bits on each path,
+// also where rows and columns are no multiple of what these take at a time.
+TEST(any_number_of_tokens_gives_the_bits_of_one) {
+    Random rng(9);
+    for (Type type : matmul_types())
+        for (int64_t cols : {is_plain(type) ? 300 : is_super(type) ? 768 : 288, 1024}) {
+            MatmulCase c(type, 43, cols, 64);
+            c.fill_normally(rng);
+            Guarded one(c.tokens * c.rows);
+            MatmulArgs args = c.args(one.data(), c.rows);
+            args.tokens = 1;
+            for (int64_t t = 0; t < c.tokens; ++t) {
+                multiply(args, type);
+                args.x = static_cast<const char*>(args.x) + c.x_stride;
+                args.y += c.rows;
+            }
+            for (int64_t tokens : {2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 16, 17, 24, 25, 33, 64}) {
+                Guarded y(tokens * c.rows);
+                args = c.args(y.data(), c.rows);
+                args.tokens = tokens;
+                multiply(args, type);
+                CHECK_CASE(y.intact(), c.name());
+                for (int64_t i = 0; i < tokens * c.rows; ++i)
+                    CHECK_CASE(same_bits(y[i], one[i]), c.name() + ", " + std::to_string(tokens));
+            }
+        }
+}
+
+// The last matrix of a file ends where its map does.
+TEST(nothing_is_read_past_the_end) {
+    Random rng(10);
+    for (Type type : matmul_types()) {
+        const int64_t least = is_super(type) ? 256 : 32;
+        for (int64_t cols : {is_plain(type) ? int64_t{13} : least, odd_width(type)}) {
+            for (int64_t rows : {1, 7, 8, 13, 16, 33}) {
+                MatmulCase c(type, rows, cols, 65);
+                c.fill_normally(rng);
+                const AtPageEnd w(c.row(0), rows * c.row_bytes());
+                for (int64_t tokens : kTokens) {
+                    Guarded right(tokens * rows), y(tokens * rows);
+                    MatmulArgs args = c.args(right.data(), rows);
+                    args.tokens = tokens;
+                    multiply(args, type);
+                    const AtPageEnd x(args.x, tokens * c.x_stride);
+                    args.w = w.data();
+                    args.x = x.data();
+                    args.y = y.data();
+                    multiply(args, type);
+                    for (int64_t i = 0; i < tokens * rows; ++i)
+                        CHECK_CASE(same_bits(y[i], right[i]),
+                                   c.name() + ": " + std::to_string(tokens));
+                }
+            }
+        }
     }
 }
 

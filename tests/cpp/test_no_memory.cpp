@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Memory that runs out, at each allocation in turn: an error and nothing worse, and what was there
 // before goes on as if nothing had been.
+#include <malloc.h>
+
 #include <atomic>
 #include <cstddef>
 #include <cstdlib>
@@ -16,13 +18,20 @@ using namespace rwkv_edge;
 
 namespace {
 
-std::atomic<int64_t> left{-1};  // allocations until one fails; below 0 none does
+std::atomic<int64_t> left{-1};   // allocations until one fails; below 0 none does
+std::atomic<int64_t> in_use{0};  // bytes
 
 void* allocate(std::size_t size, std::size_t alignment) {
     if (left.load() >= 0 && left.fetch_sub(1) == 0) throw std::bad_alloc();
     void* memory = std::aligned_alloc(alignment, (size + alignment) / alignment * alignment);
     if (memory == nullptr) throw std::bad_alloc();
+    in_use += static_cast<int64_t>(malloc_usable_size(memory));
     return memory;
+}
+
+void release(void* memory) {
+    in_use -= static_cast<int64_t>(malloc_usable_size(memory));
+    std::free(memory);
 }
 
 // Calls body with the first, the second ... allocation failing, until none does; returns how many
@@ -68,11 +77,11 @@ OUTSIDE void* operator new(std::size_t size) { return allocate(size, alignof(std
 OUTSIDE void* operator new(std::size_t size, std::align_val_t alignment) {
     return allocate(size, static_cast<std::size_t>(alignment));
 }
-OUTSIDE void operator delete(void* memory) noexcept { std::free(memory); }
-OUTSIDE void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
-OUTSIDE void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
+OUTSIDE void operator delete(void* memory) noexcept { release(memory); }
+OUTSIDE void operator delete(void* memory, std::size_t) noexcept { release(memory); }
+OUTSIDE void operator delete(void* memory, std::align_val_t) noexcept { release(memory); }
 OUTSIDE void operator delete(void* memory, std::size_t, std::align_val_t) noexcept {
-    std::free(memory);
+    release(memory);
 }
 
 // Whatever allocation fails, nothing was fed: neither where a session takes its first step, for
@@ -101,6 +110,29 @@ TEST(a_session_stays_where_it_was) {
             CHECK(std::vector<float>(logits.begin() + 40, logits.end()) == second);
             CHECK_CASE(early > 10 && late > 5, version);
         }
+}
+
+// Whatever it has read, and whoever shared its steps: the scratch memory is its runner's.
+TEST(a_session_costs_its_state) {
+    const std::vector<int32_t> many(100, 3);
+    for (const std::string& version : kTinyVersions) {
+        const auto shared = model(version, Type::Q4_0, 2);
+        const int64_t state = 4 * shared->model().state_size();
+        Session first(shared);
+        feed(first, many);
+        const int64_t before = in_use;
+        std::vector<std::unique_ptr<Session>> sessions;
+        for (int64_t n = 1; n <= 20; ++n) {
+            sessions.push_back(n % 2 == 0 ? first.fork() : std::make_unique<Session>(shared));
+            feed(*sessions.back(), many);
+            const Session::Part parts[] = {{&first, many, Session::Logits::None},
+                                           {sessions.back().get(), many, Session::Logits::None}};
+            Session::feed_together(parts, nullptr);
+            CHECK_CASE(in_use - before <= n * (state + 4096), version);
+        }
+        sessions.clear();
+        CHECK_CASE(in_use - before < 4096, version);
+    }
 }
 
 // Once a step has succeeded no copy is kept to go back to, so no later step may need memory

@@ -2,24 +2,38 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <memory>
-#include <numeric>
+#include <vector>
 
 #include "base/thread_pool.h"
 #include "check.h"
 
 using namespace rwkv_edge;
 
+namespace {
+
+// Calls body(unit, worker) for each unit of a region.
+template <class Body>
+void each_unit(ThreadPool& pool, int64_t units, Body&& body) {
+    pool.run(units, [&](int64_t begin, int64_t end, int worker) {
+        for (int64_t i = begin; i < end; ++i) body(static_cast<std::size_t>(i), worker);
+    });
+}
+
+}  // namespace
+
 // multiprocessing forks by default on Linux: the child has the pool, but none of its threads.
 TEST(a_forked_child_works_alone_and_ends) {
     auto pool = std::make_unique<ThreadPool>(3);
-    pool->run([](int) {});
+    each_unit(*pool, 3, [](std::size_t, int) {});
     const pid_t child = fork();
     if (child == 0) {
         alarm(20);  // a child that waits for a worker would wait for good
         int seen = 0;
-        pool->run([&](int worker) { seen += 1 << worker; });
+        each_unit(*pool, 3, [&](std::size_t i, int worker) { seen += (1 << i) + worker; });
         pool.reset();
         _exit(seen == 7 ? 0 : 1);
     }
@@ -28,35 +42,61 @@ TEST(a_forked_child_works_alone_and_ends) {
     CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
 }
 
-TEST(every_worker_is_called_once_a_region) {
+TEST(every_unit_is_done_once_and_there_when_run_returns) {
     for (int threads = 1; threads <= 5; ++threads) {
         ThreadPool pool(threads);
         CHECK(pool.size() == threads);
-        std::vector<int> calls(static_cast<size_t>(threads), 0);  // each worker its own element
-        for (int region = 0; region < 2000; ++region)
-            pool.run([&](int worker) { ++calls[static_cast<size_t>(worker)]; });
-        for (int count : calls) CHECK(count == 2000);
+        std::vector<int64_t> done(400, 0);  // each unit its own element
+        for (int64_t units : {0, 1, 2, 3, 7, 64, 399, 400})
+            for (int region = 0; region < 300; ++region) {
+                each_unit(pool, units, [&](std::size_t i, int worker) {
+                    done[i] += worker >= 0 && worker < threads ? 1 : 1000;
+                });
+                for (std::size_t i = 0; i < done.size(); ++i)
+                    CHECK(done[i] == (static_cast<int64_t>(i) < units));
+                std::ranges::fill(done, 0);
+            }
+        const int64_t most = pool.most_units();
+        std::atomic<int64_t> count{0};
+        pool.run(most, [&](int64_t begin, int64_t end, int) { count += end - begin; });
+        CHECK(count == most);
     }
 }
 
-TEST(results_are_there_when_run_returns) {
-    ThreadPool pool(3);
-    std::vector<int64_t> data(1000);
-    for (int64_t round = 0; round < 500; ++round) {
-        pool.run([&](int worker) {
-            const Range mine = part(1000, 8, worker, pool.size());
-            for (int64_t i = mine.begin; i < mine.end; ++i)
-                data[static_cast<size_t>(i)] = round + i;
+// While a worker is in the middle of a unit, it is in no other one.
+TEST(a_worker_does_one_thing_at_a_time) {
+    ThreadPool pool(4);
+    std::atomic<int> busy[4] = {};
+    std::atomic<int> wrong{0};
+    for (int region = 0; region < 300; ++region)
+        each_unit(pool, 50, [&](std::size_t, int worker) {
+            if (busy[worker].fetch_add(1) != 0) ++wrong;
+            busy[worker].fetch_sub(1);
         });
-        const int64_t sum = std::accumulate(data.begin(), data.end(), int64_t{0});
-        CHECK(sum == 1000 * round + 999 * 500);
+    CHECK(wrong == 0);
+}
+
+// The first worker to begin holds its first unit until all others are done: somebody else has taken
+// what was left of its share.
+TEST(nobody_waits_for_units_that_another_can_do) {
+    ThreadPool pool(2);
+    constexpr int64_t kUnits = 1000;
+    for (int region = 0; region < 20; ++region) {
+        std::atomic<int64_t> done{0};
+        std::atomic<bool> first{true};
+        pool.run(kUnits, [&](int64_t begin, int64_t end, int) {
+            const bool holds = first.exchange(false);
+            while (holds && done.load() < kUnits - (end - begin)) std::this_thread::yield();
+            done += end - begin;
+        });
+        CHECK(done == kUnits);
     }
 }
 
 TEST(one_thread_works_in_the_caller) {
     ThreadPool pool(1);
     std::thread::id ran;
-    pool.run([&](int) { ran = std::this_thread::get_id(); });
+    each_unit(pool, 1, [&](std::size_t, int) { ran = std::this_thread::get_id(); });
     CHECK(ran == std::this_thread::get_id());
 }
 
@@ -64,8 +104,12 @@ TEST(parked_workers_wake) {
     ThreadPool pool(4);
     for (int round = 0; round < 5; ++round) {
         std::this_thread::sleep_for(std::chrono::milliseconds(20));
+        // each unit waits for all others, so each needs a thread of its own
         std::atomic<int> calls{0};
-        pool.run([&](int) { ++calls; });
+        each_unit(pool, 4, [&](std::size_t, int) {
+            ++calls;
+            while (calls < 4) std::this_thread::yield();
+        });
         CHECK(calls == 4);
     }
 }
@@ -74,8 +118,8 @@ TEST(regions_of_two_callers_do_not_mix) {
     ThreadPool pool(3);
     const auto call = [&pool](int* wrong) {
         for (int i = 0; i < 300; ++i) {
-            std::vector<int> seen(3, 0);
-            pool.run([&](int worker) { ++seen[static_cast<size_t>(worker)]; });
+            std::vector<int> seen(9, 0);
+            each_unit(pool, 9, [&](std::size_t unit, int) { ++seen[unit]; });
             for (int count : seen) *wrong += count != 1;
         }
     };
@@ -91,22 +135,7 @@ TEST(pools_come_and_go) {
         ThreadPool unused(3);
         ThreadPool used(2);
         std::atomic<int> calls{0};
-        used.run([&](int) { ++calls; });
+        each_unit(used, 2, [&](std::size_t, int) { ++calls; });
         CHECK(calls == 2);
     }
-}
-
-TEST(parts_cover_everything_once_and_are_cut_at_the_grain) {
-    for (int64_t n : {0, 1, 7, 8, 9, 64, 65, 1000})
-        for (int64_t grain : {1, 4, 8, 32})
-            for (int workers = 1; workers <= 9; ++workers) {
-                int64_t next = 0;
-                for (int w = 0; w < workers; ++w) {
-                    const Range mine = part(n, grain, w, workers);
-                    CHECK(mine.begin == next || mine.begin >= mine.end);
-                    CHECK(mine.begin % grain == 0);
-                    next = std::max(next, mine.end);
-                }
-                CHECK(next == n);
-            }
 }

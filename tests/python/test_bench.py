@@ -41,6 +41,14 @@ def test_the_limit_of_writing_is_memory() -> None:
     assert LIMITS.rate(work, "tg128") == pytest.approx(50.0)
 
 
+def test_sessions_together_read_the_weights_once_and_multiply_each() -> None:
+    work = Work(bytes_per_token=400_000_000, layers=(10**8, 10**9), head=(10**8, 10**9))
+    # memory: 20 ms a step; arithmetic: 2 + 10 ms a session
+    assert LIMITS.rate(work, "tg128", 1) == pytest.approx(1 / 0.02)
+    assert LIMITS.rate(work, "tg128", 2) == pytest.approx(2 / 0.024)
+    assert LIMITS.rate(work, "tg128", 8) == pytest.approx(8 / 0.096)
+
+
 def test_the_limit_of_reading_is_arithmetic_and_the_head_counts_once() -> None:
     work = Work(bytes_per_token=1, layers=(10**9, 4 * 10**9), head=(0, 6 * 10**9))
     # a token: 10 ms of floats, 20 ms of int8; the head: 30 ms

@@ -6,10 +6,12 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from click.testing import CliRunner
 from program import GREEDY, PROGRAM, SECONDS, commands, endless_model, run
 from rwkv_edge import Model, State, cli
 from rwkv_edge.cli import terminal
+from rwkv_edge.model import bundled_model
 from scripted import talkative_model
 
 
@@ -45,6 +48,9 @@ def test_chat_in_a_pipe(model: Path, tmp_path: Path) -> None:
     assert two.startswith(one)
     assert two != one + one
     assert answers("hello\n/reset\nhello\n/exit\nhello\n") == one + one
+    assert answers('"""hello"""\n') == answers('"""\nhello\n"""  \n') == one
+    assert answers('"""a\n\nb\n"""\n') == answers('"""a\nb') != one
+    assert answers('"""\n/exit\n"""\n') not in (b"", one)  # no command in there
     assert answers(f"hello\n/save {tmp_path}/s\nhello\n") == two
     assert answers(f"/load {tmp_path}/s\nhello") == two.removeprefix(one)
 
@@ -99,10 +105,20 @@ def test_generate(model: Path) -> None:
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout
     assert run("generate", model, "-p", "-", *arguments, stdin="The User").stdout == done.stdout
-    assert run("generate", model, "-p", "-", *arguments, stdin="The User\n").stdout != done.stdout
+    assert run("generate", model, "-p", "-", *arguments, stdin="The User\n").stdout == done.stdout
+    assert run("generate", model, "-p", "-", *arguments, stdin="The User\n\n").stdout != done.stdout
     empty = run("generate", model, "-p", "", *arguments)
     assert (empty.returncode, empty.stderr) == (0, b"")
     assert empty.stdout
+
+
+def test_generate_with_lookup(model: Path) -> None:
+    arguments = ("generate", model, "-p", "aaaa", "-n", "12", "--temperature", "0")
+    plain, fast = run(*arguments), run(*arguments, "--lookup", "4")
+    assert fast.returncode == 0
+    assert fast.stdout == plain.stdout
+    summary = rb"lookup: \d+ of \d+ guessed tokens were right, \d+ steps\n"
+    assert re.fullmatch(summary, fast.stderr)
 
 
 def test_where_generate_stops(endless: Path) -> None:
@@ -158,11 +174,13 @@ def checkpoint(tmp_path: Path) -> Path:
 def test_from_a_checkpoint_to_a_conversation(checkpoint: Path, tmp_path: Path) -> None:
     vocabulary = checkpoint.with_name("vocabulary")
     f16, q4_0 = tmp_path / "f16.gguf", tmp_path / "q4_0.gguf"
-    for done in (
-        run("convert", checkpoint, f16, "--vocab", vocabulary, "--license", "apache-2.0"),
-        run("quantize", f16, q4_0, "--type", "q4_0"),
+    for done, path in (
+        (run("convert", checkpoint, f16, "--vocab", vocabulary, "--license", "apache-2.0"), f16),
+        (run("quantize", f16, q4_0, "--type", "q4_0"), q4_0),
     ):
-        assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+        assert (done.returncode, done.stderr) == (0, b"")
+        line = rf"{re.escape(str(path))}: {path.stem}, [\d.]+ [KM]B, \d+\.\d s\n"
+        assert re.fullmatch(line, done.stdout.decode())
     text = run("info", q4_0).stdout.decode()
     assert re.search("^tokenizer +RWKV World, 300 tokens$", text, re.MULTILINE)
     assert re.search("^licence +apache-2.0$", text, re.MULTILINE)
@@ -218,7 +236,7 @@ def test_where_generate_begins(model: Path, tmp_path: Path) -> None:
 def test_convert_merges_what_was_trained(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, object] = {}
     monkeypatch.setattr("rwkv_edge.convert.convert", lambda *_, **options: asked.update(options))
-    arguments = ["convert", str(checkpoint), "out"]
+    arguments = ["convert", str(checkpoint), str(bundled_model())]
     CliRunner().invoke(cli.main, arguments)
     assert {name for name, value in asked.items() if value is not None} == {"progress"}
     arguments += ["--state", "a", "--adapter", "b", "--alpha", "16", "--adapter-init", "c"]
@@ -232,7 +250,7 @@ def test_convert_merges_what_was_trained(checkpoint: Path, monkeypatch: pytest.M
 def test_quantize_info_bench(model: Path, tmp_path: Path) -> None:
     path = tmp_path / "q4.gguf"
     done = run("quantize", model, path, "--type", "int4")
-    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert (done.returncode, done.stderr) == (0, b"")
     done = run("info", path)
     assert (done.returncode, done.stderr) == (0, b"")
     text = done.stdout.decode()
@@ -267,6 +285,69 @@ def test_quantize_info_bench(model: Path, tmp_path: Path) -> None:
         (write, "tg4", r" *[\d.]+ GB/s, \d+% of [\d.]+ GB/s"),
     ):
         assert re.fullmatch(rf"  1 threads  {test} +[\d.]+ tokens/s  {share}", line), line
+
+
+def test_bench_of_sessions(model: Path) -> None:
+    done = run("bench", model, "-t", "1", "-p", "0", "-n", "2", "-r", "1", "--sessions", "1,3")
+    one, three = done.stdout.decode().splitlines()[1:]
+    assert re.match(r"  1 threads    1 sessions  tg2 +[\d.]+ tokens/s", one), one
+    assert re.fullmatch(
+        r"  1 threads    3 sessions  tg2 +[\d.]+ tokens/s  \d+% of what memory and arithmetic "
+        r"allow, [\d.]+ times one session",
+        three,
+    ), three
+
+
+def test_save_replaces_saved_conversations_only(model: Path, tmp_path: Path) -> None:
+    notes, fifo, other = tmp_path / "notes.txt", tmp_path / "fifo", tmp_path / "other.gguf"
+    notes.write_text("my notes")
+    other.write_bytes(bundled_model().read_bytes())
+    os.mkfifo(fifo)
+
+    def save(line: str) -> bytes:
+        done = run("chat", model, *GREEDY, stdin=f"hello\n{line}\n")
+        assert (done.returncode == 0) == (done.stderr == b"")
+        return done.stderr
+
+    for path in (notes, other):
+        before = path.read_bytes()
+        assert b"is no saved conversation; `/save! " in save(f"/save {path}")
+        assert path.read_bytes() == before
+    for command in ("/save", "/save!"):
+        assert b"fifo: " in save(f"{command} {fifo}")
+        assert fifo.is_fifo()
+        assert b"is the model itself" in save(f"/save! {model}")
+    assert save(f"/save! {notes}") == save(f"/save {notes}") == b""
+    assert State.load(notes).source == str(notes)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=["SIGTERM", "SIGHUP"])
+def test_signals_leave_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    """In the middle of a conversion, which a pipe would not even begin: the target stays."""
+    target = tmp_path / "target"
+    target.write_bytes(b"old")
+    slow = f"""
+import sys, time
+from rwkv_edge import cli
+from rwkv_edge.convert import policy
+pieces = policy.encode
+def encode(*arguments):
+    time.sleep(0.05)
+    return pieces(*arguments)
+policy.encode = encode
+sys.argv = ["rwkv-edge", "convert", {str(bundled_model())!r}, {str(target)!r}, "--type", "f16"]
+cli.main()
+"""
+    with subprocess.Popen([sys.executable, "-c", slow], stderr=subprocess.PIPE) as process:
+        deadline = time.monotonic() + SECONDS
+        while not list(tmp_path.glob(".target.*.part")):
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=SECONDS)
+    assert process.returncode == -number
+    assert b"Traceback" not in errors
+    assert (target.read_bytes(), list(tmp_path.iterdir())) == (b"old", [target])
 
 
 @pytest.fixture
@@ -334,12 +415,18 @@ def test_an_error_has_no_traceback(tmp_path: Path) -> None:
         ["chat", "--top-p", "2"],
         ["chat", "--top-k", "-1"],
         ["chat", "--temperature", "warm"],
+        ["chat", "--temperature", "2000"],
+        ["chat", "--temperature", "nan"],
+        ["chat", "--presence-penalty", "nan"],
+        ["generate", "-p", "x", "--frequency-penalty", "1e9"],
+        ["generate", "-p", "x", "--top-k", str(2**63)],
         ["generate"],
         ["generate", "-p", "x", "-n", "-1"],
         ["quantize", "a", "b"],
         ["quantize", "a", "b", "--type", "q3_k"],
         ["bench", "-t", "1,x"],
         ["bench", "-t", "0"],
+        ["bench", "--sessions", "1,"],
         ["convert", "a"],
     ],
     ids=" ".join,

@@ -18,6 +18,7 @@ import tiny
 from reference import Weights
 from rwkv_edge._core import ModelFile
 from rwkv_edge.convert import convert
+from rwkv_edge.convert.chat_template import WORLD
 
 SMALL_MATRICES = ("w1", "w2", "a1", "a2", "v1", "v2", "g1", "g2", "s1", "s2")
 
@@ -300,7 +301,7 @@ def test_metadata(tmp_path: Path, vocab: Path) -> None:
         "tokenizer.ggml.bos_token_id": ("uint32", 0),
         "tokenizer.ggml.eos_token_id": ("uint32", 0),
         "tokenizer.ggml.eot_token_id": ("uint32", 5),
-        "tokenizer.chat_template": ("string", "rwkv-world"),
+        "tokenizer.chat_template": ("string", WORLD),
     }
 
 

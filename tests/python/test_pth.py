@@ -200,7 +200,7 @@ MALFORMED: dict[str, tuple[bytes, str]] = {
     ),
     "string past the end": (raw(b"X\xff\xff\xff\x7fabc"), "malformed pickle .*expected 2147483647"),
     "items of a tuple": (raw(b")(K\1K\2u."), "malformed pickle .*no dict or list"),
-    "key that nests": (raw(b"}K\1\x85K\1s."), "malformed pickle .*no string or number"),
+    "key that nests": (raw(b"}K\1\x85K\1s."), "malformed pickle .*no string or small number"),
     "a list": (ck.pth([1, 2], STORAGES), "holds one list, expected a dict of tensors"),
     "a lone tensor": (ck.pth(A, STORAGES), "holds one tensor, expected a dict"),
     "no tensors": (ck.pth({}, STORAGES), "holds no tensors"),
@@ -223,7 +223,11 @@ MALFORMED: dict[str, tuple[bytes, str]] = {
     ),
     "a storage of one value that is to be a matrix": (
         one(ck.torch_tensor("0", (1 << 40, 1 << 40), numel=12, strides=(0, 0))),
-        r"tensors of \d{25} bytes in a file of",
+        r"impossible shape \[1099511627776, 1099511627776\]",
+    ),
+    "a storage of one value that is to be a large one": (
+        one(ck.torch_tensor("0", (1 << 40,), numel=12, strides=(0,))),
+        r"tensors of \d{13} bytes in a file of",
     ),
     "negative stride": (
         one(ck.torch_tensor("0", (3, 4), offset=11, strides=(-4, -1))),
@@ -231,13 +235,38 @@ MALFORMED: dict[str, tuple[bytes, str]] = {
     ),
     "product that wraps": (
         one(ck.torch_tensor("0", (1 << 33, 1 << 33), numel=12)),
-        f"tensors of {4 << 66} bytes in a file of",
+        r"impossible shape \[8589934592, 8589934592\]",
     ),
     "strides for fewer dimensions": (
         one(ck.torch_tensor("0", (3, 4), strides=(1,))),
         "impossible shape",
     ),
-    "too many dimensions": (one(ck.torch_tensor("0", (1,) * 9, numel=12)), "has 9 dimensions"),
+    "too many dimensions": (
+        one(ck.torch_tensor("0", (1,) * 9, numel=12)),
+        "a tensor with 9 dimensions for a shape, expected at most 8",
+    ),
+    "a list for a shape": (
+        one(ck.torch_tensor("0", [3, 4], numel=12, strides=(4, 1))),  # type: ignore[arg-type]
+        "a tensor with list for a shape",
+    ),
+    "keys of equal hashes": (ck.pth({(1 << 61) - 1: A}, STORAGES), "no string or small number"),
+    "a long name": (
+        ck.pth({"model." * 200: A}, STORAGES),
+        "a name of 1200 bytes, expected at most",
+    ),
+    "a name of half a character": (
+        raw(b"}X\3\0\0\0\xed\xa0\x80" + ck.push(A) + b"s."),
+        r"tensor '\\ud800' has a name that is no UTF-8",
+    ),
+    "too many opcodes": (raw(b"}" * (1 << 20) + b"."), "more than 1048576 opcodes"),
+    "too large a pickle": (
+        raw(b"X\0\0\0\1" + bytes(1 << 24) + b"."),
+        r"data\.pkl has \d{8} bytes, expected at most 16777216",
+    ),
+    "too many entries": (
+        ck.Zip({"data.pkl": b"."} | {f"{i:0100}": b"" for i in range(60_000)}).to_bytes(),
+        "a directory of 9.* bytes, expected at most 8388608",
+    ),
     "shape of text": (
         one(ck.torch_tensor("0", ("three",), numel=12, strides=(1,))),  # type: ignore[arg-type]
         "not made of numbers",

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from refusal import refuses
 from rwkv_edge import FormatError, UnsupportedError, _core
 from rwkv_edge._core import ModelFile
-from rwkv_edge.convert import quantize
+from rwkv_edge.convert import convert, quantize
 from rwkv_edge.convert.policy import KEPT_FILE_TYPES, Types
 from rwkv_edge.files.gguf_writer import TensorPlan, uint32
 
@@ -204,6 +204,34 @@ def test_quantized_input_is_refused(tmp_path: Path, tiny_model: GetModel) -> Non
     with refuses(UnsupportedError, path, message):
         quantize(path, tmp_path / "out.gguf", type="q4_0")
     assert not list(tmp_path.iterdir())
+
+
+def test_convert_takes_gguf(tmp_path: Path, tiny_model: GetModel) -> None:
+    """As `quantize` does, and what is quantized already too, with a warning where it loses."""
+    path, _ = tiny_model("f16", "d128")
+    quantize(path, tmp_path / "a.gguf", type="q5_1")
+    convert(path, tmp_path / "b.gguf", type="q5_1")
+    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+    convert(path, tmp_path / "b.gguf", license="MIT")  # f16 by default
+    assert ck.tensors_of(tmp_path / "b.gguf") == ck.tensors_of(path)
+    assert ModelFile(tmp_path / "b.gguf").get("general.license") == "MIT"
+    message = "q5_1 to q4_0, 2 tensors from q8_0.*: this loses more than converting the original"
+    quantized = tmp_path / "a.gguf"
+    convert(quantized, tmp_path / "c.gguf")
+    assert ck.tensors_of(tmp_path / "c.gguf") == ck.tensors_of(quantized)
+    convert(quantized, tmp_path / "f32.gguf", type="f32")  # exact, so without a warning
+    with pytest.warns(UserWarning, match=message) as warned:
+        convert(quantized, tmp_path / "d.gguf", type="q4_0", head_type="q4_1", embd_type="q4_0")
+    assert str(warned[0].message).startswith(f"{quantized}: ")
+    quantize(
+        tmp_path / "f32.gguf", tmp_path / "e.gguf", type="q4_0", head_type="q4_1", embd_type="q4_0"
+    )
+    assert ck.tensors_of(tmp_path / "d.gguf") == ck.tensors_of(tmp_path / "e.gguf")
+    for option in ({"vocab": path}, {"adapter": path}, {"state": path}, {"alpha": 1.0}):
+        with refuses(ValueError, path, "are for the checkpoint that it was made from"):
+            convert(path, tmp_path / "out.gguf", **option)
+    with pytest.raises(ValueError, match="input and output are the same file"):
+        convert(path, path)
 
 
 def test_what_has_its_type_already_is_copied(tmp_path: Path, tiny_model: GetModel) -> None:

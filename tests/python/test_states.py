@@ -307,7 +307,7 @@ def test_a_tuned_state_that_cannot_be_merged(
 
 GOOD = states_of("7")
 BAD_TUNED: dict[str, tuple[bytes, str]] = {
-    "text": (b"This is no state.", "no .pth and no .safetensors file; expected a state"),
+    "text": (b"This is no state.", "no .pth and no .safetensors file; expected a tuned state"),
     "a model": (
         ck.pth_of(tiny.random_weights(tiny.SHAPES["d128"], 1)),
         "no state; it holds emb.weight, expected blocks.N.att.time_state",

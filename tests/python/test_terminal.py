@@ -5,15 +5,17 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import select
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
 import pytest
 from program import GREEDY, PROGRAM, SECONDS, endless_model, run
-from rwkv_edge.cli import terminal
+from rwkv_edge.files.form import printable
 from scripted import talkative_model
 
 # Makes the pseudo-terminal the one whose Ctrl-C reaches the program.
@@ -119,9 +121,11 @@ def test_a_conversation(model: Path) -> None:
 def test_commands(model: Path, tmp_path: Path) -> None:
     with Terminal("chat", model) as session:
         session.until("\n> ")
-        session.command("/help", "/save FILE   keep the conversation in a file")
+        session.command("/help", "/save FILE    keep the conversation in a file")
         session.command("/save", "/save needs the name of a file")
+        session.command("/save!", "/save! needs the name of a file")
         session.command("/load  ", "/load needs the name of a file")
+        session.command("/save ~no one/a", "~no one/a: no such user")
         session.command("/quit", "/quit is no command; /help lists them")
         session.command(f"/load {tmp_path}/none", "none: No such file or directory")
         session.command(f"/load {model}", "not a saved state")
@@ -177,10 +181,10 @@ def test_a_model_cannot_steer_the_terminal(model: Path) -> None:
     arguments = ["--temperature", "1000", "--top-p", "1", "--seed", "1", "--max-tokens", "400"]
     with Terminal("generate", model, "-p", "x", *arguments) as program:
         assert program.ends() == 0
-        assert not set(program.text) & {chr(c) for c in terminal.CONTROLS}
+        assert not set(program.text) - set("\n") & set(map(chr, range(32)))
     piped = run("generate", model, "-p", "x", *arguments).stdout.decode()
     assert "\x1b" in piped
-    assert piped.translate(terminal.CONTROLS) + "\n" == program.text
+    assert printable(piped, lines=True) + "\n" == program.text
 
 
 def test_lines_are_remembered(model: Path, tmp_path: Path) -> None:
@@ -207,3 +211,65 @@ def test_a_history_that_cannot_be_written(model: Path, tmp_path: Path) -> None:
         session.type(CTRL_D)
         assert session.ends() == 0
         assert "Error" not in session.text
+
+
+# ---- messages of several lines ------------------------------------------------------------------
+
+
+@pytest.fixture(params=["prompt_toolkit", "readline"])
+def editor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """What edits the lines of a chat, in a terminal that can do everything."""
+    name = str(request.param)
+    if "libedit" in (getattr(pytest.importorskip(name), "__doc__", None) or ""):
+        pytest.skip("libedit takes no pasted lines")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("PROMPT_TOOLKIT_NO_CPR", "1")  # this terminal does not say where it is
+    if name == "readline":
+        (tmp_path / "site").mkdir()
+        hide = "import sys; sys.modules['prompt_toolkit'] = None"
+        (tmp_path / "site" / "sitecustomize.py").write_text(hide)
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    return name
+
+
+SEVERAL_LINES = {
+    "pasted": "\x1b[200~first\rsecond\r\rthird\x1b[201~\r",
+    "Alt-Enter": "first\x1b\rsecond\x1b\rthird\r",
+    "block": '"""\rfirst\rsecond\rthird\r"""\r',
+}
+
+
+@pytest.mark.parametrize("keys", SEVERAL_LINES.values(), ids=list(SEVERAL_LINES))
+def test_several_lines_are_one_message(model: Path, tmp_path: Path, editor: str, keys: str) -> None:
+    one, other = tmp_path / f"{editor} one", tmp_path / "other"
+    with Terminal("chat", model, *GREEDY) as session:
+        session.until(">")
+        # Both names with Tab: a command, and a file that is there by then.
+        session.type(f"{keys}/sa\t! {one}\r")
+        session.until("saved in")
+        session.type(f"/load {tmp_path}/{editor} o\t\r")
+        session.until("going on from")
+        session.type("/exit\r")
+        assert session.ends() == 0
+    done = run("chat", model, *GREEDY, stdin=f'"""first\nsecond\nthird"""\n/save {other}\n')
+    assert done.returncode == 0
+    assert one.read_bytes() == other.read_bytes()
+    history = (tmp_path / "xdg" / "rwkv-edge" / "history").read_text()
+    assert "first" in history
+
+
+@pytest.mark.usefixtures("editor")
+def test_answers_keep_words_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    with Terminal("chat", *GREEDY) as session:  # the demo model
+        session.until(">")
+        session.type("What can you do?\r/exit\r")
+        assert session.ends() == 0
+        answer = session.text
+    shown = ""
+    for back, rest in re.findall(r"(?:\033\[(\d+)D\033\[K)?([^\033]*)", answer):
+        shown = (shown[: -int(back)] if back else shown) + rest
+    plain = run("chat", *GREEDY, stdin="What can you do?\n").stdout.decode().rstrip("\n")
+    expected = textwrap.wrap(plain, 19)
+    lines = [line.rstrip() for line in shown[shown.index(expected[0]) :].split("\n")]
+    assert lines[: len(expected)] == expected

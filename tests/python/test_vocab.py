@@ -74,6 +74,11 @@ BAD_VOCABULARIES: dict[str, tuple[bytes, str]] = {
     "id twice": (b"1 'a' 1\n1 'b' 1\n", "line 2: id 1 appears twice"),
     "token twice": (b"1 'a' 1\n2 b'a' 1\n", "two ids have the same bytes"),
     "empty": (b" ", "line 1: expected"),
+    "a long line": (b"1 '" + b"a" * 1100 + b"' 1100\n", "line 1: expected `id 'token' length`"),
+    "a long token": (
+        b"1 '" + b"a" * 257 + b"' 257\n",
+        "a token of 257 bytes, expected at most 256",
+    ),
     "not UTF-8": (b"1 '\xff' 1\n", "not a World vocabulary, not UTF-8"),
     "too large": (b"1 'a' 1\n300 'b' 1\n", "of 301 tokens, but the model has 300 embeddings"),
     "JSON of another kind": (b'{"weight_map": {}}', "not a Hugging Face tokenizer .no 'model'"),
@@ -93,7 +98,7 @@ def test_bad_vocabulary(tmp_path: Path, case: str) -> None:
 def test_huge_file_is_not_read(tmp_path: Path) -> None:
     path = ck.write(tmp_path, b"1 'a' 1\n", "vocab.txt")
     os.truncate(path, 1 << 40)
-    with refuses(FormatError, path, "not a vocabulary, larger than 67108864 bytes"):
+    with refuses(FormatError, path, "not a World vocabulary, larger than 16777216 bytes"):
         converted(tmp_path, vocab=path)
 
 

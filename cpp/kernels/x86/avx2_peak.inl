@@ -16,9 +16,9 @@ namespace {
 enum { kPeakSums = 12 };
 #define UNROLL_PEAK _Pragma("GCC unroll 12")
 
-#ifdef __AVX512VNNI__
+#ifdef __AVXVNNI__
 ALWAYS_INLINE __m256i add_products(__m256i sum, __m256i codes, __m256i x, __m256i) {
-    asm volatile("vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(codes), "x"(x));
+    asm volatile("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(codes), "x"(x));
     return sum;
 }
 #else

@@ -3,8 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import sys
+import threading
+from collections.abc import Iterator
 from importlib import import_module
+from types import FrameType
 from typing import Any
 
 import click
@@ -14,6 +19,10 @@ from .terminal import error_text, prepare_streams
 
 COMMANDS = ("chat", "generate", "convert", "quantize", "info", "bench")
 INTERRUPTED = 130  # as the shell has it for a program that Ctrl-C ended
+LOST_FILE = (
+    "\nError: the model's file was cut short, or its disk failed, while it was in use; "
+    "put the whole file back and start again\n"
+)
 
 
 class Program(click.Group):
@@ -34,7 +43,12 @@ class Program(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             prepare_streams()
-            return super().invoke(ctx)
+            _core.say_on_bus_error(LOST_FILE)
+            with ended_by_signals():
+                return super().invoke(ctx)
+        except Ended as ended:
+            signal.signal(ended.number, signal.SIG_DFL)
+            signal.raise_signal(ended.number)
         except BrokenPipeError:
             raise  # click ends quietly
         except (_core.UnsupportedError, OSError, ValueError, MemoryError) as error:
@@ -43,6 +57,35 @@ class Program(click.Group):
             if sys.stderr.isatty():
                 click.echo(err=True)
             ctx.exit(INTERRUPTED)
+
+
+class Ended(BaseException):
+    """A signal asked the program to end."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+@contextlib.contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the program as an exception does: nothing half-written stays behind.
+    One that is ignored, as after `nohup`, stays so.
+    """
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)  # a second one must not stop the cleaning up
+        raise Ended(number)
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is signal.SIG_DFL:
+                before[number] = signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})

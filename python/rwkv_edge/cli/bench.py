@@ -10,16 +10,18 @@ from pathlib import Path
 import click
 
 from .. import _core
+from ..files.form import amount, printable
 from ..model import Model, bundled_model
+from ..model_file import by_input, bytes_per_token, open_model_file
 from .options import model_argument
 from .terminal import Progress
 
 
-def thread_counts(_ctx: object, _param: object, text: str | None) -> list[int]:
-    counts = text.split(",") if text else []
-    if not all(count.isdecimal() and int(count) > 0 for count in counts):
-        raise click.BadParameter(f"'{text}' is no list of numbers of threads, such as 1,2")
-    return [int(count) for count in counts]
+def counts(_ctx: object, param: click.Parameter, text: str | None) -> list[int]:
+    found = text.split(",") if text else []
+    if not all(count.isdecimal() and int(count) > 0 for count in found):
+        raise click.BadParameter(f"'{text}' is no list of numbers of {param.name}, such as 1,2")
+    return [int(count) for count in found]
 
 
 @click.command()
@@ -27,7 +29,7 @@ def thread_counts(_ctx: object, _param: object, text: str | None) -> list[int]:
 @click.option(
     "-t",
     "--threads",
-    callback=thread_counts,
+    callback=counts,
     metavar="N,...",
     help="Numbers of threads; by default what a chat would take: one for each idle core, "
     "at most 8, and one for a small model.",
@@ -50,6 +52,14 @@ def thread_counts(_ctx: object, _param: object, text: str | None) -> list[int]:
     metavar="N",
     help="Tokens to write; 0: do not measure writing.",
 )
+@click.option(
+    "--sessions",
+    default="1",
+    callback=counts,
+    metavar="N,...",
+    show_default=True,
+    help="Numbers of sessions that write together, such as 1,2,4,8,16,32.",
+)
 @click.option("-r", "--repeats", type=click.IntRange(min=1), default=3, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def bench(
@@ -58,36 +68,61 @@ def bench(
     threads: list[int],
     prompt: int,
     max_tokens: int,
+    sessions: list[int],
     repeats: int,
     as_json: bool,
 ) -> None:
     """Measure reading (pp) and writing (tg) in tokens per second.
 
-    Each with its share of what this machine gives at most: reading, of the arithmetic peak of the
-    weights' types; writing, which needs every weight for every token, of the rate at which memory
-    is read. Each figure is the median of the repeats.
+    Each figure is the median of the repeats, with its share of what this machine gives at most.
+    Reading is limited by arithmetic: the share is of the peak of the weights' types. Writing is
+    limited by memory, because every step reads all weights: the share is of the bandwidth. Several
+    sessions that write together read them once. Shares count a matrix that lies by input
+    (--sparse-ffn) as if every row of it was read.
     """
     from .. import bench as benchmark
 
     path = model or bundled_model()
-    counts = threads or [Model(path).threads]
     with Progress("measuring") as bar:
         results = list(
             benchmark.measure(
-                path, counts, prompt=prompt, generated=max_tokens, repeats=repeats, progress=bar
+                path,
+                threads or [Model(path).threads],
+                prompt=prompt,
+                generated=max_tokens,
+                sessions=sessions,
+                repeats=repeats,
+                progress=bar,
             )
         )
+    file = open_model_file(path)
+    sparse = sum(tensor.nbytes for tensor in by_input(file))
     if as_json:
         rows = [dataclasses.asdict(r) for r in results]
-        click.echo(json.dumps({"model": str(path), "isa": _core.isa(), "results": rows}, indent=2))
+        found = {"model": str(path), "isa": _core.isa(), "bytes_by_input": sparse, "results": rows}
+        click.echo(json.dumps(found, indent=2))
         return
-    click.echo(f"{path}, {_core.isa()} kernels, median of {repeats}")
+    click.echo(f"{printable(str(path))}, {_core.isa()} kernels, median of {repeats}")
+    if sparse:
+        whole = bytes_per_token(file)
+        click.echo(
+            f"{amount(sparse)} of {amount(whole)} of weights lie by input: a token reads some of "
+            "their rows, the shares below count all"
+        )
+    alone = {
+        r.threads: r.tokens_per_second for r in results if r.test[:2] == "tg" and r.sessions == 1
+    }
     for r in results:
-        if r.test.startswith("tg"):
+        if r.sessions > 1:
+            share = f"{r.share:.0%} of what memory and arithmetic allow"
+            if r.threads in alone:
+                share += f", {r.tokens_per_second / alone[r.threads]:.2f} times one session"
+        elif r.test.startswith("tg"):
             bandwidth = r.limits.bandwidth_gb
             share = f"{r.share * bandwidth:6.2f} GB/s, {r.share:.0%} of {bandwidth:.2f} GB/s"
         else:
             peaks = f"f32 {r.limits.float_gops:.1f}, int8 {r.limits.int8_gops:.1f} GOPS"
             share = f"{r.share:.0%} of the peak ({peaks})"
         rate = f"{r.tokens_per_second:9.2f} tokens/s"
-        click.echo(f"{r.threads:3} threads  {r.test:<8} {rate}  {share}")
+        together = f"{r.sessions:3} sessions  " if sessions != [1] else ""
+        click.echo(f"{r.threads:3} threads  {together}{r.test:<8} {rate}  {share}")

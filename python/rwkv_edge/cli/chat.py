@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import click
 
 from ..chat import TEMPLATES, Conversation
-from ..generation import Sampling
+from ..files.form import printable
 from ..state import State
-from .options import model_and_threads, open_model, sampling_options, text_options
+from .options import checked, model_and_threads, open_model, sampling_options, text_options
 from .terminal import talk
 
 
@@ -47,6 +47,7 @@ def chat(
     **sampling: Any,
 ) -> None:
     """Talk with a model; /help inside lists the commands."""
+    options = checked(sampling)
     loaded = open_model(model, vocab, threads)
     conversation = Conversation(
         loaded,
@@ -56,5 +57,5 @@ def chat(
         state=None if state is None else State.load(state),
     )
     if sys.stdin.isatty() and sys.stdout.isatty():
-        click.echo(f"{loaded.path.name}. /help lists the commands, Ctrl-D leaves.\n")
-    talk(conversation, cast(Sampling, sampling))
+        click.echo(f"{printable(loaded.path.name)}. /help lists the commands, Ctrl-D leaves.\n")
+    talk(conversation, options)

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from .options import FILE, TYPE, type_options
-from .terminal import Progress
+from .terminal import making
 
 
 @click.command()
@@ -31,9 +31,9 @@ from .terminal import Progress
 @click.option("--alpha", type=float, metavar="A", help="Alpha of a LoRA that does not say it.")
 @click.option("--adapter-init", type=FILE, metavar="FILE", help="What a PISSA began with.")
 def convert(*, source: Path, target: Path, kind: str | None, **options: Any) -> None:
-    """Turn a checkpoint into a GGUF file: .pth, .safetensors, .st, rwkv.cpp's .bin, or a folder
-    of the Hugging Face hub."""
+    """Turn a checkpoint into a GGUF file: .pth, .safetensors, .st, rwkv.cpp's .bin, a folder of
+    the Hugging Face hub, or another GGUF file."""
     from ..convert import convert as convert_model
 
-    with Progress("converting") as bar:
+    with making(target, "converting") as bar:
         convert_model(source, target, type=kind, progress=bar, **options)

@@ -6,20 +6,30 @@ from __future__ import annotations
 import sys
 from contextlib import closing
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import click
 
-from ..generation import Sampling
 from ..state import State
-from .options import DEFAULTS, model_and_threads, open_model, sampling_options, text_options
+from .options import (
+    DEFAULTS,
+    checked,
+    model_and_threads,
+    open_model,
+    sampling_options,
+    text_options,
+)
 from .terminal import Progress, write
 
 
 @click.command()
 @model_and_threads
 @click.option(
-    "-p", "--prompt", required=True, metavar="TEXT", help="What to go on from; - : stdin."
+    "-p",
+    "--prompt",
+    required=True,
+    metavar="TEXT",
+    help="What to go on from; - : stdin, less a last newline.",
 )
 @click.option(
     "-n",
@@ -31,6 +41,14 @@ from .terminal import Progress, write
     help="Tokens to write at most.",
 )
 @click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; repeatable.")
+@click.option(
+    "--lookup",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Guess up to N tokens from the text so far; the text is the same, and may come sooner.",
+)
 @text_options
 @sampling_options
 def generate(
@@ -41,18 +59,30 @@ def generate(
     state: Path | None,
     prompt: str,
     stop: tuple[str, ...],
+    lookup: int,
     **sampling: Any,
 ) -> None:
     """Write what follows a prompt. An empty one begins a document."""
+    options = checked(sampling)
     loaded = open_model(model, vocab, threads)
-    text = sys.stdin.buffer.read() if prompt == "-" else prompt
+    text = read_prompt() if prompt == "-" else prompt
     session = loaded.session(None if state is None else State.load(state))
     tokens = loaded.tokenizer.encode(text)
     if tokens:
         with Progress("reading") as bar:
             session.read(tokens, progress=bar)
-    with closing(session.generate(stop=stop, **cast(Sampling, sampling))) as pieces:
+    with closing(session.generate(stop=stop, lookup=lookup, **options)) as pieces:
         for piece in pieces:
             write(piece)
     if sys.stdout.isatty():
         click.echo()
+    if lookup:
+        guessed, right, steps = session.lookups
+        click.echo(
+            f"lookup: {right} of {guessed} guessed tokens were right, {steps} steps", err=True
+        )
+
+
+def read_prompt() -> bytes:
+    """All of stdin but for one newline at its end, which `echo` and editors add."""
+    return sys.stdin.buffer.read().removesuffix(b"\n")

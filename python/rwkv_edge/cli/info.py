@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from ..files.form import printable
 from ..model import bundled_model
 from .options import model_argument
 
@@ -18,6 +19,6 @@ def info(model: Path | None) -> None:
     from ..describe import describe
 
     sentence, lines = describe(model or bundled_model())
-    click.echo(sentence)
+    click.echo(printable(sentence))
     for name, text in lines:
-        click.echo(f"{name:<14}{text}")
+        click.echo(f"{name:<14}{printable(text)}")

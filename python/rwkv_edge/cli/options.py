@@ -6,12 +6,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
 
-from ..files.form import ALIASES, FILE_TYPES
-from ..generation import Answer
+from .. import _core
+from ..files.form import ALIASES, FILE_TYPES, printable
+from ..generation import Answer, Sampling
 from ..model import Model
 
 FILE = click.Path(path_type=Path)
@@ -44,7 +45,7 @@ def text_options(command: Command) -> Command:
 def open_model(path: Path | None, vocab: Path | None, threads: int | None) -> Model:
     model = Model(path, vocab=vocab, threads=threads)
     if model.hint is not None:
-        click.echo(model.hint, err=True)
+        click.echo(printable(model.hint), err=True)
     return model
 
 
@@ -52,7 +53,7 @@ def sampling_options(command: Command) -> Command:
     """The options of `Session.generate`, with its defaults."""
     kinds: dict[str, tuple[click.ParamType[Any], str]] = {
         "temperature": (click.FloatRange(min=0), "Below 1 more certain, above wilder; 0 is fixed."),
-        "top-k": (click.IntRange(min=0), "Choose among the K likeliest tokens; 0: all."),
+        "top-k": (click.IntRange(0, 2**31 - 1), "Choose among the K likeliest tokens; 0: all."),
         "top-p": (click.FloatRange(0, 1), "Choose among those that hold this probability."),
         "presence-penalty": (click.FLOAT, "Lower the logits of tokens that occurred."),
         "frequency-penalty": (click.FLOAT, "Lower them by this for each time."),
@@ -66,7 +67,23 @@ def sampling_options(command: Command) -> Command:
     return command
 
 
+def checked(sampling: dict[str, Any]) -> Sampling:
+    """Refuses options that no text can be made with, before a model is opened."""
+    options = {name: value for name, value in sampling.items() if name != "max_tokens"}
+    try:
+        _core.Sampler(**{**options, "seed": options["seed"] or 0}, banned=[])
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    return cast(Sampling, sampling)
+
+
 def type_options(command: Command) -> Command:
+    command = click.option(
+        "--sparse-ffn",
+        is_flag=True,
+        help="Transpose ffn.value: faster where relu^2 makes most activations zero. "
+        "llama.cpp does not open such a file.",
+    )(command)
     for part, what in (("embd", "the embedding"), ("head", "the output matrix")):
         text = f"Type of {what}; q8_0 in 4- and 5-bit files, else as the rest."
         command = click.option(f"--{part}-type", type=TYPE, metavar="TYPE", help=text)(command)

@@ -5,31 +5,35 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
+import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
+import unicodedata
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from types import FrameType
 
 import click
 
-from .._core import FormatError
+from .._core import FormatError, ModelFile
 from ..chat import Conversation
+from ..files.form import ARCH_KEY, amount, is_gguf, printable
 from ..generation import Sampling
+from .lines import clever, line_editing, messages
 
 CLEAR_LINE = "\r\033[K"
-# Control characters in a model's text or a file's names must not steer the terminal.
-CONTROLS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
-HISTORY_LINES = 1000
 HELP = """\
-/help        this list
-/reset       begin a new conversation
-/save FILE   keep the conversation in a file
-/load FILE   go on with a saved conversation
-/exit        leave, as Ctrl-D does
+/help         this list
+/reset        begin a new conversation
+/save FILE    keep the conversation in a file
+/save! FILE   the same, over a file that is no saved conversation
+/load FILE    go on with a saved conversation
+/exit         leave, as Ctrl-D does
+Several lines: paste them, or put \"\"\" before and after them, or press Alt-Enter.
+Tab completes commands and the names of files.
 Ctrl-C stops an answer; the conversation goes on from there."""
 
 
@@ -48,7 +52,9 @@ class Progress:
         if time.monotonic() >= self._next:
             percent = 100 * done // max(total, 1)
             click.echo(
-                f"{CLEAR_LINE}{self._label} {percent:3} %  {detail[:40]}", err=True, nl=False
+                f"{CLEAR_LINE}{self._label} {percent:3} %  {printable(detail[:40])}",
+                err=True,
+                nl=False,
             )
             self._next = time.monotonic() + self.INTERVAL
             self._shown = True
@@ -63,6 +69,33 @@ class Progress:
 
     def __exit__(self, *_: object) -> None:
         self.clear()
+
+
+@contextlib.contextmanager
+def making(target: Path, label: str) -> Iterator[Callable[[int, int, str], None]]:
+    """Long work that ends with a file, and with a line about it. Warnings come with the first
+    progress."""
+    start = time.monotonic()
+    with warnings.catch_warnings(record=True) as caught, Progress(label) as bar:
+        warnings.simplefilter("always")
+
+        def progress(done: int, total: int, detail: str) -> None:
+            while caught:
+                click.echo(f"Warning: {printable(str(caught.pop(0).message))}", err=True)
+            bar(done, total, detail)
+
+        yield progress
+    seconds = time.monotonic() - start
+    size = amount(target.stat().st_size)
+    click.echo(f"{printable(str(target))}: {file_type(target)}, {size}, {seconds:.1f} s")
+
+
+def file_type(path: Path) -> str:
+    """The type of most matrices of a GGUF file of ours."""
+    from ..convert.policy import KEPT_FILE_TYPES
+
+    number = ModelFile(path).get("general.file_type")
+    return next(name for name, known in KEPT_FILE_TYPES.items() if known == number)
 
 
 class Interrupts:
@@ -92,24 +125,72 @@ def prepare_streams() -> None:
 
 def write(text: str) -> None:
     """Write a piece of a model's text to stdout, at once."""
-    click.echo(text.translate(CONTROLS) if sys.stdout.isatty() else text, nl=False)
+    click.echo(printable(text, lines=True) if sys.stdout.isatty() else text, nl=False)
+
+
+class Wrap:
+    """Breaks lines of a terminal between words, and not where its edge happens to be.
+
+    Each letter is shown as it comes. A word that reaches the edge is taken back, and begins the
+    next line.
+    """
+
+    def __init__(self) -> None:
+        self._column = 0
+        self._word = ""  # the letters since the last place where a line may be broken
+        self._cells = 0  # which they take
+
+    def __call__(self, text: str, columns: int) -> str:
+        """What to write for the next piece of a text."""
+        room = columns - 1  # a cursor behind the last column would not step back as others do
+        return "".join(self._letter(letter, room) for letter in text)
+
+    def _letter(self, letter: str, room: int) -> str:
+        if letter == "\n":
+            self._column, self._word, self._cells = 0, "", 0
+            return letter
+        size = 8 - self._column % 8 if letter == "\t" else cells(letter)
+        before = ""
+        if self._column + size > room and self._column:
+            if letter.isspace():
+                return self._letter("\n", room)
+            if 0 < self._cells < self._column:
+                before = f"\033[{self._cells}D\033[K\n{self._word}"
+            else:  # a letter that is a word itself, or a word longer than a line
+                before, self._word, self._cells = "\n", "", 0
+            self._column = self._cells
+        self._column += size
+        # Between wide letters, those of Chinese or Japanese, a line may be broken anywhere.
+        if size > 1 or letter.isspace():
+            self._word, self._cells = "", 0
+        else:
+            self._word, self._cells = self._word + letter, self._cells + size
+        return before + letter
+
+
+def cells(letter: str) -> int:
+    """The columns that a letter takes."""
+    if letter.isascii():
+        return 1
+    if unicodedata.category(letter) in ("Mn", "Me", "Cf"):
+        return 0
+    return 2 if unicodedata.east_asian_width(letter) in "WF" else 1
 
 
 def talk(conversation: Conversation, sampling: Sampling) -> None:
-    """Answer one line of stdin after the other: on a terminal with a prompt, else bare."""
+    """Answer one message of stdin after the other: on a terminal with a prompt, else bare."""
     interactive = sys.stdin.isatty()
-    prompt = "> " if interactive and sys.stdout.isatty() else ""
-    with line_editing() if interactive else contextlib.nullcontext():
-        for line in map(str.strip, read_lines(prompt) if interactive else sys.stdin):
+    with line_editing() if interactive else contextlib.nullcontext(read_line) as read:
+        for text, is_line in messages(read, interactive=interactive):
             try:
-                if line == "/exit":
+                if is_line and text == "/exit":
                     break
-                if line.startswith("/"):
-                    done = run_command(conversation, line)
-                    if interactive or line == "/help":
+                if is_line and text.startswith("/"):
+                    done = run_command(conversation, text)
+                    if interactive or text == "/help":
                         click.echo(done)
-                elif line:
-                    (answer_terminal if interactive else answer)(conversation, line, sampling)
+                elif text.strip():
+                    (answer_terminal if interactive else answer)(conversation, text, sampling)
             except (FormatError, OSError, ValueError) as error:
                 if not interactive or isinstance(error, BrokenPipeError):
                     raise
@@ -119,25 +200,24 @@ def talk(conversation: Conversation, sampling: Sampling) -> None:
                     raise
 
 
-def read_lines(prompt: str) -> Iterator[str]:
-    while True:
-        try:
-            yield input(prompt)
-        except EOFError:
-            click.echo()
-            return
-        except KeyboardInterrupt:
-            click.echo("\n(Ctrl-D or /exit leaves)", err=True)
+def read_line(_prompt: str) -> str:
+    """The next line of a pipe."""
+    line = sys.stdin.readline()
+    if not line:
+        raise EOFError
+    return line.removesuffix("\n")
 
 
-def answer(conversation: Conversation, line: str, sampling: Sampling) -> None:
-    for piece in conversation.ask(line, **sampling):
+def answer(conversation: Conversation, text: str, sampling: Sampling) -> None:
+    for piece in conversation.ask(text, **sampling):
         write(piece)
     click.echo()
 
 
-def answer_terminal(conversation: Conversation, line: str, sampling: Sampling) -> None:
-    """As `answer`, with progress, and stopped by Ctrl-C."""
+def answer_terminal(conversation: Conversation, text: str, sampling: Sampling) -> None:
+    """As `answer`, with progress, whole words, and stopped by Ctrl-C."""
+    wraps = sys.stdout.isatty() and clever()
+    wrap = Wrap()
     with Interrupts() as interrupts, Progress("reading") as bar:
 
         def progress(done: int, total: int) -> None:
@@ -146,10 +226,14 @@ def answer_terminal(conversation: Conversation, line: str, sampling: Sampling) -
             bar(done, total)
 
         try:
-            with closing(conversation.ask(line, progress=progress, **sampling)) as pieces:
+            with closing(conversation.ask(text, progress=progress, **sampling)) as pieces:
                 for piece in pieces:
                     bar.clear()
-                    write(piece)
+                    if wraps:
+                        columns = shutil.get_terminal_size().columns
+                        click.echo(wrap(printable(piece, lines=True), columns), nl=False)
+                    else:
+                        write(piece)
                     if interrupts.pressed:
                         break
         except KeyboardInterrupt:
@@ -161,15 +245,20 @@ def answer_terminal(conversation: Conversation, line: str, sampling: Sampling) -
 def run_command(conversation: Conversation, line: str) -> str:
     """Run a line that begins with a slash; returns what it did."""
     name, _, rest = line.partition(" ")
-    path = Path(rest.strip()).expanduser()
-    if name in ("/save", "/load") and not rest.strip():
+    try:
+        path = Path(rest.strip()).expanduser()
+    except RuntimeError:
+        raise ValueError(f"{rest.strip()}: no such user") from None
+    if name in ("/save", "/save!", "/load") and not rest.strip():
         raise ValueError(f"{name} needs the name of a file")
     if name == "/help":
         return HELP
     if name == "/reset":
         conversation.reset()
         return "a new conversation"
-    if name == "/save":
+    if name in ("/save", "/save!"):
+        if name == "/save" and path.is_file() and not is_conversation(path):
+            raise ValueError(f"{path}: is no saved conversation; `/save! {path}` replaces it")
         conversation.save(path)
         return f"saved in {path}"
     if name == "/load":
@@ -178,25 +267,12 @@ def run_command(conversation: Conversation, line: str) -> str:
     raise ValueError(f"{name} is no command; /help lists them")
 
 
-@contextlib.contextmanager
-def line_editing() -> Iterator[None]:
-    """Editing and a history that outlives the program, where this Python has readline."""
+def is_conversation(path: Path) -> bool:
+    """Whether a file is a saved state."""
     try:
-        import readline  # absent on some platforms
-    except ImportError:
-        yield
-        return
-    folder = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
-    history = folder / "rwkv-edge" / "history"
-    readline.set_history_length(HISTORY_LINES)
-    with contextlib.suppress(OSError):
-        readline.read_history_file(history)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            history.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            readline.write_history_file(history)
+        return is_gguf(path) and ModelFile(path).get(ARCH_KEY) is not None
+    except FormatError:
+        return False
 
 
 def error_text(error: BaseException) -> str:
@@ -206,4 +282,4 @@ def error_text(error: BaseException) -> str:
         text = f"{error.filename}: {error.strerror}"
     if isinstance(error, MemoryError) and not text:
         text = "not enough memory: a smaller model or fewer threads take less"
-    return text.translate(CONTROLS) or type(error).__name__  # it may quote a hostile file
+    return printable(text, lines=True) or type(error).__name__  # it may quote a hostile file

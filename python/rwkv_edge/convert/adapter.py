@@ -24,7 +24,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from .._core import FormatError, UnsupportedError
-from ..files.form import Form, form_of
+from ..files.form import Form, form_of, shown
 from ..files.pth import read_pth
 from ..files.safetensors import read_json, read_safetensors
 from ..files.source import F32, NUMPY_TYPES, Checkpoint, MadeTensor, Tensor, turned
@@ -39,6 +39,7 @@ PART = re.compile(
 )
 SHARDS = ("disha", "bone", "miss_block", "bone_block")
 KINDS = {"LORA": ("lora_A", "lora_B"), "MISS": ("miss_block",), "BONE": ("bone_block",)}
+MOST_NUMBER = 1e6  # of a rank or an alpha
 # peft: how training began; with any other answer it has changed the model's own matrices.
 HARMLESS_INIT = (None, True, False, "gaussian", "eva", "orthogonal", "bat", "mini")
 
@@ -124,8 +125,9 @@ def changed(base: Tensor, changes: Sequence[Change]) -> Tensor:
 
     def rows(start: int, stop: int | None) -> F32:
         values = np.ascontiguousarray(base.float32(start, stop))
-        for change in changes:
-            change.apply(values, start)
+        with np.errstate(over="ignore", invalid="ignore"):  # whoever writes NaN is told so
+            for change in changes:
+                change.apply(values, start)
         return values
 
     return MadeTensor(base.name, base.dtype, base.shape, rows)
@@ -146,18 +148,22 @@ class Config:
         """`r` or `lora_alpha`, for one module where a pattern is for it."""
         patterns = self.values.get({"r": "rank_pattern"}.get(name, "alpha_pattern")) or {}
         if not isinstance(patterns, dict):
-            raise FormatError(f"{self.path}: {name}: found {patterns!r}, expected an object")
+            raise FormatError(f"{self.path}: {name}: found {shown(patterns)}, expected an object")
         for pattern in patterns:
             # peft takes them for regular expressions, which may take for ever; names are common.
             if not re.fullmatch(r"[\w.]+", pattern):
                 raise UnsupportedError(
-                    f"{self.path}: pattern {pattern!r} for {name}, expected the name of a module"
+                    f"{self.path}: pattern {shown(pattern)} for {name}, "
+                    "expected the name of a module"
                 )
         found = next((p for p in patterns if f".{module}".endswith(f".{p}")), None)
         value = self.values.get(name) if found is None else patterns[found]
-        if isinstance(value, int | float) and 0 < value < math.inf:
+        if isinstance(value, int | float) and 0 < value <= MOST_NUMBER:
             return float(value)
-        raise FormatError(f"{self.path}: {name}: found {value!r}, expected a positive number")
+        raise FormatError(
+            f"{self.path}: {name}: found {shown(value)}, expected a number above 0, "
+            f"at most {MOST_NUMBER:g}"
+        )
 
 
 @dataclass(frozen=True)
@@ -227,16 +233,16 @@ def _read_config(path: Path) -> Config:
         raise FormatError(f"{path.parent}: a folder without {CONFIG}, expected a peft adapter")
     values = read_json(path)
     kind = values.get("peft_type")
-    if kind not in KINDS:
-        raise UnsupportedError(f"{path}: peft_type {kind!r}, expected {', '.join(KINDS)}")
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise UnsupportedError(f"{path}: peft_type {shown(kind)}, expected {', '.join(KINDS)}")
     for option in ("use_dora", "use_qalora", "fan_in_fan_out", "lora_bias"):
         if values.get(option):
             raise UnsupportedError(f"{path}: {option} is set, which is not supported")
     for option in ("init_lora_weights", "init_weights"):
         if values.get(option) not in HARMLESS_INIT:
             raise UnsupportedError(
-                f"{path}: {option} is {values[option]!r}, which changed the model's own weights; "
-                "save it from peft with path_initial_model_for_weight_conversion"
+                f"{path}: {option} is {shown(values[option])}, which changed the model's own "
+                "weights; save it from peft with path_initial_model_for_weight_conversion"
             )
     return Config(path, kind, values)
 

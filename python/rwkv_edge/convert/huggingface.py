@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from .._core import FormatError, UnsupportedError
+from ..files.form import shown
 from ..files.safetensors import read_json
 from ..files.source import Checkpoint, Tensor, by_name, split, turned
 
@@ -73,7 +74,7 @@ def model_file(path: Path) -> Path:
         return found
     if match := SHARD.fullmatch(path.name):
         index = path.with_name(f"{match[1]}{match[2]}.index.json")
-        if index.is_file() and path.name in _shards(index):
+        if index.is_file() and path.name in shards(index):
             return index
     return path
 
@@ -82,7 +83,7 @@ def read_index(path: Path, read: Callable[[Path], Checkpoint]) -> Checkpoint:
     """All tensors of the shards that an index lists, each file opened with `read`."""
     tensors: dict[str, Tensor] = {}
     metadata: dict[str, str] = {}
-    for name, listed in _shards(path).items():
+    for name, listed in shards(path).items():
         shard = path.with_name(name)
         if not shard.is_file():
             raise FormatError(f"{path}: there is no {name} beside it; is the download complete?")
@@ -90,18 +91,18 @@ def read_index(path: Path, read: Callable[[Path], Checkpoint]) -> Checkpoint:
         metadata |= part.metadata
         if missing := sorted(listed - part.tensors.keys()):
             raise FormatError(
-                f"{shard}: tensor {missing[0]!r} is not in it, {path.name} says it is"
+                f"{shard}: tensor {shown(missing[0])} is not in it, {path.name} says it is"
             )
         if unlisted := sorted(part.tensors.keys() - listed):
             raise FormatError(
-                f"{shard}: tensor {unlisted[0]!r} is not for this file by {path.name}; "
+                f"{shard}: tensor {shown(unlisted[0])} is not for this file by {path.name}; "
                 "do both belong to the same model?"
             )
         tensors |= part.tensors
     return Checkpoint(path, tensors, metadata)
 
 
-def _shards(index: Path) -> dict[str, set[str]]:
+def shards(index: Path) -> dict[str, set[str]]:
     """The names of the tensors in each file that an index lists."""
     where = f"{index}: weight_map"
     listed = read_json(index).get("weight_map")
@@ -110,7 +111,9 @@ def _shards(index: Path) -> dict[str, set[str]]:
     shards: dict[str, set[str]] = {}
     for tensor, name in listed.items():
         if not isinstance(name, str) or not PLAIN_NAME.fullmatch(name):
-            raise FormatError(f"{where}: tensor {tensor!r} is in {name!r}, expected a file name")
+            raise FormatError(
+                f"{where}: tensor {shown(tensor)} is in {shown(name)}, expected a file name"
+            )
         shards.setdefault(name, set()).add(tensor)
     return shards
 
@@ -156,8 +159,10 @@ def checked(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     found = dict(tensors)
     if config.get("tie_word_embeddings") is True and "emb.weight" in found:
         found.setdefault("head.weight", found["emb.weight"])
-    if "rwkv" not in str(config.get("model_type", "rwkv")).lower():
-        raise UnsupportedError(f"{path}: model_type is {config['model_type']!r}, expected RWKV")
+    if "rwkv" not in shown(config.get("model_type", "rwkv")).lower():
+        raise UnsupportedError(
+            f"{path}: model_type is {shown(config['model_type'])}, expected RWKV"
+        )
     if config.get("attn") is not None:
         raise UnsupportedError(f"{path}: a hybrid of RWKV and attention (key 'attn')")
     for keys, expected in (
@@ -167,11 +172,13 @@ def checked(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     ):
         for key in keys:
             if config.get(key, expected) != expected:
-                raise UnsupportedError(f"{path}: {key} is {config[key]!r}, expected {expected!r}")
+                raise UnsupportedError(
+                    f"{path}: {key} is {shown(config[key])}, expected {expected!r}"
+                )
     for key, size in _sizes(found).items():
         if type(config.get(key)) is int and config[key] != size:
             raise FormatError(
-                f"{path}: {key} is {config[key]}, but the tensors say {size}; "
+                f"{path}: {key} is {shown(config[key])}, but the tensors say {size}; "
                 "is it the config.json of another model?"
             )
     return found

@@ -39,6 +39,14 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path, tensors, read.metadata)
 
 
+def checkpoint_size(path: Path) -> int:
+    """Bytes of the files that a checkpoint consists of; `path` is what `open_checkpoint` takes."""
+    file = huggingface.model_file(path)
+    index = form_of(file) in (Form.HUB, Form.TOKENIZER)
+    files = map(file.with_name, huggingface.shards(file)) if index else [file]
+    return sum(part.stat().st_size for part in files)
+
+
 def _read(path: Path) -> Checkpoint:
     form = form_of(path)
     if form is Form.PTH:

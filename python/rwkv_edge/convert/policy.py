@@ -49,13 +49,23 @@ class Types:
     base: str | None
     head: str | None
     embd: str | None
+    again: bool = False
+    """Whether a matrix that is quantized already may be quantized again."""
 
     @staticmethod
-    def choose(base: str | None, head: str | None, embd: str | None) -> Types:
+    def choose(
+        base: str | None, head: str | None, embd: str | None, *, again: bool = False
+    ) -> Types:
         """In a 4- or 5-bit file head and embedding have 8 bits unless said otherwise."""
         parsed = [None if name is None else parse_type(name) for name in (base, head, embd)]
         default = "q8_0" if (parsed[0] or "").startswith(("q4", "q5")) else parsed[0]
-        return Types(parsed[0], parsed[1] or default, parsed[2] or default)
+        return Types(parsed[0], parsed[1] or default, parsed[2] or default, again)
+
+    def by_default(self, base: str) -> Types:
+        """These types with another one for what has none yet."""
+        if self.base is not None:
+            return self
+        return Types(base, self.head or base, self.embd or base, self.again)
 
     def of(self, where: str, name: str, shape: tuple[int, ...], found: str) -> str:
         """The type of a matrix that is `found` now; columns that fit no block become float16.
@@ -65,10 +75,11 @@ class Types:
         wanted = {"output.weight": self.head, "token_embd.weight": self.embd}.get(name, self.base)
         if wanted is None or wanted == found:
             return found
-        if found not in NUMPY_TYPES:
+        if found not in NUMPY_TYPES and not self.again:
             raise UnsupportedError(
                 f"{where}: tensor {name} is {found} already; "
-                "quantize the f32, f16 or bf16 file it was made from"
+                "quantize the f32, f16 or bf16 file it was made from, "
+                "or let `convert` quantize it again, which loses more"
             )
         return wanted if shape[-1] % _core.type_block(wanted)[0] == 0 else "f16"
 
@@ -150,6 +161,6 @@ def encode(values: F32, kind: str, where: str) -> NDArray[np.uint8]:
     largest = np.abs(values).max(initial=0.0)
     if not np.isfinite(largest):
         raise FormatError(f"{where} holds NaN or infinity")
-    if kind == "f16" and largest > LARGEST_F16:
-        raise FormatError(f"{where} holds {largest:g}, too large for f16; use bf16 or f32")
+    if kind not in ("f32", "bf16") and largest > LARGEST_F16:
+        raise FormatError(f"{where} holds {largest:g}, too large for {kind}; use bf16 or f32")
     return _core.quantize(np.ascontiguousarray(values), kind)

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .._core import FormatError
-from ..files.form import Form, form_of
+from .._core import FormatError, ModelFile
+from ..files.form import ARCH_KEY, TUNED, Form, form_of, shown
 from ..files.source import F32, Checkpoint, MadeTensor, Tensor
 from .adapter import read_tensors
 
@@ -23,13 +23,34 @@ NAME = re.compile(r"blocks\.(\d{1,6})\.att\.time_state")
 
 
 def read_tuned_state(path: Path) -> F32:
-    """The values of a tuned state, float32 [n_layer, n_head, value, key].
+    """The values of a tuned state, as trained or as saved: float32 [n_layer, n_head, value, key].
 
     Raises FormatError for a file that is damaged or something else, UnsupportedError for tensors
     of a type that is not read, OSError where it cannot be read.
     """
-    values = _stacked(path, read_tensors(path, "a state that was saved, or a tuned one"))
-    return values if form_of(path) is Form.PTH else values.swapaxes(2, 3).copy()
+    form = form_of(path)
+    if form is Form.GGUF:
+        return _saved(ModelFile(path))
+    values = _stacked(path, read_tensors(path, "a tuned state, or one that was saved"))
+    return values if form is Form.PTH else values.swapaxes(2, 3).copy()
+
+
+def _saved(file: ModelFile) -> F32:
+    arch = file.get(ARCH_KEY)
+    if arch != TUNED:
+        found = "a GGUF file that is no state" if arch is None else f"a state of {shown(arch)}"
+        use = "" if arch is None else " (`chat` and `generate` begin with any)"
+        raise FormatError(f"{file.path}: {found}, expected a tuned state{use}")
+    names, first = [tensor.name for tensor in file.tensors], file.tensors[:1]
+    shape = first[0].shape if first else ()
+    square = len(shape) == 4 and shape[2] == shape[3] and first[0].type == "f32"
+    if names != [TUNED] or not square:
+        raise FormatError(
+            f"{file.path}: a tuned state of {shown(names)} {list(shape)}, "
+            f"expected one tensor {TUNED}, f32 [layers, heads, size, size]"
+        )
+    values: F32 = first[0].data.view("<f4").reshape(shape).astype(np.float32)
+    return _finite(file.path, values)
 
 
 def _stacked(path: Path, tensors: Mapping[str, Tensor]) -> F32:
@@ -52,7 +73,10 @@ def _stacked(path: Path, tensors: Mapping[str, Tensor]) -> F32:
                 f"{path}: blocks.{i}.att.time_state is {list(tensor.shape)}, "
                 f"expected {list(shape) if i else '[heads, size, size]'}"
             )
-    values: F32 = np.stack([layers[i].float32() for i in range(len(layers))])
+    return _finite(path, np.stack([layers[i].float32() for i in range(len(layers))]))
+
+
+def _finite(path: str | Path, values: F32) -> F32:
     if not np.isfinite(values).all():
         raise FormatError(f"{path}: the state holds NaN or infinity")
     return values

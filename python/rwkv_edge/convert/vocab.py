@@ -12,12 +12,14 @@ from os import PathLike
 from pathlib import Path
 
 from .._core import FormatError
-from ..files.form import Form, form_of
+from ..files.form import Form, form_of, read_bytes, shown
 from ..files.gguf_writer import Value, string, uint32
 from ..tokenizer import (
     HUGGINGFACE_KEY,
     MAX_TOKENS,
+    NO_CHARSMAP,
     SENTENCEPIECE_KEY,
+    load_sentencepiece,
     piece_bytes,
     pre_tokenizers,
     read_pieces,
@@ -30,8 +32,9 @@ FILES = ("20B_tokenizer.json", "tokenizer.json", WORLD_FILE, "tokenizer.model")
 WORLD = 65530  # ids of the World vocabulary
 BYTES = 256  # embeddings of a model whose tokens are bytes
 ROUNDING = 512  # the largest number to whose multiples trainers are known to round the embeddings
-MAX_BYTES = 1 << 26  # of a vocabulary file; World has one megabyte
-CHAT_TEMPLATE = "rwkv-world"  # llama.cpp knows the template by this name
+MAX_BYTES = 1 << 24  # of a vocabulary file; World has one megabyte
+MAX_TOKEN = 256  # bytes of a World token; the longest has 128
+MAX_LINE = 4 * MAX_TOKEN + 64  # of a World vocabulary, each byte written as \\x00
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,10 @@ class Vocabulary:
     def padded(self, rows: int) -> dict[str, Value]:
         """The metadata for a model of `rows` embeddings; FormatError where they are too few."""
         unused = range(len(self.texts), rows)
+        if rows > MAX_TOKENS:
+            raise FormatError(
+                f"{self.source}: a model of {rows} embeddings, expected at most {MAX_TOKENS}"
+            )
         if len(self.texts) > rows:
             raise FormatError(
                 f"{self.source}: a vocabulary of {len(self.texts)} tokens, but the model has "
@@ -101,8 +108,6 @@ def read_vocabulary(path: Path) -> Vocabulary:
     OSError where it cannot be read.
     """
     form = form_of(path)
-    if path.stat().st_size > MAX_BYTES:
-        raise FormatError(f"{path}: not a vocabulary, larger than {MAX_BYTES} bytes")
     if form is Form.SENTENCEPIECE:
         return _sentencepiece(path)
     if form in (Form.TOKENIZER, Form.HUB):
@@ -143,6 +148,8 @@ def read_world(path: Path) -> dict[int, bytes]:
 
 def _world_line(where: str, line: str) -> tuple[int, bytes]:
     try:
+        if len(line) > MAX_LINE:
+            raise ValueError("a line that no token needs")
         first, rest = line.split(" ", 1)
         literal, last = rest.rsplit(" ", 1)
         token_id, length = int(first), int(last)
@@ -153,10 +160,12 @@ def _world_line(where: str, line: str) -> tuple[int, bytes]:
     if isinstance(token, str):
         token = token.encode("utf-8", "surrogatepass")
     if not isinstance(token, bytes) or len(token) != length or length == 0:
-        raise FormatError(f"{where}: the token {literal[:60]} does not have {length} bytes")
+        raise FormatError(f"{where}: the token {literal[:60]} does not have {shown(length)} bytes")
+    if length > MAX_TOKEN:
+        raise FormatError(f"{where}: a token of {length} bytes, expected at most {MAX_TOKEN}")
     if not 1 <= token_id < MAX_TOKENS:
         raise FormatError(
-            f"{where}: id {token_id}, expected from 1 to {MAX_TOKENS - 1}; 0 ends a document"
+            f"{where}: id {shown(token_id)}, expected from 1 to {MAX_TOKENS - 1}; 0 ends a document"
         )
     return token_id, token
 
@@ -168,10 +177,7 @@ def world_vocabulary(source: str, tokens: Mapping[int, bytes]) -> Vocabulary:
     texts[0], types[0] = "<s>", CONTROL
     for token_id, token in tokens.items():
         texts[token_id], types[token_id] = repr(token)[2:-1], NORMAL
-    metadata = {
-        "tokenizer.ggml.model": string("rwkv"),
-        "tokenizer.chat_template": string(CHAT_TEMPLATE),
-    }
+    metadata = {"tokenizer.ggml.model": string("rwkv")}
     # A blank line ends a turn. llama.cpp's converter has the number, 261; any vocabulary will do.
     turn = next((i for i, token in tokens.items() if token == b"\n\n"), None)
     if turn is not None:
@@ -211,13 +217,8 @@ def _huggingface(path: Path) -> Vocabulary:
 
 
 def _sentencepiece(path: Path) -> Vocabulary:
-    from sentencepiece import SentencePieceProcessor
-
-    model = path.read_bytes()
-    try:
-        pieces = SentencePieceProcessor(model_proto=model)
-    except (RuntimeError, OSError) as error:
-        raise FormatError(f"{path}: not a sentencepiece model ({error})") from None
+    model = read_bytes(path, MAX_BYTES, "a sentencepiece model")
+    pieces = load_sentencepiece(model + NO_CHARSMAP, str(path))
     ids = range(pieces.vocab_size())
     first = pieces.encode("a", out_type=str)[:1]
     metadata = {
@@ -225,7 +226,6 @@ def _sentencepiece(path: Path) -> Vocabulary:
         "tokenizer.ggml.pre": string("default"),
         "tokenizer.ggml.add_bos_token": Value("bool", False),
         "tokenizer.ggml.add_space_prefix": Value("bool", first[:1] != ["a"]),
-        "tokenizer.chat_template": string(CHAT_TEMPLATE),
         SENTENCEPIECE_KEY: Value("array[uint8]", model),
     }
     if pieces.unk_id() >= 0:
@@ -249,6 +249,6 @@ def _piece_kind(pieces: object, i: int) -> int:
 
 def _text(path: Path, what: str) -> str:
     try:
-        return path.read_text("utf-8")
+        return read_bytes(path, MAX_BYTES, what).decode("utf-8")
     except UnicodeDecodeError as error:
         raise FormatError(f"{path}: not {what}, not UTF-8 ({error})") from None

@@ -4,14 +4,17 @@
 from __future__ import annotations
 
 import math
+import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from .._core import FormatError, ModelFile, TensorInfo, UnsupportedError
-from ..files.form import is_gguf
-from ..files.gguf_writer import GGUFWriter, Progress, Value, string, uint32
-from ..files.source import NUMPY_TYPES, MappedTensor, Tensor
+from ..files.form import ARCH_KEY, BY_INPUT, VALUE, is_gguf, shown
+from ..files.gguf_writer import GGUFWriter, Progress, TensorPlan, Value, string, uint32
+from ..files.source import NUMPY_TYPES, MappedTensor, Tensor, turned
 from .adapter import apply_adapter
+from .chat_template import OLD, chat_template
 from .names import plan_model
 from .open import open_checkpoint
 from .plan import Output
@@ -35,26 +38,41 @@ def convert(
     alpha: float | None = None,
     adapter_init: str | Path | None = None,
     state: str | Path | None = None,
+    sparse_ffn: bool = False,
     progress: Progress | None = None,
 ) -> None:
     """Write the RWKV checkpoint `source` as the GGUF file `target`.
 
-    `source` is a .pth, a .safetensors, a folder in the Hugging Face layout or an rwkv.cpp .bin, of
-    RWKV-4 to 7a. `type`, `head_type`, `embd_type` and `progress` are those of `quantize`; without
-    `type` it is f16, and for a source that is quantized already the type that it has. `vocab` is a
-    vocabulary file; without it one is looked for beside the source, and then the World vocabulary
-    in the package pyrwkv-tokenizer (`rwkv-edge[convert]`). `license` goes into the file as it is.
+    `source` is a .pth, a .safetensors, a folder in the Hugging Face layout, an rwkv.cpp .bin or a
+    GGUF file, of RWKV-4 to 7a. `type`, `head_type`, `embd_type` and `progress` are those of
+    `quantize`; without `type` it is f16, and for a source that is quantized already the type that
+    it has. `vocab` is a vocabulary file; without it one is looked for beside the source, and then
+    the World vocabulary in the package pyrwkv-tokenizer (`rwkv-edge[convert]`). `license` goes into
+    the file as it is. Of a GGUF file only types and licence are changed; a UserWarning says where
+    quantizing a second time loses.
 
     `adapter`, with `alpha` and `adapter_init`, is that of `apply_adapter` and is merged into the
     matrices before they are quantized; `state` is a tuned state, from which every session of the
     new file begins.
+
+    With `sparse_ffn` the matrix ffn.value of every layer is written transposed, so that a step
+    reads only the rows whose inputs relu^2 left other than zero. Only this package opens such a
+    file.
 
     Raises FormatError for a malformed checkpoint or vocabulary and for tensors that are missing,
     misshapen or unknown, UnsupportedError for what is recognised and cannot be converted,
     ValueError for an unknown type, OSError where a file cannot be read or written.
     """
     source, target = Path(source), Path(target)
-    types = Types.choose(type, head_type, embd_type)
+    types = Types.choose(type, head_type, embd_type, again=True)
+    if is_gguf(source):
+        if any(part is not None for part in (vocab, adapter, alpha, adapter_init, state)):
+            raise ValueError(
+                f"{source}: a GGUF file; vocabulary, adapter and state are for the checkpoint that "
+                "it was made from"
+            )
+        _rewrite(source, target, types, license=license, sparse_ffn=sparse_ffn, progress=progress)
+        return
     checkpoint = open_checkpoint(source)
     if adapter is not None:
         init = None if adapter_init is None else Path(adapter_init)
@@ -64,8 +82,10 @@ def convert(
     if state is not None:
         checkpoint = merge_state(checkpoint, Path(state))
     metadata, outputs = plan_model(checkpoint)
-    if type is None and not any(is_quantized(output) for output in outputs):
-        types = Types.choose("f16", head_type, embd_type)
+    if sparse_ffn:
+        outputs = by_input(source, outputs, types)
+    if not any(is_quantized(output) for output in outputs):
+        types = types.by_default("f16")
     metadata["general.name"] = string(source.name if source.is_dir() else source.stem)
     stated = {key: checkpoint.metadata[key] for key in LICENSE_KEYS if key in checkpoint.metadata}
     if license is not None:
@@ -79,6 +99,8 @@ def convert(
             "or for a World model install it: pip install 'rwkv-edge[convert]'"
         )
     metadata |= vocabulary
+    kind = vocabulary["tokenizer.ggml.model"].data
+    metadata["tokenizer.chat_template"] = string(chat_template(kind, metadata["general.name"].data))
     named = [Path(path) for path in (vocab, adapter, adapter_init, state) if path is not None]
     inputs = [source, *named]
     if target.is_file() and not is_gguf(target):  # which an older target is, in a folder of inputs
@@ -93,6 +115,7 @@ def quantize(
     type: str,
     head_type: str | None = None,
     embd_type: str | None = None,
+    sparse_ffn: bool = False,
     progress: Progress | None = None,
 ) -> None:
     """Write the GGUF file `source` as `target` with its matrices in another type.
@@ -100,6 +123,7 @@ def quantize(
     `type` is f32, f16, bf16, q8_0, q5_1, q5_0, q4_1 or q4_0 (fp16, int8 and int4 are names for
     f16, q8_0 and q4_0); `head_type` and `embd_type` are for the output matrix and the embedding,
     q8_0 by default in a 4- or 5-bit file. All else, vocabulary and licence included, is copied.
+    `sparse_ffn` is that of `convert`.
     `progress` is called with bytes written, bytes in all and the tensor's name.
 
     Raises ValueError for an unknown type or source and target being one file, FormatError for a
@@ -110,16 +134,41 @@ def quantize(
     types = Types.choose(type, head_type, embd_type)
     if not is_gguf(source):
         raise FormatError(f"{source}: not a GGUF file; `convert` makes one of any type")
+    _rewrite(source, target, types, sparse_ffn=sparse_ffn, progress=progress)
+
+
+def _rewrite(
+    source: Path,
+    target: Path,
+    types: Types,
+    *,
+    license: str | None = None,
+    sparse_ffn: bool = False,
+    progress: Progress | None = None,
+) -> None:
+    """Write a GGUF file as another one, in other types."""
     file = ModelFile(source)
+    if file.get(ARCH_KEY) is not None:
+        raise UnsupportedError(f"{source}: a saved state, which has nothing to quantize")
     architecture = file.get("general.architecture")
-    if not str(architecture).startswith("rwkv"):
-        raise UnsupportedError(f"{source}: general.architecture is {architecture!r}, not RWKV")
+    if not (isinstance(architecture, str) and architecture.startswith("rwkv")):
+        raise UnsupportedError(f"{source}: general.architecture is {shown(architecture)}, not RWKV")
     metadata = {
         key: Value(file.value_type(key), file.get(key))
         for key in file.keys()  # noqa: SIM118 - not a dict
         if key != "general.alignment"  # ours is the default
     }
+    if metadata.get("tokenizer.chat_template") == string(OLD):
+        names = (metadata.get(key) for key in ("tokenizer.ggml.model", "general.name"))
+        texts = (str(value.data) if value else "" for value in names)
+        metadata["tokenizer.chat_template"] = string(chat_template(*texts))
+    if license is not None:
+        metadata["general.license"] = string(license)
     outputs = [Output(t.name, t.shape, _tensor(file, t)) for t in file.tensors]
+    if sparse_ffn:
+        outputs = by_input(source, outputs, types)
+    if not any(is_quantized(output) for output in outputs):
+        types = types.by_default("f16")
     write_model(target, metadata, outputs, types, settled=True, inputs=[source], progress=progress)
 
 
@@ -127,6 +176,59 @@ def _tensor(file: ModelFile, info: TensorInfo) -> Tensor:
     data = info.data.view(NUMPY_TYPES.get(info.type, "u1"))
     rows = math.prod(info.shape[:-1])
     return MappedTensor(info.name, info.type, data.reshape(rows, -1), file)
+
+
+def by_input(path: Path, outputs: Sequence[Output], types: Types) -> list[Output]:
+    """The same tensors with every ffn.value [out, in] transposed, under the name of such a one.
+
+    Raises UnsupportedError where it is quantized already, unless it may be quantized again, to a
+    type that was named; then a UserWarning says so.
+    """
+    names, quantized = {output.name for output in outputs}, 0
+
+    def transposed(output: Output) -> Output:
+        nonlocal quantized
+        if not output.name.endswith(VALUE):
+            return output
+        target = output.name.removesuffix(VALUE) + BY_INPUT
+        if target in names:
+            raise FormatError(
+                f"{path}: tensors {output.name} and {target} are the same matrix, "
+                "expected one of them"
+            )
+        if len(output.shape) != 2:
+            raise FormatError(
+                f"{path}: tensor {output.name} is {list(output.shape)}, expected two dimensions"
+            )
+        if is_quantized(output):
+            quantized += 1
+            if types.base is None or not types.again:
+                raise UnsupportedError(
+                    f"{path}: tensor {output.name} is {output.tensor.dtype} already, and blocks "
+                    "cannot be transposed; take the f32, f16 or bf16 file it was made from, or let "
+                    "`convert` quantize it again to a --type, which loses more"
+                )
+        return Output(target, output.shape[::-1], turned(output.tensor))
+
+    found = [transposed(output) for output in outputs]
+    if quantized:
+        warnings.warn(
+            f"{path}: {quantized} tensors are transposed and quantized a second time: "
+            "this loses more than converting the original checkpoint does",
+            stacklevel=3,
+        )
+    return found
+
+
+def _lost(outputs: Sequence[Output], plans: Sequence[TensorPlan]) -> str:
+    """What a reader of the file should know of tensors that are quantized a second time."""
+    again = Counter(
+        (output.tensor.dtype, plan.type)
+        for output, plan in zip(outputs, plans, strict=True)
+        if is_quantized(output) and plan.type not in (output.tensor.dtype, "f32")
+    )
+    pairs = ", ".join(f"{n} tensors from {old} to {new}" for (old, new), n in again.items())
+    return pairs and f"{pairs}: this loses more than converting the original checkpoint does"
 
 
 def write_model(
@@ -142,6 +244,8 @@ def write_model(
     """Write the tensors of a model in the types of `plan_types`, a piece of one at a time."""
     path = inputs[0] if inputs else target
     plans = plan_types(path, outputs, types, settled=settled)
+    if lost := _lost(outputs, plans):
+        warnings.warn(f"{path}: {lost}", stacklevel=3)
     metadata = {
         **metadata,
         "general.file_type": types.file_type(plans),

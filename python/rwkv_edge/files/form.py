@@ -1,11 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a file is, by its first bytes, and the names and numbers that GGUF files have for types."""
+"""What a file is, by its first bytes; reading and showing what may be hostile; GGUF's names."""
 
 from __future__ import annotations
 
+import errno
+import os
 import re
+import reprlib
+import stat
 from enum import Enum
 from pathlib import Path
+from typing import BinaryIO
+
+from .._core import FormatError
 
 # What files are written in, with llama.cpp's numbers for general.file_type.
 FILE_TYPES = {
@@ -19,9 +26,14 @@ FILE_TYPES = {
     "bf16": 32,
 }
 ALIASES = {"fp32": "f32", "fp16": "f16", "int8": "q8_0", "int4": "q4_0"}
+# ffn.value of a layer, and the same transposed, so that its rows are inputs.
+VALUE, BY_INPUT = "channel_mix_value.weight", "channel_mix_value_t.weight"
 # A head's state is [key, value] in these architectures. It is [value, key] in RWKV-7, and in every
 # checkpoint and tuned state.
 KEY_FIRST = ("rwkv5", "rwkv6")
+ARCH_KEY = "rwkv_edge.state.arch"  # of a saved state: what it is a state of
+# A tuned state: made by training, for whatever model has its heads. It has one part, of that name.
+TUNED = "time_state"
 
 
 class Form(Enum):
@@ -50,9 +62,35 @@ BEGINNINGS = (
 )
 
 
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file for reading. Raises OSError where that cannot be done, FormatError for a pipe or
+    a device, from which one might read for ever."""
+    number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        mode = os.fstat(number).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(mode):
+            raise FormatError(f"{path}: a pipe or a device, expected a regular file")
+    except BaseException:
+        os.close(number)
+        raise
+    return os.fdopen(number, "rb")
+
+
+def read_bytes(path: Path, most: int, what: str) -> bytes:
+    """All of a small regular file; FormatError where it has more than `most` bytes."""
+    with open_regular(path) as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise FormatError(f"{path}: not {what}, larger than {most} bytes")
+    return data
+
+
 def form_of(path: Path) -> Form:
-    """The form of a file. Raises OSError where it cannot be read, as a folder cannot."""
-    with path.open("rb") as file:
+    """The form of a file. Raises OSError where it cannot be read, as a folder cannot, FormatError
+    where it is no regular file."""
+    with open_regular(path) as file:
         start = file.read(1 << 16)
     # A length of eight bytes, then JSON. That length may begin like anything else.
     lengthy = start[8:9] == b"{"
@@ -70,6 +108,38 @@ def form_of(path: Path) -> Form:
 
 def is_gguf(path: Path) -> bool:
     return not path.is_dir() and form_of(path) is Form.GGUF
+
+
+SHOWN = reprlib.Repr()
+SHOWN.maxlevel, SHOWN.maxstring, SHOWN.maxother, SHOWN.maxlong = 2, 80, 80, 40
+
+
+def shown(value: object) -> str:
+    """A value from a file as `repr` has it, but short: `repr` itself may take for ever."""
+    return SHOWN.repr(value)
+
+
+# Characters that steer a terminal, or turn the direction of what follows; lone surrogates stand for
+# bytes that are no UTF-8.
+STEERING = dict.fromkeys(
+    (
+        *range(32),
+        *range(127, 160),
+        *range(0x2028, 0x202F),
+        *range(0x2066, 0x206A),
+        *range(0xD800, 0xE000),
+    ),
+    "\ufffd",
+)
+STEERING_BUT_LINES = {code: new for code, new in STEERING.items() if chr(code) not in "\n\t"}
+
+
+def printable(text: str, *, lines: bool = False) -> str:
+    """A text from a file or a model with U+FFFD for every character that could steer a terminal.
+
+    Newlines and tabs stay only where it may have several `lines`.
+    """
+    return text.translate(STEERING_BUT_LINES if lines else STEERING)
 
 
 def amount(nbytes: float) -> str:

@@ -8,19 +8,17 @@ known before the first value is written.
 
 from __future__ import annotations
 
-import errno
 import math
-import os
-import secrets
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .._core import type_block, type_id
+from .output import OutputFile
 
 Progress = Callable[[int, int, str], None]  # bytes written, bytes in all, name of the tensor
 
@@ -77,8 +75,8 @@ class TensorPlan(NamedTuple):
 class GGUFWriter:
     """Context manager: the header is written on entry, then each tensor in the planned order.
 
-    Everything goes to a file beside the target, which takes the target's name when all is written
-    and is removed when anything fails. `inputs` are files that must not be overwritten.
+    The target is replaced when all is written, as an `OutputFile` does it. `inputs` are files that
+    must not be overwritten; `mode` is that of a new file.
     """
 
     def __init__(
@@ -88,31 +86,26 @@ class GGUFWriter:
         tensors: Sequence[TensorPlan],
         *,
         inputs: Iterable[Path] = (),
+        mode: int = 0o666,
         progress: Progress | None = None,
     ) -> None:
         for path in inputs:
             if target.exists() and path.exists() and target.samefile(path):
                 raise ValueError(f"{target}: input and output are the same file")
-        if target.is_dir():
-            raise IsADirectoryError(errno.EISDIR, "is a folder", str(target))
-        if not target.parent.is_dir():
-            raise FileNotFoundError(errno.ENOENT, "no such folder", str(target.parent))
-        self.target = target
-        self.temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+        self.file = OutputFile(target, mode=mode)
         start = header(metadata, tensors)
         self.header = start + bytes(-len(start) % ALIGNMENT)
         self.tensors = tensors
         self.total = sum(tensor.nbytes for tensor in tensors)
         self.done = self.written = 0
         self.progress = progress
-        self.file: BinaryIO
 
     def __enter__(self) -> GGUFWriter:
-        self.file = self.temporary.open("xb")
+        self.file.__enter__()
         try:
             self.file.write(self.header)
-        except BaseException:
-            self._discard()
+        except BaseException as error:
+            self.file.__exit__(type(error))
             raise
         return self
 
@@ -123,9 +116,11 @@ class GGUFWriter:
             raise ValueError(f"tensor {name} written where {planned.name} was planned")
         count = 0
         for piece in pieces:
-            data = piece if isinstance(piece, bytes) else np.ascontiguousarray(piece).data
+            data = (
+                piece if isinstance(piece, bytes) else np.ascontiguousarray(piece).reshape(-1).data
+            )
             self.file.write(data)
-            count += len(piece) if isinstance(piece, bytes) else piece.nbytes
+            count += len(data)
             if self.progress is not None:
                 self.progress(self.done + count, self.total, name)
         if count != planned.nbytes:
@@ -135,20 +130,10 @@ class GGUFWriter:
         self.written += 1
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            if kind is None:
-                if self.written != len(self.tensors):
-                    raise ValueError(f"{self.written} of {len(self.tensors)} tensors written")
-                self.file.flush()
-                os.fsync(self.file.fileno())
-                self.file.close()
-                self.temporary.replace(self.target)
-        finally:
-            self._discard()
-
-    def _discard(self) -> None:
-        self.file.close()
-        self.temporary.unlink(missing_ok=True)
+        if kind is None and self.written != len(self.tensors):
+            self.file.__exit__(ValueError)
+            raise ValueError(f"{self.written} of {len(self.tensors)} tensors written")
+        self.file.__exit__(kind)
 
 
 def header(metadata: Mapping[str, Value], tensors: Sequence[TensorPlan]) -> bytes:

@@ -8,6 +8,7 @@ opcode: only dictionaries and tensors can come out, no name in it is ever import
 
 from __future__ import annotations
 
+import io
 import math
 import pickletools
 import struct
@@ -15,11 +16,11 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from .._core import FormatError, UnsupportedError
-from .form import LEGACY_MAGIC
-from .source import Checkpoint, MappedFile, MappedTensor
+from .form import LEGACY_MAGIC, shown
+from .source import MAX_DIMS, Checkpoint, MappedFile, MappedTensor, check_names, check_shape
 
 ITEM_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
 STORAGES = {
@@ -46,7 +47,12 @@ TENSOR_WITH_DTYPE = "torch._utils._rebuild_tensor_v3"
 PARAMETER = "torch._utils._rebuild_parameter"
 FUNCTIONS = (ORDERED_DICT, TENSOR, TENSOR_WITH_DTYPE, PARAMETER)
 
-MAX_DIMS = 8
+# What a file may have at most (docs/security.md). The pickle of a model of 14 billion weights has
+# 200,000 bytes and 50,000 opcodes, and the directory of its archive as many bytes.
+MAX_PICKLE = 1 << 24
+MAX_OPCODES = 1 << 20
+MAX_DIRECTORY = 1 << 23
+MAX_KEY = 1 << 32  # of a dict or of the memo: larger numbers can be chosen to have equal hashes
 
 
 def read_pth(path: Path) -> Checkpoint:
@@ -63,16 +69,18 @@ def read_pth(path: Path) -> Checkpoint:
             "load and save it once with a newer torch: torch.save(torch.load(f), f)"
         )
     archive = _Archive(file)
-    if archive.read("byteorder", b"little") != b"little":
+    if archive.read("byteorder", missing=b"little", most=64) != b"little":
         raise UnsupportedError(f"{path}: a big-endian file, only little-endian ones are read")
-    pickle = archive.read("data.pkl")
+    pickle = archive.read("data.pkl", most=MAX_PICKLE)
     try:
         top = _Pickle(pickle).run()
     except FormatError as error:
         raise FormatError(f"{path}: data.pkl: {error}") from None
-    except (ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
+    except (ValueError, IndexError, KeyError, TypeError) as error:
         raise FormatError(f"{path}: data.pkl: malformed pickle ({error})") from None
     refs = _state_dict(path, top)
+    for name, ref in refs.items():
+        check_shape(f"{path}: tensor {name!r}", ref.shape)
     # Some share bytes, as a head that is the embedding; strides of 0 would let them claim any size.
     claimed = sum(
         math.prod(ref.shape) * ITEM_BYTES.get(ref.storage.dtype, 1) for ref in refs.values()
@@ -89,15 +97,17 @@ def _state_dict(path: Path, top: object) -> dict[str, _TensorRef]:
         raise FormatError(f"{path}: holds one {_kind(top)}, expected a dict of tensors")
     if "_strategy" in top or "_rescale_layer" in top:
         raise UnsupportedError(
-            f"{path}: converted by the `rwkv` package for the strategy {top.get('_strategy')!r}: "
-            "the embedding in it is already normalised and the weights of that norm are left "
-            "out, so the model cannot be restored; use the original .pth"
+            f"{path}: converted by the `rwkv` package for the strategy "
+            f"{shown(top.get('_strategy'))}: the embedding in it is already normalised and the "
+            "weights of that norm are left out, so the model cannot be restored; "
+            "use the original .pth"
         )
     for name, value in top.items():
         if not isinstance(name, str) or not isinstance(value, _TensorRef):
-            raise FormatError(f"{path}: entry {name!r} is a {_kind(value)}, expected a tensor")
+            raise FormatError(f"{path}: entry {shown(name)} is a {_kind(value)}, expected a tensor")
     if not top:
         raise FormatError(f"{path}: holds no tensors")
+    check_names(path, top)
     return top
 
 
@@ -113,26 +123,30 @@ def _tensor(archive: _Archive, name: str, ref: _TensorRef) -> MappedTensor:
         raise UnsupportedError(
             f"{where} is {ref.dtype or storage.dtype}, expected float32, float16 or bfloat16"
         )
-    numbers = (storage.numel, ref.offset, *ref.shape, *ref.strides)
+    numbers = (storage.numel, ref.offset, *ref.strides)
     if any(n < 0 for n in numbers) or len(ref.shape) != len(ref.strides):
-        raise FormatError(f"{where}: impossible shape {ref.shape} with strides {ref.strides}")
-    if len(ref.shape) > MAX_DIMS:
-        raise FormatError(f"{where} has {len(ref.shape)} dimensions, expected at most {MAX_DIMS}")
+        raise FormatError(
+            f"{where}: impossible shape {ref.shape} with strides {shown(ref.strides)}"
+        )
     offset, size = archive.find(f"data/{storage.key}", where)
     if size != storage.numel * ITEM_BYTES[storage.dtype]:
         raise FormatError(
-            f"{where}: its storage {storage.key!r} has {size} bytes, "
-            f"expected {storage.numel} values of {storage.dtype}"
+            f"{where}: its storage {shown(storage.key)} has {size} bytes, "
+            f"expected {shown(storage.numel)} values of {storage.dtype}"
         )
-    pairs = zip(ref.shape, ref.strides, strict=True)
-    last = ref.offset + sum((n - 1) * stride for n, stride in pairs)
-    if 0 not in ref.shape and last >= storage.numel:
+    empty = 0 in ref.shape
+    # What is not gone along may have any stride, also one that numpy cannot hold.
+    strides = tuple(
+        0 if n == 1 or empty else stride for n, stride in zip(ref.shape, ref.strides, strict=True)
+    )
+    last = ref.offset + sum((n - 1) * stride for n, stride in zip(ref.shape, strides, strict=True))
+    if not empty and last >= storage.numel:
         raise FormatError(
-            f"{where}: shape {ref.shape} with strides {ref.strides} from {ref.offset} "
-            f"reaches value {last} of a storage of {storage.numel}"
+            f"{where}: shape {ref.shape} with strides {shown(ref.strides)} from "
+            f"{shown(ref.offset)} reaches value {shown(last)} of a storage of {storage.numel}"
         )
-    start = offset + (ref.offset * ITEM_BYTES[storage.dtype] if 0 not in ref.shape else 0)
-    data = archive.file.view(storage.dtype, start, ref.shape, ref.strides)
+    start = offset + (0 if empty else ref.offset * ITEM_BYTES[storage.dtype])
+    data = archive.file.view(storage.dtype, start, ref.shape, strides)
     return MappedTensor(name, storage.dtype, data, archive.file)
 
 
@@ -145,8 +159,11 @@ class _Archive:
     def __init__(self, file: MappedFile) -> None:
         self.file, self.path = file, file.path
         try:
-            with zipfile.ZipFile(file.path) as archive:
+            # Of the file that is mapped, and not of one that has taken its name.
+            with zipfile.ZipFile(cast(io.BufferedReader, _Bytes(file))) as archive:
                 infos = archive.infolist()
+        except FormatError:
+            raise
         except (zipfile.BadZipFile, NotImplementedError, struct.error, ValueError) as error:
             raise FormatError(
                 f"{self.path}: not a whole zip archive ({error}); is the download complete?"
@@ -164,27 +181,62 @@ class _Archive:
         """Offset in the file and size of an entry's bytes."""
         info = self.entries.get(self.root + name)
         if info is None:
-            raise FormatError(f"{where}: the archive has no entry {self.root + name!r}")
+            raise FormatError(f"{where}: the archive has no entry {shown(self.root + name)}")
         if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
-            raise FormatError(f"{where}: entry {name!r} is compressed or encrypted")
+            raise FormatError(f"{where}: entry {shown(name)} is compressed or encrypted")
         # The local header repeats the name and has an extra field of its own; it knows no sizes.
         start = info.header_offset
         header = self.file.read(start, 30) if start >= 0 else b""
         if header[:4] != b"PK\3\4" or len(header) < 30:
-            raise FormatError(f"{where}: no local header of entry {name!r} at byte {start}")
+            raise FormatError(f"{where}: no local header of entry {shown(name)} at byte {start}")
         name_length, extra_length = struct.unpack_from("<HH", header, 26)
         offset = start + 30 + name_length + extra_length
         if offset + info.file_size > self.file.size:
             raise FormatError(
-                f"{where}: entry {name!r} ends at byte {offset + info.file_size}, "
+                f"{where}: entry {shown(name)} ends at byte {offset + info.file_size}, "
                 f"the file has {self.file.size}"
             )
         return offset, info.file_size
 
-    def read(self, name: str, missing: bytes | None = None) -> bytes:
+    def read(self, name: str, *, most: int, missing: bytes | None = None) -> bytes:
         if missing is not None and self.root + name not in self.entries:
             return missing
-        return self.file.read(*self.find(name, str(self.path)))
+        offset, size = self.find(name, str(self.path))
+        if size > most:
+            raise FormatError(f"{self.path}: {name} has {size} bytes, expected at most {most}")
+        return self.file.read(offset, size)
+
+
+class _Bytes(io.RawIOBase):
+    """A mapped file as `zipfile` wants one; it reads the whole directory of an archive at once."""
+
+    def __init__(self, file: MappedFile) -> None:
+        self.file, self.at = file, 0
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self.at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self.at, io.SEEK_END: self.file.size}[whence]
+        if start + offset < 0:
+            raise OSError("a place before the file")  # as of a file that is too short
+        self.at = start + offset
+        return self.at
+
+    def read(self, count: int = -1) -> bytes:
+        left = max(0, self.file.size - self.at)
+        count = left if count < 0 else min(count, left)
+        if count > MAX_DIRECTORY:
+            raise FormatError(
+                f"{self.file.path}: the zip archive has a directory of {count} bytes, "
+                f"expected at most {MAX_DIRECTORY}"
+            )
+        data = self.file.read(self.at, count)
+        self.at += count
+        return data
 
 
 def _is_main(name: str) -> bool:
@@ -237,8 +289,10 @@ class _Pickle:
         self.memo: dict[int, Any] = {}
 
     def run(self) -> object:
-        for opcode, arg, position in pickletools.genops(self.data):
+        for count, (opcode, arg, position) in enumerate(pickletools.genops(self.data)):
             name = opcode.name
+            if count == MAX_OPCODES:
+                raise FormatError(f"more than {MAX_OPCODES} opcodes")
             if name == "STOP":
                 return self.stack.pop()
             if name in LITERALS:
@@ -272,8 +326,8 @@ class _Pickle:
     def fill(self, items: list[Any]) -> None:
         target = self.stack[-1]
         if isinstance(target, dict) and len(items) % 2 == 0:
-            if not all(isinstance(key, str | int) for key in items[::2]):
-                raise TypeError("a key that is no string or number")
+            if not all(isinstance(key, str) or _is_small(key) for key in items[::2]):
+                raise TypeError("a key that is no string or small number")
             target.update(zip(items[::2], items[1::2], strict=True))
         elif isinstance(target, list):
             target.extend(items)
@@ -295,7 +349,7 @@ class _Pickle:
         name = arg.replace(" ", ".") if arg is not None else ".".join(self.pop(2))
         known = name in FUNCTIONS or name in STORAGES or name in OTHER_STORAGES
         if not known and not name.startswith(OTHER_DTYPES):
-            raise FormatError(f"asks for {name!r}; only tensors are read from a .pth")
+            raise FormatError(f"asks for {shown(name)}; only tensors are read from a .pth")
         self.stack.append(_Global(name))
 
     def storage(self, _: Any) -> None:
@@ -342,12 +396,20 @@ ACTIONS: dict[str, Callable[[_Pickle, Any], None]] = {
 }
 
 
+def _is_small(value: object) -> bool:
+    return isinstance(value, int) and 0 <= value < MAX_KEY
+
+
 def _tensor_ref(args: Any, with_dtype: bool) -> _TensorRef:
     storage, offset, shape, strides = args[:4]
     if not isinstance(storage, _Storage):
         raise TypeError("a tensor without a storage")
+    for sizes in (shape, strides):
+        if not isinstance(sizes, tuple) or len(sizes) > MAX_DIMS:
+            found = f"{len(sizes)} dimensions" if isinstance(sizes, tuple) else _kind(sizes)
+            raise TypeError(f"a tensor with {found} for a shape, expected at most {MAX_DIMS}")
     if any(type(n) is not int for n in (offset, *shape, *strides)):
         raise TypeError("a tensor whose shape is not made of numbers")
     dtype = args[-1] if with_dtype else None
     name = dtype.name.removeprefix("torch.") if isinstance(dtype, _Global) else None
-    return _TensorRef(storage, offset, tuple(shape), tuple(strides), name)
+    return _TensorRef(storage, offset, shape, strides, name)

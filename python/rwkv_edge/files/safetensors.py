@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 from .._core import FormatError, UnsupportedError
-from .source import Checkpoint, MappedFile, MappedTensor
+from .form import read_bytes, shown
+from .source import Checkpoint, MappedFile, MappedTensor, check_names, check_shape
 
+SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can write half of a character
 DTYPES = {"F32": ("f32", 4), "F16": ("f16", 2), "BF16": ("bf16", 2)}
-MAX_HEADER = 100_000_000  # as the reference implementation has it
-MAX_JSON = 1 << 26  # bytes of a whole file
-MAX_DIMS = 8
+MAX_JSON = 1 << 24  # bytes; the header of a model of 14 billion weights has 200,000
 
 
 def read_safetensors(path: Path) -> Checkpoint:
@@ -29,17 +30,18 @@ def read_safetensors(path: Path) -> Checkpoint:
     """
     file = MappedFile(path)
     length = int.from_bytes(file.read(0, 8), "little")
-    if file.size < 8 or not 2 <= length <= min(MAX_HEADER, file.size - 8):
+    if file.size < 8 or not 2 <= length <= min(MAX_JSON, file.size - 8):
         raise FormatError(
-            f"{path}: a safetensors header of {length} bytes in a file of {file.size}; "
-            "is the download complete?"
+            f"{path}: a safetensors header of {length} bytes in a file of {file.size}, "
+            f"expected at most {MAX_JSON}; is the download complete?"
         )
     header = json_object(f"{path}: the safetensors header", file.read(8, length))
     metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+    if not isinstance(metadata, dict) or not all(map(_is_text, metadata.values())):
         raise FormatError(f"{path}: __metadata__ is not a JSON object of strings")
     if not header:
         raise FormatError(f"{path}: holds no tensors")
+    check_names(path, header)
     ranges = {name: _range(f"{path}: tensor {name!r}", info) for name, info in header.items()}
     _check_coverage(path, ranges, file.size - 8 - length)
     tensors = {}
@@ -52,22 +54,18 @@ def read_safetensors(path: Path) -> Checkpoint:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file; FormatError for anything else, OSError where it is not read."""
-    with path.open("rb") as file:
-        text = file.read(MAX_JSON + 1)
-    if len(text) > MAX_JSON:
-        raise FormatError(f"{path}: more than {MAX_JSON} bytes of JSON")
-    return json_object(f"{path}: the file", text)
+    return json_object(f"{path}: the file", read_bytes(path, MAX_JSON, "JSON of ours"))
 
 
 def json_object(where: str, text: bytes) -> dict[str, Any]:
     """The JSON object in `text`; FormatError, beginning with `where`, for anything else."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise ValueError(f"{twice!r} appears twice")
+        found: dict[str, Any] = {}
+        for name, value in pairs:
+            if name in found:
+                raise ValueError(f"{shown(name)} appears twice")
+            found[name] = value
         return found
 
     try:
@@ -84,17 +82,24 @@ def _range(where: str, info: Any) -> tuple[int, int]:
     if not isinstance(info, dict) or {"dtype", "shape", "data_offsets"} - info.keys():
         raise FormatError(f"{where}: expected dtype, shape and data_offsets")
     shape, offsets = info["shape"], info["data_offsets"]
-    if not _counts(shape) or not _counts(offsets) or len(offsets) != 2 or len(shape) > MAX_DIMS:
-        raise FormatError(f"{where}: impossible shape {shape!r} or data_offsets {offsets!r}")
+    if not _counts(shape) or not _counts(offsets) or len(offsets) != 2:
+        raise FormatError(
+            f"{where}: impossible shape {shown(shape)} or data_offsets {shown(offsets)}"
+        )
+    check_shape(where, tuple(shape))
     if not isinstance(info["dtype"], str) or info["dtype"] not in DTYPES:
-        raise UnsupportedError(f"{where} is {info['dtype']}, expected F32, F16 or BF16")
+        raise UnsupportedError(f"{where} is {shown(info['dtype'])}, expected F32, F16 or BF16")
     expected = math.prod(shape) * DTYPES[info["dtype"]][1]
     if offsets[1] - offsets[0] != expected:
         raise FormatError(
-            f"{where}: data_offsets {offsets} hold {offsets[1] - offsets[0]} bytes, "
+            f"{where}: data_offsets {shown(offsets)} hold {shown(offsets[1] - offsets[0])} bytes, "
             f"expected {expected} for {info['dtype']} {shape}"
         )
     return offsets[0], offsets[1]
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and not SURROGATE.search(value)
 
 
 def _counts(value: Any) -> bool:
@@ -106,9 +111,11 @@ def _check_coverage(path: Path, ranges: dict[str, tuple[int, int]], size: int) -
     end = 0
     for name, (first, last) in sorted(ranges.items(), key=lambda item: item[1]):
         if first != end:
-            raise FormatError(f"{path}: tensor {name!r} begins at byte {first}, expected {end}")
+            raise FormatError(
+                f"{path}: tensor {name!r} begins at byte {shown(first)}, expected {shown(end)}"
+            )
         end = last
     if end != size:
         raise FormatError(
-            f"{path}: the tensors end at byte {end} of {size}; is the download complete?"
+            f"{path}: the tensors end at byte {shown(end)} of {size}; is the download complete?"
         )

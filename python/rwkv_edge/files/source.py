@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from pathlib import Path
@@ -14,11 +15,42 @@ from numpy.typing import NDArray
 
 from .. import _core
 from .._core import FormatError, ModelFile, dequantize, type_block
+from .form import shown
 
 F32 = NDArray[np.float32]
 
 # How the values of plain types lie in a file; bfloat16 is the upper half of a float32.
 NUMPY_TYPES = {"f32": "<f4", "f16": "<f2", "bf16": "<u2"}
+
+# What a file may have at most (docs/security.md); cpp/io/model_file.h has the same for GGUF.
+MAX_TENSORS = 1 << 16
+MAX_NAME = 1024  # bytes of a tensor's name
+MAX_DIMS = 8
+MAX_VALUES = 1 << 56  # of a tensor: numpy counts bytes in 63 bits
+
+
+def check_names(path: Path, names: Collection[str]) -> None:
+    """FormatError where tensors are too many, or a name is too long or no Unicode."""
+    if len(names) > MAX_TENSORS:
+        raise FormatError(f"{path}: {len(names)} tensors, expected at most {MAX_TENSORS}")
+    for name in names:
+        try:
+            length = len(name.encode("utf-8"))
+        except UnicodeEncodeError:
+            raise FormatError(f"{path}: tensor {shown(name)} has a name that is no UTF-8") from None
+        if length > MAX_NAME:
+            raise FormatError(
+                f"{path}: tensor {shown(name)} has a name of {length} bytes, "
+                f"expected at most {MAX_NAME}"
+            )
+
+
+def check_shape(where: str, shape: tuple[int, ...]) -> None:
+    """FormatError, beginning with `where`, for a shape that no array can have."""
+    if len(shape) > MAX_DIMS:
+        raise FormatError(f"{where} has {len(shape)} dimensions, expected at most {MAX_DIMS}")
+    if any(n < 0 for n in shape) or math.prod(n or 1 for n in shape) > MAX_VALUES:
+        raise FormatError(f"{where} has the impossible shape {shown(list(shape))}")
 
 
 class Tensor(Protocol):
@@ -42,18 +74,17 @@ class Tensor(Protocol):
         """All bytes, in place; None where the file does not have them in this order."""
 
 
-class MappedFile:
+class MappedFile(_core.MappedFile):
     """A whole file, mapped for reading."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self._file = _core.MappedFile(path)
-        self._bytes = self._file.data
-        self.size = self._bytes.size
+        super().__init__(path)
+        self.path, self.bytes = path, self.data
+        self.size = self.bytes.size
 
     def read(self, offset: int, count: int) -> bytes:
         """`count` bytes from `offset`; the caller has checked that the file has them."""
-        return self._bytes[offset : offset + count].tobytes()
+        return self.bytes[offset : offset + count].tobytes()
 
     def view(
         self, kind: str, offset: int, shape: tuple[int, ...], strides: tuple[int, ...] | None = None
@@ -68,12 +99,8 @@ class MappedFile:
             shape = (*shape[:-1], shape[-1] // values * size)
         dtype = np.dtype(NUMPY_TYPES.get(kind, "u1"))
         steps = None if strides is None else tuple(n * dtype.itemsize for n in strides)
-        view: NDArray[Any] = np.ndarray(shape, dtype, self._bytes, offset, steps)
+        view: NDArray[Any] = np.ndarray(shape, dtype, self.bytes, offset, steps)
         return view
-
-    def forget(self) -> None:
-        """Give back the pages read so far, so that reading 14 GB does not look like using it."""
-        self._file.forget()
 
 
 @dataclass(frozen=True)

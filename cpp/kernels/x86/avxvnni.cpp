@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// x86-64 with AVX-512 VNNI, in vectors of 256 bits: where AVX2 multiplies, adds pairs and adds, one
-// instruction. Integer dots are exact, so the results are those of AVX2 to the bit. Everything but
-// block products is AVX2's.
+// x86-64 with AVX-VNNI: where AVX2 multiplies, adds pairs and adds, one instruction. Integer dots
+// are exact, so the results are those of AVX2 to the bit. Everything but block products is AVX2's.
 #include "kernels/generic/block_matmul.inl"
 #include "kernels/levels.h"
 #include "kernels/x86/avx2_blocks.inl"
@@ -9,7 +8,7 @@
 
 namespace rwkv_edge {
 
-void avx512vnni_kernels(Kernels& table) {
+void avxvnni_kernels(Kernels& table) {
     block_products<Avx2Kernel>(table);
     table.int8_peak = int8_peak;
 }
