@@ -5,6 +5,7 @@
 #include <arm_neon.h>
 #include <stdint.h>
 
+#include "kernels/generic/inlining.inl"
 #include "quant/blocks.h"
 
 namespace rwkv_edge {
@@ -74,8 +75,8 @@ inline void sum8(const F32 v[4], float* sums) {
     vst1q_f32(sums, vpaddq_f32(ab, cd));
 }
 
-inline void prefetch(const void* line) { __builtin_prefetch(line); }
-inline void prefetch_l2(const void* line) { __builtin_prefetch(line, 0, 2); }
+ALWAYS_INLINE void prefetch(const void* line) { __builtin_prefetch(line); }
+ALWAYS_INLINE void prefetch_l2(const void* line) { __builtin_prefetch(line, 0, 2); }
 
 constexpr int kDecodeRows = 4;  // the smallest cores fetch ahead in four streams
 

@@ -127,11 +127,10 @@ ALWAYS_INLINE __m256i byte_pair(__m256i v, int a, int b) {
 // AVX2,
 //   kLargest  the largest magnitude of a code less zero
 //   kVectors  how many vectors of codes 32 columns are
-//   kPrefetch whether a decode step must ask for blocks ahead
 
 // What a type has unless it says otherwise.
 struct UsualLayout {
-    enum { kVectors = 8, kPrefetch = 0, kHalfScales = 0 };
+    enum { kVectors = 8, kHalfScales = 0 };
 };
 
 struct Avx2 {
@@ -145,7 +144,6 @@ struct Avx2 {
 template <class L>
 concept Avx2Layout = BlockLayout<L, Avx2> && requires {
     requires L::kVectors == 8 || L::kVectors == 16;
-    requires L::kPrefetch == 0 || L::kPrefetch == 1;
     requires L::kLargest > 0 && L::kLargest <= 128;
 };
 
@@ -326,15 +324,7 @@ struct Layout<BlockQ5_K> : UsualLayout {
 
 template <>
 struct Layout<BlockQ6_K> : UsualLayout {
-    enum {
-        kBlocks = 8,
-        kGroup = 4,
-        kLargest = 32,
-        kZero = 32,
-        kOffset = 0,
-        kPrefetch = 1,
-        kHalfScales = 1
-    };
+    enum { kBlocks = 8, kGroup = 4, kLargest = 32, kZero = 32, kOffset = 0, kHalfScales = 1 };
     struct Header {
         F32 d;
         __m256i scales[4];  // four bytes each per row, two per 32 columns
@@ -374,15 +364,28 @@ struct Layout<BlockQ6_K> : UsualLayout {
     }
 };
 
+#ifdef __AVXVNNI__
+// Signed bytes are shifted up by 128: dpbusd takes unsigned codes.
 template <>
 struct Layout<BlockQ8_0> : UsualLayout, ScaleOnly {
-#ifdef __AVXVNNI__
-    // Dots take unsigned codes: 128 more.
     enum { kBlocks = 1, kGroup = 1, kLargest = 128, kZero = 128, kOffset = 0 };
+    template <class Use>
+    ALWAYS_INLINE static void codes(Rows at, const Header&, int, Use use) {
+        const __m256i top = _mm256_set1_epi8((char)0x80);
+        UNROLL
+        for (int half = 0; half < 2; ++half) {
+            __m256i bytes[4];
+            dwords(at, offsetof(BlockQ8_0, q) + (size_t)(16 * half), bytes);
+            UNROLL
+            for (int j = 0; j < 4; ++j) use(0, 4 * half + j, _mm256_xor_si256(bytes[j], top));
+        }
+    }
+};
 #else
-    // Codes are widened to i16: vector j holds columns 2j and 2j + 1.
+// Signed codes are widened to i16: vector j holds columns 2j and 2j + 1.
+template <>
+struct Layout<BlockQ8_0> : UsualLayout, ScaleOnly {
     enum { kBlocks = 1, kGroup = 1, kVectors = 16, kLargest = 128, kZero = 0, kOffset = 0 };
-#endif
     template <class Use>
     ALWAYS_INLINE static void codes(Rows at, const Header&, int, Use use) {
         UNROLL
@@ -391,16 +394,13 @@ struct Layout<BlockQ8_0> : UsualLayout, ScaleOnly {
             dwords(at, offsetof(BlockQ8_0, q) + (size_t)(16 * half), bytes);
             UNROLL
             for (int j = 0; j < 4; ++j) {
-#ifdef __AVXVNNI__
-                use(0, 4 * half + j, _mm256_xor_si256(bytes[j], _mm256_set1_epi8((char)0x80)));
-#else
                 use(0, 8 * half + 2 * j, byte_pair(bytes[j], 0, 1));
                 use(0, 8 * half + 2 * j + 1, byte_pair(bytes[j], 2, 3));
-#endif
             }
         }
     }
 };
+#endif
 
 static_assert(Avx2Layout<Layout<BlockQ8_0>> && Avx2Layout<Layout<BlockQ4_0>> &&
               Avx2Layout<Layout<BlockQ4_1>> && Avx2Layout<Layout<BlockQ5_0>> &&

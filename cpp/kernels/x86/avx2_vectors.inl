@@ -5,6 +5,7 @@
 #include <immintrin.h>
 #include <stdint.h>
 
+#include "kernels/generic/inlining.inl"
 #include "quant/blocks.h"
 
 namespace rwkv_edge {
@@ -57,8 +58,8 @@ inline void sum8(const F32 v[4], float* sums) {
     _mm_storeu_ps(sums, _mm_add_ps(_mm_add_ps(a, c), _mm_add_ps(b, d)));
 }
 
-inline void prefetch(const void* line) { _mm_prefetch((const char*)line, _MM_HINT_T0); }
-inline void prefetch_l2(const void* line) { _mm_prefetch((const char*)line, _MM_HINT_T1); }
+ALWAYS_INLINE void prefetch(const void* line) { _mm_prefetch((const char*)line, _MM_HINT_T0); }
+ALWAYS_INLINE void prefetch_l2(const void* line) { _mm_prefetch((const char*)line, _MM_HINT_T1); }
 
 constexpr int kDecodeRows = 8;
 
