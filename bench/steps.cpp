@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Where the time of a step goes: milliseconds per verb of ops.h, and for products per type and
-// shape the rate at which weights were read. Arguments: MODEL [threads]
-// [tokens of each session] [sessions].
+// shape the rate at which weights were read; by input, those of the rows that were needed.
+// Arguments: MODEL [threads] [tokens of each session] [sessions].
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -27,6 +27,7 @@ double since(Clock::time_point start) {
 struct Entry {
     double seconds = 0.0;
     int64_t calls = 0, bytes = 0;
+    int64_t inputs = 0, zeros = 0;  // of products by input
 };
 
 // Passes every verb on and adds up what it took. Products that share a region are told apart by
@@ -42,13 +43,26 @@ public:
     }
     void matmul(std::span<const MatmulJob> jobs, int64_t tokens) override {
         std::string name = "matmul";
-        int64_t bytes = 0;
+        int64_t bytes = 0, inputs = 0, zeros = 0;
         for (const MatmulJob& job : jobs) {
             name += " " + std::string(type_info(job.w.type).name) + ":" +
                     std::to_string(job.w.rows) + "x" + std::to_string(job.w.cols);
-            bytes += job.w.bytes();
+            if (!job.w.by_input) {
+                bytes += job.w.bytes();
+                continue;
+            }
+            name += " by input";
+            for (int64_t i = 0; i < job.w.rows; ++i) {  // which the CPU's backend lets us look at
+                int64_t active = 0;
+                for (int64_t t = 0; t < tokens; ++t) active += job.x.x[t * job.w.rows + i] != 0.0f;
+                inputs += tokens;
+                zeros += tokens - active;
+                if (active > 0) bytes += job.w.row_bytes();
+            }
         }
         timed(name, [&] { ops_->matmul(jobs, tokens); }, bytes);
+        entries[name].inputs += inputs;
+        entries[name].zeros += zeros;
     }
     void norm(const float* x, const Norm& norm, float eps, int64_t tokens, int64_t n,
               float* y) override {
@@ -128,7 +142,11 @@ void measure(const std::string& path, int threads, int64_t tokens, int64_t sessi
                     100 * entry.seconds / total, static_cast<long long>(entry.calls / steps));
         if (entry.bytes > 0)
             std::printf(" %6.1f GB/s", static_cast<double>(entry.bytes) / entry.seconds / 1e9);
-        std::printf("  %s\n", name.c_str());
+        std::printf("  %s", name.c_str());
+        if (entry.inputs > 0)
+            std::printf(", %.1f %% zeros", 100.0 * static_cast<double>(entry.zeros) /
+                                               static_cast<double>(entry.inputs));
+        std::printf("\n");
     }
     std::printf("%9.3f ms %5.1f %%  between verbs\n", 1e3 * (total - named) / steps,
                 100 * (total - named) / total);

@@ -13,6 +13,7 @@ one tensor is ever in memory.
 from __future__ import annotations
 
 import argparse
+import math
 import struct
 import sys
 import zipfile
@@ -20,17 +21,19 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 from rwkv_edge.convert.names import plan_model
 from rwkv_edge.convert.policy import CHUNK_VALUES, Types
 from rwkv_edge.convert.vocab import WORLD, read_vocabulary, world_file, world_vocabulary
-from rwkv_edge.convert.write import write_model
+from rwkv_edge.convert.write import by_input, write_model
 from rwkv_edge.files.gguf_writer import Progress, Value, string
 from rwkv_edge.files.source import F32, Checkpoint
 
 BLOCK_ROWS = 256  # each block of rows has its own random stream, so rows can be made in any order
 ALIGNMENT = 64
+FFN_MEAN = 0.5  # of what goes into a channel mix whose share of zeros was chosen
 
 
 @dataclass(frozen=True)
@@ -127,8 +130,8 @@ class RandomTensor:
 class Maker:
     """Collects the tensors of a checkpoint under BlinkDL's names."""
 
-    def __init__(self, size: Size, seed: int) -> None:
-        self.size, self.seed = size, seed
+    def __init__(self, size: Size, seed: int, ffn_zeros: float | None) -> None:
+        self.size, self.seed, self.ffn_zeros = size, seed, ffn_zeros
         self.tensors: dict[str, RandomTensor] = {}
 
     def add(self, name: str, shape: tuple[int, ...], mean: float, std: float) -> None:
@@ -137,26 +140,48 @@ class Maker:
     def vector(self, name: str, mean: float, std: float, width: int | None = None) -> None:
         self.add(name, (1, 1, width or self.size.width), mean, std)
 
-    def norm(self, name: str) -> None:
+    def norm(self, name: str, mean: float = 0.0) -> None:
         self.add(f"{name}.weight", (self.size.width,), 1.0, 0.1)
-        self.add(f"{name}.bias", (self.size.width,), 0.0, 0.05)
+        self.add(f"{name}.bias", (self.size.width,), mean, 0.05)
 
     def matrix(self, name: str, rows: int, columns: int, gain: float = 1.0) -> None:
         self.add(name, (rows, columns), 0.0, gain * columns**-0.5)
+
+    def ffn_norm(self, name: str) -> None:
+        self.norm(name, 0.0 if self.ffn_zeros is None else FFN_MEAN)
+
+    def ffn_key(self, ffn: str) -> None:
+        """Half of its products are positive; with `ffn_zeros`, so many are not.
+
+        The input has mean FFN_MEAN in every channel, so a constant in the matrix lowers them all.
+        """
+        width, below = self.size.width, 0.0
+        if self.ffn_zeros is not None:
+            # Mixes of two inputs that hardly depend on each other have (1 - m)^2 + m^2 of their
+            # variance, with m = 0.5 +- 0.2.
+            std = math.sqrt(0.58 + FFN_MEAN**2)
+            below = -NormalDist().inv_cdf(self.ffn_zeros) * std / (width * FFN_MEAN)
+        self.add(f"{ffn}key.weight", (self.size.ffn, width), below, width**-0.5)
 
     def squares(self, prefix: str, gains: dict[str, float]) -> None:
         for name, gain in gains.items():
             self.matrix(f"{prefix}{name}.weight", self.size.width, self.size.width, gain)
 
 
-def random_tensors(size: Size, seed: int) -> dict[str, RandomTensor]:
-    """A checkpoint with BlinkDL's names, in the order of a real one."""
-    make = Maker(size, seed)
+def random_tensors(
+    size: Size, seed: int, ffn_zeros: float | None = None
+) -> dict[str, RandomTensor]:
+    """A checkpoint with BlinkDL's names, in the order of a real one.
+
+    `ffn_zeros` is about the share of zeros that relu^2 leaves; by itself it would be a half.
+    """
+    make = Maker(size, seed, ffn_zeros)
     make.matrix("emb.weight", size.vocab, size.width, gain=size.width**0.5)
     time_mix, channel_mix = MIXES[size.version]
     for i in range(size.layers):
         for name in ("ln1", "ln2") if i else ("ln1", "ln2", "ln0"):
-            make.norm(f"blocks.{i}.{name}")
+            norm = make.ffn_norm if name == "ln2" else make.norm
+            norm(f"blocks.{i}.{name}")
         time_mix(make, f"blocks.{i}.att.")
         channel_mix(make, f"blocks.{i}.ffn.")
     make.norm("ln_out")
@@ -220,14 +245,14 @@ def gated_channel_mix(make: Maker, ffn: str) -> None:
     """Of versions 4 to 6."""
     for x in "kr":
         make.vector(f"{ffn}time_{'maa' if make.size.version == '6' else 'mix'}_{x}", 0.5, 0.2)
-    make.matrix(f"{ffn}key.weight", make.size.ffn, make.size.width)
+    make.ffn_key(ffn)
     make.matrix(f"{ffn}receptance.weight", make.size.width, make.size.width)
     make.matrix(f"{ffn}value.weight", make.size.width, make.size.ffn, 0.5)
 
 
 def channel_mix_7(make: Maker, ffn: str) -> None:
     make.vector(f"{ffn}x_k", 0.5, 0.2)
-    make.matrix(f"{ffn}key.weight", make.size.ffn, make.size.width)
+    make.ffn_key(ffn)
     make.matrix(f"{ffn}value.weight", make.size.width, make.size.ffn, 0.5)
 
 
@@ -269,9 +294,18 @@ def _description(vocabulary: str) -> dict[str, Value]:
 
 
 def write_gguf(
-    target: Path, size: Size, seed: int, types: Types, progress: Progress | None = None
+    target: Path,
+    size: Size,
+    seed: int,
+    types: Types,
+    progress: Progress | None = None,
+    *,
+    ffn_zeros: float | None = None,
+    sparse_ffn: bool = False,
 ) -> None:
-    metadata, outputs = plan_model(Checkpoint(target, random_tensors(size, seed)))
+    metadata, outputs = plan_model(Checkpoint(target, random_tensors(size, seed, ffn_zeros)))
+    if sparse_ffn:
+        outputs = by_input(target, outputs, types)
     metadata["general.name"] = string(f"random RWKV-{size.version} {size.layers}x{size.width}")
     write_model(target, metadata | vocabulary(size.vocab), outputs, types, progress=progress)
 
@@ -279,9 +313,16 @@ def write_gguf(
 # ---- .pth ---------------------------------------------------------------------------------------
 
 
-def write_pth(target: Path, size: Size, seed: int, progress: Progress | None = None) -> None:
+def write_pth(
+    target: Path,
+    size: Size,
+    seed: int,
+    progress: Progress | None = None,
+    *,
+    ffn_zeros: float | None = None,
+) -> None:
     """A zip of stored entries as torch.save writes it, bytes aligned to multiples of 64."""
-    tensors = list(random_tensors(size, seed).values())
+    tensors = list(random_tensors(size, seed, ffn_zeros).values())
     total, done = sum(tensor.nbytes for tensor in tensors), 0
     temporary = target.with_name(target.name + ".part")
     try:
@@ -365,6 +406,10 @@ def main() -> None:
     parser.add_argument("--head-type", help="type of the output matrix")
     parser.add_argument("--embd-type", help="type of the embedding")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--ffn-zeros", type=float, metavar="SHARE", help="of relu^2, such as 0.88 (about 0.5)"
+    )
+    parser.add_argument("--sparse-ffn", action="store_true", help="as of convert")
     parser.add_argument("--pth", action="store_true", help="write a bfloat16 .pth, not a GGUF")
     args = parser.parse_args()
     size = SIZES[args.version].get(args.size)
@@ -372,15 +417,25 @@ def main() -> None:
         parser.error(
             f"--size {args.size}: version {args.version} has {', '.join(SIZES[args.version])}"
         )
+    if args.ffn_zeros is not None and not 0 < args.ffn_zeros < 1:
+        parser.error(f"--ffn-zeros {args.ffn_zeros}: expected a share between 0 and 1")
     progress = show_progress if sys.stderr.isatty() else None
     if args.pth:
-        write_pth(args.target, size, args.seed, progress)
+        write_pth(args.target, size, args.seed, progress, ffn_zeros=args.ffn_zeros)
         return
     try:
         types = Types.choose(args.type, args.head_type, args.embd_type)
     except ValueError as error:
         parser.error(str(error))
-    write_gguf(args.target, size, args.seed, types, progress)
+    write_gguf(
+        args.target,
+        size,
+        args.seed,
+        types,
+        progress,
+        ffn_zeros=args.ffn_zeros,
+        sparse_ffn=args.sparse_ffn,
+    )
 
 
 if __name__ == "__main__":

@@ -23,6 +23,8 @@ constexpr int64_t kExpWork = 32;  // what a channel of wkv4 costs, with its four
 // What a thread takes of the weights at a time, at least: enough to walk through memory in runs. A
 // kernel works on up to 32 rows at a time.
 constexpr int64_t kUnitBytes = 65536, kRowGrain = 32;
+// Of a matrix by input a thread takes columns: so many that a row's piece is some cache lines.
+constexpr int64_t kColumnGrain = 128;
 constexpr int64_t kWideRows = 8;  // of a type without a kernel, dequantised together
 constexpr int64_t kChunk = 64;    // see Backend::chunk
 
@@ -38,14 +40,23 @@ struct Prepared {
     int64_t cols = 0;
     AlignedVector<float> mixed;  // [tokens, cols], of an input that is a mix
     bool wants_rounded = false;
-    int64_t rounded_bytes = 0;         // of a token
-    AlignedVector<std::byte> rounded;  // as this level has it
+    int64_t rounded_bytes = 0;          // of a token
+    AlignedVector<std::byte> rounded;   // as this level has it
+    bool wants_active = false;          // for a matrix by input
+    AlignedVector<ActiveInput> active;  // [tokens, cols], those of each token from its begin on
+    AlignedVector<int64_t> counts;      // [tokens] of them
 
     const float* floats() const { return input.to == nullptr ? input.x : mixed.data(); }
 };
 
-bool wants_rounded(const Kernels& kernels, Type type) {
-    return type_info(type).block_len > 1 && kernels.matmul[static_cast<int>(type)] != nullptr;
+bool wants_rounded(const Kernels& kernels, const Tensor& w) {
+    return !w.by_input && type_info(w.type).block_len > 1 &&
+           kernels.matmul[static_cast<int>(w.type)] != nullptr;
+}
+
+// How many outputs belong together when a product is cut.
+int64_t grain(const Tensor& w) {
+    return w.by_input ? std::max<int64_t>(kColumnGrain, type_info(w.type).block_len) : kRowGrain;
 }
 
 class CpuOps final : public Ops {
@@ -66,7 +77,7 @@ public:
         for (const MatmulJob& job : jobs) {
             total += job.w.bytes();
             widest = std::max(widest, job.w.cols);
-            unit = std::max(unit, kRowGrain * job.w.row_bytes());
+            unit = std::max(unit, job.w.bytes() / job.w.outputs() * grain(job.w));
         }
         // twice: a dequantised group of rows, and what the kernel itself asks for
         for (auto& scratch : scratch_)
@@ -77,11 +88,11 @@ public:
         pool_.run(units, [&](int64_t begin, int64_t end, int worker) {
             int64_t before = 0;
             for (const MatmulJob& job : jobs) {
-                const int64_t first = row_at(job.w, total * begin / units - before),
-                              last = row_at(job.w, total * end / units - before);
+                const int64_t first = output_at(job.w, total * begin / units - before),
+                              last = output_at(job.w, total * end / units - before);
                 if (first < last)
-                    rows(job, tokens, first, last,
-                         scratch_[static_cast<std::size_t>(worker)].data());
+                    outputs(job, tokens, first, last,
+                            scratch_[static_cast<std::size_t>(worker)].data());
                 before += job.w.bytes();
             }
         });
@@ -204,11 +215,12 @@ private:
               [&](int64_t i) { body(state.runs[static_cast<std::size_t>(i / parts)], i % parts); });
     }
 
-    // The row, a multiple of the grain, in which byte `offset` of a matrix lies.
-    static int64_t row_at(const Tensor& w, int64_t offset) {
+    // The output, a multiple of the grain, to which byte `offset` of a matrix belongs, were they
+    // one after another.
+    static int64_t output_at(const Tensor& w, int64_t offset) {
         if (offset <= 0) return 0;
-        if (offset >= w.bytes()) return w.rows;
-        return offset / w.row_bytes() / kRowGrain * kRowGrain;
+        if (offset >= w.bytes()) return w.outputs();
+        return offset / (w.bytes() / w.outputs()) / grain(w) * grain(w);
     }
 
     // Every distinct input as the kernels of its products want it: mixed, and rounded or not.
@@ -221,17 +233,23 @@ private:
                 if (prepared_used_ == prepared_.size()) prepared_.emplace_back();
                 p = &prepared_[prepared_used_++];
                 p->input = job.x;
-                p->cols = job.w.cols;
-                p->wants_rounded = false;
+                p->cols = job.w.inputs();
+                p->wants_rounded = p->wants_active = false;
             }
-            p->wants_rounded |= wants_rounded(kernels_, job.w.type);
+            p->wants_rounded |= wants_rounded(kernels_, job.w);
+            p->wants_active |= job.w.by_input;
         }
         for (std::size_t i = 0; i < prepared_used_; ++i) {
             Prepared& p = prepared_[i];
             p.rounded_bytes = p.wants_rounded ? kernels_.rounded_bytes(p.cols) : 0;
             reserve(p.rounded, kChunk * p.rounded_bytes);
             if (p.input.to != nullptr) reserve(p.mixed, kChunk * p.cols);
-            if (p.wants_rounded || p.input.to != nullptr) elements += tokens * p.cols;
+            if (p.wants_active) {
+                reserve(p.active, kChunk * p.cols);
+                reserve(p.counts, kChunk);
+            }
+            if (p.wants_rounded || p.wants_active || p.input.to != nullptr)
+                elements += tokens * p.cols;
         }
         if (elements == 0) return;
         const auto inputs = static_cast<int64_t>(prepared_used_);
@@ -249,6 +267,16 @@ private:
         if (p.wants_rounded)
             kernels_.round_activations(p.floats() + at, p.cols,
                                        p.rounded.data() + t * p.rounded_bytes);
+        if (p.wants_active) {
+            const float* x = p.floats() + at;
+            ActiveInput* active = p.active.data() + at;
+            int64_t n = 0;
+            for (int64_t i = 0; i < p.cols; ++i) {  // without branches, which nobody could foresee
+                active[n] = {static_cast<int32_t>(i), x[i]};
+                n += x[i] != 0.0f;
+            }
+            p.counts[static_cast<std::size_t>(t)] = n;
+        }
     }
 
     Prepared* find_prepared(const Input& input) {
@@ -257,11 +285,46 @@ private:
         return nullptr;
     }
 
-    // One thread's share of a product: rows [first, last) for all tokens, with the epilogue.
+    // One thread's share of a product: [first, last) for all tokens, with the epilogue.
+    void outputs(const MatmulJob& job, int64_t tokens, int64_t first, int64_t last,
+                 std::byte* scratch) {
+        if (job.w.by_input)
+            columns(job, tokens, first, last, scratch);
+        else
+            rows(job, tokens, first, last, scratch);
+        for (int64_t t = 0; t < tokens; ++t) {
+            const int64_t at = t * job.w.outputs() + first;
+            finish(job, job.y + at, at, first, last - first);
+        }
+    }
+
+    void columns(const MatmulJob& job, int64_t tokens, int64_t first, int64_t last,
+                 std::byte* scratch) {
+        const Prepared& x = *find_prepared(job.x);
+        const InputMatmulArgs args{.w = job.w.data,
+                                   .row_bytes = job.w.row_bytes(),
+                                   .col_begin = first,
+                                   .col_end = last,
+                                   .inputs = x.active.data(),
+                                   .inputs_stride = x.cols,
+                                   .counts = x.counts.data(),
+                                   .tokens = tokens,
+                                   .y = job.y,
+                                   .y_stride = job.w.cols,
+                                   .scratch = scratch};
+        for (int64_t t = 0; t < tokens; ++t)
+            std::fill(args.y + t * args.y_stride + first, args.y + t * args.y_stride + last, 0.0f);
+        const InputMatmul kernel = kernels_.input_matmul[static_cast<int>(job.w.type)];
+        if (kernel != nullptr)
+            kernel(args);
+        else
+            dequantised_inputs(job.w, args, scratch + matmul_scratch_bytes(job.w.cols));
+    }
+
     void rows(const MatmulJob& job, int64_t tokens, int64_t first, int64_t last,
               std::byte* scratch) {
         const Prepared& x = *find_prepared(job.x);
-        const bool rounded = wants_rounded(kernels_, job.w.type);
+        const bool rounded = wants_rounded(kernels_, job.w);
         MatmulArgs args{.w = job.w.data,
                         .row_bytes = job.w.row_bytes(),
                         .cols = job.w.cols,
@@ -280,17 +343,13 @@ private:
         } else {
             dequantised_rows(job, args, scratch + matmul_scratch_bytes(job.w.cols));
         }
-        for (int64_t t = 0; t < tokens; ++t) {
-            const int64_t at = t * job.w.rows + first;
-            finish(job, job.y + at, at, first, last - first);
-        }
     }
 
-    // What follows the product: n values of y, which begin at `at` of all, `row` of the token.
-    void finish(const MatmulJob& job, float* y, int64_t at, int64_t row, int64_t n) const {
+    // What follows the product: n values of y, which begin at `at` of all, `first` of the token.
+    void finish(const MatmulJob& job, float* y, int64_t at, int64_t first, int64_t n) const {
         if (job.scale != 1.0f)
             for (int64_t i = 0; i < n; ++i) y[i] *= job.scale;
-        if (job.bias != nullptr) kernels_.add(job.bias + row, n, y);
+        if (job.bias != nullptr) kernels_.add(job.bias + first, n, y);
         activate(job.activate, y, n);
         if (job.gate != nullptr) kernels_.mul(y, job.gate + at, n, y);
         if (job.residual != nullptr) kernels_.add(y, n, job.residual + at);
@@ -312,6 +371,39 @@ private:
             group.row_end = count;
             group.y = args.y + r;
             kernels_.matmul[static_cast<int>(Type::F32)](group);
+        }
+    }
+
+    // The same by input: each active row becomes floats once for all tokens.
+    void dequantised_inputs(const Tensor& w, InputMatmulArgs args, std::byte* scratch) const {
+        const TypeInfo& type = type_info(w.type);
+        float* wide = reinterpret_cast<float*>(scratch);
+        const int64_t first = args.col_begin, n = args.col_end - first, one = 1;
+        int64_t next[kChunk] = {};  // of each token's active inputs
+        ActiveInput input{.row = 0, .x = 0.0f};
+        InputMatmulArgs row = args;
+        row.w = wide;
+        row.col_begin = 0;
+        row.col_end = n;
+        row.inputs = &input;
+        row.counts = &one;
+        row.tokens = 1;
+        for (int32_t r = 0; r < w.rows; ++r) {
+            bool is_wide = false;
+            for (int64_t t = 0; t < args.tokens; ++t) {
+                if (next[t] == args.counts[t]) continue;
+                const ActiveInput& active = args.inputs[t * args.inputs_stride + next[t]];
+                if (active.row != r) continue;
+                if (!is_wide)
+                    type.dequantize(static_cast<const std::byte*>(args.w) + r * args.row_bytes +
+                                        type_bytes(w.type, first),
+                                    wide, n);
+                is_wide = true;
+                ++next[t];
+                input.x = active.x;
+                row.y = args.y + t * args.y_stride + first;
+                kernels_.input_matmul[static_cast<int>(Type::F32)](row);
+            }
         }
     }
 

@@ -20,6 +20,11 @@ struct Tensor {
     const void* data = nullptr;
     Type type = Type::F32;
     int64_t rows = 0, cols = 0;  // [out, in]
+    // It lies transposed, [in, out]: a product then reads only the rows whose inputs are not zero.
+    bool by_input = false;
+
+    int64_t inputs() const { return by_input ? rows : cols; }
+    int64_t outputs() const { return by_input ? cols : rows; }
 
     // Part `i` of `count` equal groups of rows.
     Tensor part(int64_t i, int64_t count) const {
@@ -68,11 +73,11 @@ enum class Activate { None, Tanh, Sigmoid, Silu, Relu2, Decay6, Decay7 };
 struct MatmulJob {
     Tensor w;
     Input x;
-    float* y;  // [tokens, w.rows]
+    float* y;  // [tokens, w.outputs()], as all below
     Activate activate = Activate::None;
-    const float* bias = nullptr;  // [w.rows]
-    const float* gate = nullptr;  // [tokens, w.rows]
-    float* residual = nullptr;    // [tokens, w.rows]
+    const float* bias = nullptr;  // [w.outputs()]
+    const float* gate = nullptr;
+    float* residual = nullptr;
     float scale = 1.0f;
 };
 

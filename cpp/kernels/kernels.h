@@ -39,6 +39,31 @@ static inline int64_t matmul_scratch_bytes(int64_t cols) {
 }
 typedef void (*Matmul)(const MatmulArgs& args);
 
+// An input that is not zero, and the row of the matrix that it stands for.
+struct ActiveInput {
+    int32_t row;
+    float x;
+};
+
+// y[t * y_stride + c] += sum of x * w[row, c] over the active inputs of token t, for c in
+// [col_begin, col_end). The matrix lies by input, so that the rows of all others are never read.
+// Each sum is one chain: it begins with what y holds and takes the inputs in their order. The
+// weights are as the codec of their type gives them.
+struct InputMatmulArgs {
+    const void* w;  // [inputs, outputs] blocks, row_bytes apart; any alignment
+    int64_t row_bytes;
+    int64_t col_begin, col_end;  // multiples of 32 and of the type's block
+    const ActiveInput* inputs;   // those of token t begin at t * inputs_stride; rows rise
+    int64_t inputs_stride;
+    const int64_t* counts;  // [tokens] how many they are
+    int64_t tokens;
+    float* y;
+    int64_t y_stride;
+    void* scratch;  // kInputScratch bytes, 64-byte aligned, for the length of the call
+};
+enum : int { kInputScratch = 20480 };
+typedef void (*InputMatmul)(const InputMatmulArgs& args);
+
 // Some channels of RWKV-4 (paper arXiv:2305.13048, appendix D). Sums of exponentials are kept as
 // numerators a and denominators b, both divided by e^p with p the largest exponent so far, so that
 // nothing overflows. Per channel:
@@ -85,6 +110,8 @@ struct Kernels {
 
     // Null: the engine dequantises rows and multiplies as F32.
     Matmul matmul[kTypeSlots];
+    // For the same types.
+    InputMatmul input_matmul[kTypeSlots];
     // Block types take activations rounded to 8 bits in blocks of 32: x[k] ~ scale[k / 32] * q[k],
     // scale = max|x| / 127; q = x * (127 / max|x|), nearest, halves to even. How a row of them lies
     // in memory is the level's own business, so

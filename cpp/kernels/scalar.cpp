@@ -115,6 +115,35 @@ void matmul_blocks(const MatmulArgs& a) {
     }
 }
 
+// --- matmul by input ---
+
+template <class Weight, int kColumns>
+float weight_at(const void* row, int64_t c) {
+    if constexpr (kColumns == 1) {
+        return element((const Weight*)row, c);
+    } else {
+        const Weight& block = ((const Weight*)row)[c / kColumns];
+        const int i = (int)(c % kColumns);
+        const ScaleOffset w = scale_offset(block, i / kBlock * kBlock);
+        return w.d * (float)(factor(block, i) * code(block, i)) + w.m;
+    }
+}
+
+template <class Weight, int kColumns = 1>
+void matmul_by_input(const InputMatmulArgs& a) {
+    for (int64_t t = 0; t < a.tokens; ++t) {
+        const ActiveInput* input = a.inputs + t * a.inputs_stride;
+        float* y = a.y + t * a.y_stride;
+        for (int64_t i = 0; i < a.counts[t]; ++i, ++input) {
+            const char* row = (const char*)a.w + input->row * a.row_bytes;
+            for (int64_t c = a.col_begin; c < a.col_end; ++c)
+                y[c] += input->x * weight_at<Weight, kColumns>(row, c);
+        }
+    }
+}
+
+// --- activations ---
+
 int64_t rounded_bytes(int64_t cols) {
     return (cols / kBlock * (int64_t)sizeof(RoundedBlock) + 63) / 64 * 64;
 }
@@ -310,6 +339,17 @@ void scalar_kernels(Kernels& table) {
     table.matmul[(int)Type::Q4_K] = matmul_blocks<BlockQ4_K, kSuperBlock>;
     table.matmul[(int)Type::Q5_K] = matmul_blocks<BlockQ5_K, kSuperBlock>;
     table.matmul[(int)Type::Q6_K] = matmul_blocks<BlockQ6_K, kSuperBlock>;
+    table.input_matmul[(int)Type::F32] = matmul_by_input<float>;
+    table.input_matmul[(int)Type::F16] = matmul_by_input<Half>;
+    table.input_matmul[(int)Type::BF16] = matmul_by_input<Bfloat16>;
+    table.input_matmul[(int)Type::Q8_0] = matmul_by_input<BlockQ8_0, kBlock>;
+    table.input_matmul[(int)Type::Q4_0] = matmul_by_input<BlockQ4_0, kBlock>;
+    table.input_matmul[(int)Type::Q4_1] = matmul_by_input<BlockQ4_1, kBlock>;
+    table.input_matmul[(int)Type::Q5_0] = matmul_by_input<BlockQ5_0, kBlock>;
+    table.input_matmul[(int)Type::Q5_1] = matmul_by_input<BlockQ5_1, kBlock>;
+    table.input_matmul[(int)Type::Q4_K] = matmul_by_input<BlockQ4_K, kSuperBlock>;
+    table.input_matmul[(int)Type::Q5_K] = matmul_by_input<BlockQ5_K, kSuperBlock>;
+    table.input_matmul[(int)Type::Q6_K] = matmul_by_input<BlockQ6_K, kSuperBlock>;
     table.rounded_bytes = rounded_bytes;
     table.round_activations = round_activations;
     table.layer_norm = layer_norm;

@@ -54,6 +54,17 @@ Tensor Binder::matrix(const std::string& name, const Shape& shape) {
     return backend_.matrix(find_matrix(name, shape));
 }
 
+Tensor Binder::matrix_either_way(const std::string& name, int64_t rows, int64_t cols) {
+    const std::string usual = name + ".weight", transposed = name + "_t.weight";
+    if (!has(transposed)) return matrix(usual, {rows, cols});
+    if (has(usual))
+        throw FormatError(cat(file_.path(), ": tensors '", usual, "' and '", transposed,
+                              "' are the same matrix, expected one of them"));
+    Tensor tensor = find_matrix(transposed, {cols, rows});
+    tensor.by_input = true;
+    return backend_.matrix(tensor);
+}
+
 std::vector<Tensor> Binder::matrices(const std::string& name, const Shape& shape, int64_t count) {
     const Tensor all = find_matrix(name, shape);
     std::vector<Tensor> parts;

@@ -23,6 +23,8 @@ public:
     bool has(const std::string& name) const { return file_.find_tensor(name) != nullptr; }
     // A matrix of any type, for products; all dimensions but the last make up its rows.
     Tensor matrix(const std::string& name, const Shape& shape);
+    // The matrix `name`.weight, or in its place `name`_t.weight, which is the same by input.
+    Tensor matrix_either_way(const std::string& name, int64_t rows, int64_t cols);
     // `count` matrices that lie one below the other as one tensor of that shape.
     std::vector<Tensor> matrices(const std::string& name, const Shape& shape, int64_t count);
     // A matrix of which steps look up rows.

@@ -94,7 +94,7 @@ public:
                                binder.vector(prefix + "lerp_r.weight", {n_embd_}),
                                binder.matrix(prefix + "receptance.weight", {n_embd_, n_embd_}),
                                binder.matrix(prefix + "key.weight", {n_ffn_, n_embd_}),
-                               binder.matrix(prefix + "value.weight", {n_embd_, n_ffn_}),
+                               binder.matrix_either_way(prefix + "value", n_embd_, n_ffn_),
                                scales[static_cast<std::size_t>(i)]});
         }
     }

@@ -160,7 +160,7 @@ public:
             const std::string prefix = cat("blk.", i, ".channel_mix_");
             layers_.push_back({binder.vector(prefix + "lerp_k.weight", {n_embd_}),
                                binder.matrix(prefix + "key.weight", {n_ffn_, n_embd_}),
-                               binder.matrix(prefix + "value.weight", {n_embd_, n_ffn_})});
+                               binder.matrix_either_way(prefix + "value", n_embd_, n_ffn_)});
         }
     }
 

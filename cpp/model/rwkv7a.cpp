@@ -26,7 +26,8 @@ public:
             };
             layers_.push_back(
                 {binder.vector(prefix + "lerp_k.weight", {n_embd_}),
-                 matrix("key.weight", n_ffn_, n_embd_), matrix("value.weight", n_embd_, n_ffn_),
+                 matrix("key.weight", n_ffn_, n_embd_),
+                 binder.matrix_either_way(prefix + "value", n_embd_, n_ffn_),
                  binder.table(prefix + "s_emb.weight", {config.n_vocab, kSide * kSide}),
                  matrix("s_emb_x.weight", kSide * kSide, n_embd_),
                  matrix("s1.weight", kSide, n_embd_), matrix("s2.weight", n_ffn_, kSide),

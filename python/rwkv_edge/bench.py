@@ -14,7 +14,7 @@ import numpy as np
 
 from . import _core
 from .model import Batch, Model
-from .model_file import bytes_per_token, open_model_file, weights_per_token
+from .model_file import by_input, bytes_per_token, open_model_file, weights_per_token
 
 HEAD = "output.weight"
 
@@ -29,7 +29,8 @@ class Work:
     """What a model's weights ask for.
 
     Operations are two per weight of a matrix, counted apart for float types and for block types,
-    which are multiplied in 8 bits: (float, int8).
+    which are multiplied in 8 bits: (float, int8). Matrices by input are multiplied in floats, and
+    counted whole.
     """
 
     bytes_per_token: int
@@ -42,8 +43,9 @@ class Work:
     @classmethod
     def of(cls, file: _core.ModelFile) -> Work:
         layers, head = [0, 0], [0, 0]
+        in_floats = {tensor.name for tensor in by_input(file)}
         for tensor in matrices(file):
-            in_blocks = _core.type_block(tensor.type)[0] > 1
+            in_blocks = _core.type_block(tensor.type)[0] > 1 and tensor.name not in in_floats
             place = head if tensor.name == HEAD else layers
             place[in_blocks] += 2 * math.prod(tensor.shape)
         return cls(bytes_per_token(file), (layers[0], layers[1]), (head[0], head[1]))

@@ -15,7 +15,7 @@ from .convert.policy import is_quantizable
 from .convert.tuned_state import NAME
 from .convert.vocab import UNUSED, byte_vocabulary, read_vocabulary
 from .files.form import ARCH_KEY, VOCABULARIES, Form, amount, form_of
-from .model_file import bytes_by_type, open_model_file
+from .model_file import by_input, bytes_by_type, open_model_file
 from .state import State, StateShape
 
 Lines = list[tuple[str, str]]  # each with its name
@@ -83,9 +83,25 @@ def describe_model(file: _core.ModelFile, form: Form, nbytes: int) -> tuple[str,
             (kind, f"{counts[kind]} tensors, {values[kind]:,} values, {amount(nbytes)}")
             for kind, nbytes in sizes.most_common()
         ),
+        *describe_by_input(file, layers),
         ("state", describe_memory(file)),
         ("licence", ", ".join(text for text in licence if text) or "not stated"),
         ("kernels", f"{_core.isa()} (this CPU runs {', '.join(_core.isa_levels())})"),
+    ]
+
+
+def describe_by_input(file: _core.ModelFile, layers: int) -> Lines:
+    found = by_input(file)
+    if not found:
+        return []
+    nbytes = amount(sum(tensor.nbytes for tensor in found))
+    where = "every layer" if len(found) == layers else f"{len(found)} of {layers} layers"
+    return [
+        (
+            "sparse FFN",
+            f"ffn.value of {where} lies by input, {nbytes}: of it a token reads only the rows of "
+            "activations that are not zero. llama.cpp does not open this file",
+        )
     ]
 
 

@@ -9,7 +9,7 @@ from os import PathLike
 from pathlib import Path
 
 from ._core import ModelFile, TensorInfo, available_memory, type_block
-from .files.form import amount, is_gguf
+from .files.form import BY_INPUT, amount, is_gguf
 
 # A second thread pays where each reads at least so much for a token: with less, waiting for each
 # other costs them more than the reading. On two cores that twelve other programs wanted as well,
@@ -43,13 +43,21 @@ def open_model_file(
 
 
 def weights_per_token(file: ModelFile) -> list[TensorInfo]:
-    """What every token reads: all but the tables, of which it needs one row."""
+    """What every token reads: all but the tables, of which it needs one row.
+
+    Of the matrices of `by_input` it reads some rows only.
+    """
     return [tensor for tensor in file.tensors if not tensor.name.endswith(TABLES)]
 
 
 def bytes_per_token(file: ModelFile) -> int:
     """Of the weights that every token reads."""
     return sum(tensor.nbytes for tensor in weights_per_token(file))
+
+
+def by_input(file: ModelFile) -> list[TensorInfo]:
+    """The matrices of which a token reads only the rows of its inputs that are not zero."""
+    return [tensor for tensor in file.tensors if tensor.name.endswith(BY_INPUT)]
 
 
 def bytes_by_type(file: ModelFile) -> Counter[str]:

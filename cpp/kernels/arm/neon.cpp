@@ -4,11 +4,13 @@
 #include <float.h>
 
 #include "kernels/arm/neon_blocks.inl"
+#include "kernels/arm/neon_inputs.inl"
 #include "kernels/arm/neon_peak.inl"
 #include "kernels/arm/neon_rounded.inl"
 #include "kernels/generic/block_matmul.inl"
 #include "kernels/generic/float_kernels.inl"
 #include "kernels/generic/float_matmul.inl"
+#include "kernels/generic/input_matmul.inl"
 #include "kernels/levels.h"
 
 namespace rwkv_edge {
@@ -67,6 +69,7 @@ void neon_kernels(Kernels& table) {
     float_kernels(table);
     float_products(table);
     block_products<NeonKernel>(table);
+    products_by_input<Widen>(table);
     table.rounded_bytes = rounded_bytes;
     table.round_activations = round_activations;
     table.float_peak = float_peak;

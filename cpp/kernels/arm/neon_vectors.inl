@@ -75,6 +75,8 @@ inline void sum8(const F32 v[4], float* sums) {
     vst1q_f32(sums, vpaddq_f32(ab, cd));
 }
 
+// Inlined at once: GCC takes a function that only prefetches for one without an effect, and drops
+// its calls.
 ALWAYS_INLINE void prefetch(const void* line) { __builtin_prefetch(line); }
 ALWAYS_INLINE void prefetch_l2(const void* line) { __builtin_prefetch(line, 0, 2); }
 

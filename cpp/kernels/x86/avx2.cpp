@@ -6,8 +6,10 @@
 #include "kernels/generic/block_matmul.inl"
 #include "kernels/generic/float_kernels.inl"
 #include "kernels/generic/float_matmul.inl"
+#include "kernels/generic/input_matmul.inl"
 #include "kernels/levels.h"
 #include "kernels/x86/avx2_blocks.inl"
+#include "kernels/x86/avx2_inputs.inl"
 #include "kernels/x86/avx2_peak.inl"
 #include "kernels/x86/avx2_rounded.inl"
 #include "kernels/x86/avx2_vectors.inl"
@@ -89,6 +91,7 @@ void avx2_kernels(Kernels& table) {
     float_kernels(table);
     float_products(table);
     block_products<Avx2Kernel>(table);
+    products_by_input<Widen>(table);
     table.rounded_bytes = rounded_bytes;
     table.round_activations = round_activations;
     table.float_peak = float_peak;

@@ -6,6 +6,7 @@
 #include "kernels/levels.h"
 #include "kernels/x86/avx512_blocks.inl"
 #include "kernels/x86/avx512_floats.inl"
+#include "kernels/x86/avx512_inputs.inl"
 #include "kernels/x86/avx512_rounded.inl"
 
 namespace rwkv_edge {
@@ -46,6 +47,7 @@ int64_t int8_peak(int64_t rounds) {
 void avx512_kernels(Kernels& table) {
     float_products(table);
     block_products(table);
+    products_by_input<WideWiden>(table);
     table.float_peak = float_peak;
     table.int8_peak = int8_peak;
     table.rounded_bytes = rounded_bytes;

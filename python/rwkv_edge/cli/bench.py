@@ -10,7 +10,9 @@ from pathlib import Path
 import click
 
 from .. import _core
+from ..files.form import amount, printable
 from ..model import Model, bundled_model
+from ..model_file import by_input, bytes_per_token, open_model_file
 from .options import model_argument
 from .terminal import Progress
 
@@ -75,7 +77,8 @@ def bench(
     Each figure is the median of the repeats, with its share of what this machine gives at most.
     Reading is limited by arithmetic: the share is of the peak of the weights' types. Writing is
     limited by memory, because every step reads all weights: the share is of the bandwidth. Several
-    sessions that write together read them once.
+    sessions that write together read them once. Shares count a matrix that lies by input
+    (--sparse-ffn) as if every row of it was read.
     """
     from .. import bench as benchmark
 
@@ -92,11 +95,20 @@ def bench(
                 progress=bar,
             )
         )
+    file = open_model_file(path)
+    sparse = sum(tensor.nbytes for tensor in by_input(file))
     if as_json:
         rows = [dataclasses.asdict(r) for r in results]
-        click.echo(json.dumps({"model": str(path), "isa": _core.isa(), "results": rows}, indent=2))
+        found = {"model": str(path), "isa": _core.isa(), "bytes_by_input": sparse, "results": rows}
+        click.echo(json.dumps(found, indent=2))
         return
-    click.echo(f"{path}, {_core.isa()} kernels, median of {repeats}")
+    click.echo(f"{printable(str(path))}, {_core.isa()} kernels, median of {repeats}")
+    if sparse:
+        whole = bytes_per_token(file)
+        click.echo(
+            f"{amount(sparse)} of {amount(whole)} of weights lie by input: a token reads some of "
+            "their rows, the shares below count all"
+        )
     alone = {
         r.threads: r.tokens_per_second for r in results if r.test[:2] == "tg" and r.sessions == 1
     }

@@ -78,6 +78,12 @@ def checked(sampling: dict[str, Any]) -> Sampling:
 
 
 def type_options(command: Command) -> Command:
+    command = click.option(
+        "--sparse-ffn",
+        is_flag=True,
+        help="Transpose ffn.value: faster where relu^2 makes most activations zero. "
+        "llama.cpp does not open such a file.",
+    )(command)
     for part, what in (("embd", "the embedding"), ("head", "the output matrix")):
         text = f"Type of {what}; q8_0 in 4- and 5-bit files, else as the rest."
         command = click.option(f"--{part}-type", type=TYPE, metavar="TYPE", help=text)(command)

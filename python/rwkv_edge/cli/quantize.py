@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -16,13 +17,9 @@ from .terminal import making
 @click.argument("target", metavar="OUT", type=FILE)
 @click.option("--type", "kind", type=TYPE, required=True)
 @type_options
-def quantize(
-    *, source: Path, target: Path, kind: str, head_type: str | None, embd_type: str | None
-) -> None:
+def quantize(*, source: Path, target: Path, kind: str, **options: Any) -> None:
     """Store the weights of a GGUF file in a smaller type."""
     from ..convert import quantize as quantize_model
 
     with making(target, "quantizing") as bar:
-        quantize_model(
-            source, target, type=kind, head_type=head_type, embd_type=embd_type, progress=bar
-        )
+        quantize_model(source, target, type=kind, progress=bar, **options)

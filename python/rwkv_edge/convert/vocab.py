@@ -19,6 +19,7 @@ from ..tokenizer import (
     MAX_TOKENS,
     NO_CHARSMAP,
     SENTENCEPIECE_KEY,
+    load_sentencepiece,
     piece_bytes,
     pre_tokenizers,
     read_pieces,
@@ -216,13 +217,8 @@ def _huggingface(path: Path) -> Vocabulary:
 
 
 def _sentencepiece(path: Path) -> Vocabulary:
-    from sentencepiece import SentencePieceProcessor
-
     model = read_bytes(path, MAX_BYTES, "a sentencepiece model")
-    try:
-        pieces = SentencePieceProcessor(model_proto=model + NO_CHARSMAP)
-    except (RuntimeError, OSError) as error:
-        raise FormatError(f"{path}: not a sentencepiece model ({error})") from None
+    pieces = load_sentencepiece(model + NO_CHARSMAP, str(path))
     ids = range(pieces.vocab_size())
     first = pieces.encode("a", out_type=str)[:1]
     metadata = {

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from .._core import FormatError, ModelFile, TensorInfo, UnsupportedError
-from ..files.form import ARCH_KEY, is_gguf, shown
+from ..files.form import ARCH_KEY, BY_INPUT, VALUE, is_gguf, shown
 from ..files.gguf_writer import GGUFWriter, Progress, TensorPlan, Value, string, uint32
-from ..files.source import NUMPY_TYPES, MappedTensor, Tensor
+from ..files.source import NUMPY_TYPES, MappedTensor, Tensor, turned
 from .adapter import apply_adapter
 from .chat_template import OLD, chat_template
 from .names import plan_model
@@ -38,6 +38,7 @@ def convert(
     alpha: float | None = None,
     adapter_init: str | Path | None = None,
     state: str | Path | None = None,
+    sparse_ffn: bool = False,
     progress: Progress | None = None,
 ) -> None:
     """Write the RWKV checkpoint `source` as the GGUF file `target`.
@@ -54,6 +55,10 @@ def convert(
     matrices before they are quantized; `state` is a tuned state, from which every session of the
     new file begins.
 
+    With `sparse_ffn` the matrix ffn.value of every layer is written transposed, so that a step
+    reads only the rows whose inputs relu^2 left other than zero. Only this package opens such a
+    file.
+
     Raises FormatError for a malformed checkpoint or vocabulary and for tensors that are missing,
     misshapen or unknown, UnsupportedError for what is recognised and cannot be converted,
     ValueError for an unknown type, OSError where a file cannot be read or written.
@@ -66,7 +71,7 @@ def convert(
                 f"{source}: a GGUF file; vocabulary, adapter and state are for the checkpoint that "
                 "it was made from"
             )
-        _rewrite(source, target, types, license=license, progress=progress)
+        _rewrite(source, target, types, license=license, sparse_ffn=sparse_ffn, progress=progress)
         return
     checkpoint = open_checkpoint(source)
     if adapter is not None:
@@ -77,6 +82,8 @@ def convert(
     if state is not None:
         checkpoint = merge_state(checkpoint, Path(state))
     metadata, outputs = plan_model(checkpoint)
+    if sparse_ffn:
+        outputs = by_input(source, outputs, types)
     if not any(is_quantized(output) for output in outputs):
         types = types.by_default("f16")
     metadata["general.name"] = string(source.name if source.is_dir() else source.stem)
@@ -108,6 +115,7 @@ def quantize(
     type: str,
     head_type: str | None = None,
     embd_type: str | None = None,
+    sparse_ffn: bool = False,
     progress: Progress | None = None,
 ) -> None:
     """Write the GGUF file `source` as `target` with its matrices in another type.
@@ -115,6 +123,7 @@ def quantize(
     `type` is f32, f16, bf16, q8_0, q5_1, q5_0, q4_1 or q4_0 (fp16, int8 and int4 are names for
     f16, q8_0 and q4_0); `head_type` and `embd_type` are for the output matrix and the embedding,
     q8_0 by default in a 4- or 5-bit file. All else, vocabulary and licence included, is copied.
+    `sparse_ffn` is that of `convert`.
     `progress` is called with bytes written, bytes in all and the tensor's name.
 
     Raises ValueError for an unknown type or source and target being one file, FormatError for a
@@ -125,7 +134,7 @@ def quantize(
     types = Types.choose(type, head_type, embd_type)
     if not is_gguf(source):
         raise FormatError(f"{source}: not a GGUF file; `convert` makes one of any type")
-    _rewrite(source, target, types, progress=progress)
+    _rewrite(source, target, types, sparse_ffn=sparse_ffn, progress=progress)
 
 
 def _rewrite(
@@ -134,6 +143,7 @@ def _rewrite(
     types: Types,
     *,
     license: str | None = None,
+    sparse_ffn: bool = False,
     progress: Progress | None = None,
 ) -> None:
     """Write a GGUF file as another one, in other types."""
@@ -155,6 +165,8 @@ def _rewrite(
     if license is not None:
         metadata["general.license"] = string(license)
     outputs = [Output(t.name, t.shape, _tensor(file, t)) for t in file.tensors]
+    if sparse_ffn:
+        outputs = by_input(source, outputs, types)
     if not any(is_quantized(output) for output in outputs):
         types = types.by_default("f16")
     write_model(target, metadata, outputs, types, settled=True, inputs=[source], progress=progress)
@@ -164,6 +176,48 @@ def _tensor(file: ModelFile, info: TensorInfo) -> Tensor:
     data = info.data.view(NUMPY_TYPES.get(info.type, "u1"))
     rows = math.prod(info.shape[:-1])
     return MappedTensor(info.name, info.type, data.reshape(rows, -1), file)
+
+
+def by_input(path: Path, outputs: Sequence[Output], types: Types) -> list[Output]:
+    """The same tensors with every ffn.value [out, in] transposed, under the name of such a one.
+
+    Raises UnsupportedError where it is quantized already, unless it may be quantized again, to a
+    type that was named; then a UserWarning says so.
+    """
+    names, quantized = {output.name for output in outputs}, 0
+
+    def transposed(output: Output) -> Output:
+        nonlocal quantized
+        if not output.name.endswith(VALUE):
+            return output
+        target = output.name.removesuffix(VALUE) + BY_INPUT
+        if target in names:
+            raise FormatError(
+                f"{path}: tensors {output.name} and {target} are the same matrix, "
+                "expected one of them"
+            )
+        if len(output.shape) != 2:
+            raise FormatError(
+                f"{path}: tensor {output.name} is {list(output.shape)}, expected two dimensions"
+            )
+        if is_quantized(output):
+            quantized += 1
+            if types.base is None or not types.again:
+                raise UnsupportedError(
+                    f"{path}: tensor {output.name} is {output.tensor.dtype} already, and blocks "
+                    "cannot be transposed; take the f32, f16 or bf16 file it was made from, or let "
+                    "`convert` quantize it again to a --type, which loses more"
+                )
+        return Output(target, output.shape[::-1], turned(output.tensor))
+
+    found = [transposed(output) for output in outputs]
+    if quantized:
+        warnings.warn(
+            f"{path}: {quantized} tensors are transposed and quantized a second time: "
+            "this loses more than converting the original checkpoint does",
+            stacklevel=3,
+        )
+    return found
 
 
 def _lost(outputs: Sequence[Output], plans: Sequence[TensorPlan]) -> str:

@@ -26,6 +26,8 @@ FILE_TYPES = {
     "bf16": 32,
 }
 ALIASES = {"fp32": "f32", "fp16": "f16", "int8": "q8_0", "int4": "q4_0"}
+# ffn.value of a layer, and the same transposed, so that its rows are inputs.
+VALUE, BY_INPUT = "channel_mix_value.weight", "channel_mix_value_t.weight"
 # A head's state is [key, value] in these architectures. It is [value, key] in RWKV-7, and in every
 # checkpoint and tuned state.
 KEY_FIRST = ("rwkv5", "rwkv6")
