@@ -6,7 +6,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -230,21 +230,50 @@ def _sentencepiece(path: Path) -> Vocabulary:
     }
     if pieces.unk_id() >= 0:
         metadata["tokenizer.ggml.unknown_token_id"] = uint32(pieces.unk_id())
-    texts, types = [pieces.id_to_piece(i) for i in ids], [_piece_kind(pieces, i) for i in ids]
+    texts, types = [pieces.id_to_piece(i) for i in ids], _piece_types(model, str(path), len(ids))
     scores = [pieces.get_score(i) for i in ids]
     return Vocabulary(str(path), "sentencepiece", texts, types, metadata, scores)
 
 
-def _piece_kind(pieces: object, i: int) -> int:
-    for test, kind in (
-        ("is_unknown", UNKNOWN),
-        ("is_control", CONTROL),
-        ("is_unused", UNUSED),
-        ("is_byte", BYTE),
-    ):
-        if getattr(pieces, test)(i):
-            return kind
-    return NORMAL
+def _piece_types(model: bytes, source: str, count: int) -> list[int]:
+    """The types of the pieces, whose numbers are llama.cpp's. The package does not tell which were
+    defined by the user."""
+    found: list[int] = []
+    try:
+        for number, value in _fields(model):
+            if number == 1 and isinstance(value, bytes):
+                kind = dict(_fields(value)).get(3)
+                if not isinstance(kind, int) or not NORMAL <= kind <= BYTE:
+                    kind = NORMAL
+                found.append(kind)
+    except (KeyError, IndexError):
+        found = []
+    if len(found) != count:
+        raise FormatError(f"{source}: a sentencepiece model whose {count} pieces cannot be read")
+    return found
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """The fields of a protobuf message. KeyError or IndexError where it is none."""
+    at = 0
+    while at < len(data):
+        key, at = _varint(data, at)
+        value: int | bytes
+        if key & 7 == 0:
+            value, at = _varint(data, at)
+        else:
+            size, at = _varint(data, at) if key & 7 == 2 else ({1: 8, 5: 4}[key & 7], at)
+            value, at = data[at : at + size], at + size
+        yield key >> 3, value
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    value = 0
+    for i in range(10):
+        value |= (data[at + i] & 127) << 7 * i
+        if data[at + i] < 128:
+            return value, at + i + 1
+    raise IndexError
 
 
 def _text(path: Path, what: str) -> str:
