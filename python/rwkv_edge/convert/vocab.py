@@ -29,6 +29,7 @@ NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # llama.cpp's t
 WORLD_FILE = "rwkv_vocab_v20230424.txt"
 # What vocabularies are called that come with a model.
 FILES = ("20B_tokenizer.json", "tokenizer.json", WORLD_FILE, "tokenizer.model")
+TURN_END = "\n\n"
 WORLD = 65530  # ids of the World vocabulary
 BYTES = 256  # embeddings of a model whose tokens are bytes
 ROUNDING = 512  # the largest number to whose multiples trainers are known to round the embeddings
@@ -179,7 +180,7 @@ def world_vocabulary(source: str, tokens: Mapping[int, bytes]) -> Vocabulary:
         texts[token_id], types[token_id] = repr(token)[2:-1], NORMAL
     metadata = {"tokenizer.ggml.model": string("rwkv")}
     # A blank line ends a turn. llama.cpp's converter has the number, 261; any vocabulary will do.
-    turn = next((i for i, token in tokens.items() if token == b"\n\n"), None)
+    turn = next((i for i, token in tokens.items() if token == TURN_END.encode()), None)
     if turn is not None:
         metadata["tokenizer.ggml.eot_token_id"] = uint32(turn)
     return Vocabulary(source, "RWKV World", texts, types, metadata)
@@ -231,6 +232,8 @@ def _sentencepiece(path: Path) -> Vocabulary:
     if pieces.unk_id() >= 0:
         metadata["tokenizer.ggml.unknown_token_id"] = uint32(pieces.unk_id())
     texts, types = [pieces.id_to_piece(i) for i in ids], _piece_types(model, str(path), len(ids))
+    if TURN_END in texts:
+        metadata["tokenizer.ggml.eot_token_id"] = uint32(texts.index(TURN_END))
     scores = [pieces.get_score(i) for i in ids]
     return Vocabulary(str(path), "sentencepiece", texts, types, metadata, scores)
 
