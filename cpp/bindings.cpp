@@ -147,7 +147,14 @@ Floats dequantize(const Bytes& data, const std::string& name) {
     const uint8_t* blocks = data.data();
     float* values = out.mutable_data();
     const auto n = static_cast<int64_t>(out.size());
+    const auto n_bytes = static_cast<std::size_t>(data.size());
     const Unlocked unlocked;
+    // In files of rwkv.cpp blocks lie anywhere.
+    std::vector<uint8_t> aligned;
+    if (reinterpret_cast<std::uintptr_t>(blocks) % alignof(float) != 0) {
+        aligned.assign(blocks, blocks + n_bytes);
+        blocks = aligned.data();
+    }
     info.dequantize(blocks, values, n);
     return out;
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import time
 import warnings
@@ -85,7 +86,7 @@ BUGS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a wait": (sleep, "more than 0.5 seconds"),
     "a recursion": (recurse, "RecursionError"),
     "an allocation": (allocate, "MemoryError"),
-    "many allocations": (allocate_slowly, "MemoryError"),
+    "many allocations": (allocate_slowly, "MemoryError|more memory than"),
     "a crash": (crash, "killed by signal SIGSEGV"),
     "an exit": (leave, "ended with 0"),
     "another error": (key_error, "KeyError: 'a'"),
@@ -105,10 +106,10 @@ def test_a_planted_bug(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert report.inputs > 0
     monkeypatch.setattr(fuzz, "FINDINGS", tmp_path)
     for failure in report.failures:
-        assert what in failure.what
+        assert re.search(what, failure.what)
         folder = fuzz.keep(reader, 7, failure)
         assert (folder / "a").read_bytes()[0] % 8 == 0  # that input, and no other
-        assert what in (folder / "error.txt").read_text()
+        assert re.search(what, (folder / "error.txt").read_text())
 
 
 def test_memory_that_is_only_watched(monkeypatch: pytest.MonkeyPatch) -> None:
