@@ -8,7 +8,6 @@
 #include <string.h>
 
 #include "kernels/generic/input_matmul.inl"
-#include "kernels/x86/avx2_inputs.inl"
 #include "kernels/x86/avx512_layouts.inl"
 #include "kernels/x86/avx512_rows.inl"
 
@@ -167,22 +166,49 @@ struct WideWiden<BlockQ5_1> : WideNibbles<BlockQ5_1, 0, true, 1> {
     using Longer = WideNibbles<BlockQ5_1, 0, true, 8>;
 };
 
-// Super-blocks: the scales as with AVX2.
-template <class Block, int kGroupOf>
+// Super-blocks: d and m of each 32 columns, or of each 16, wait in memory.
+template <class Block>
 struct WideSuper {
     using Isa = WideVectors;
-    static constexpr int kColumns = kSuperBlock, kGroup = kGroupOf, kBytes = (int)sizeof(Block);
-    using Header = typename Widen<Block>::Header;
-    ALWAYS_INLINE static Header header(const char* block) { return Widen<Block>::header(block); }
+    static constexpr int kColumns = kSuperBlock, kGroup = 2, kBytes = (int)sizeof(Block);
+    struct Header {
+        float both[16];  // d, then m
+        ALWAYS_INLINE float d(int i) const { return both[i]; }
+        ALWAYS_INLINE float m(int i) const { return both[8 + i]; }
+    };
+    // The first 16 bytes are d, dmin, and the scales, as dwords s0, s1, s2. The first four scales
+    // and minima are six bits of s0 and s1; of the last four, four bits are in s2 and two in s0 and
+    // s1.
+    ALWAYS_INLINE static Header header(const char* block) {
+        static_assert(offsetof(Block, dmin) == 2 && offsetof(Block, scales) == 4);
+        const __m128i s = _mm_loadu_si128((const __m128i*)block);
+        const __m128i first = _mm_and_si128(s, _mm_set1_epi8(63));
+        const __m128i upper = _mm_and_si128(_mm_srli_epi16(s, 2), _mm_set1_epi8(0x30));
+        const __m128i nibbles =
+            _mm_and_si128(_mm_srlv_epi32(_mm_shuffle_epi32(s, 0xff), _mm_setr_epi32(0, 0, 4, 0)),
+                          _mm_set1_epi8(15));
+        const __m128i last = _mm_or_si128(nibbles, upper);
+        const __m128i bytes = _mm_permutex2var_epi32(first, _mm_setr_epi32(1, 5, 2, 6), last);
+        const __m256i two = _mm256_broadcastsi128_si256(s);
+        const __m256i d_then_dmin = _mm256_shuffle_epi8(
+            two, _mm256_setr_epi16(0x100, 0x100, 0x100, 0x100, 0x100, 0x100, 0x100, 0x100, 0x302,
+                                   0x302, 0x302, 0x302, 0x302, 0x302, 0x302, 0x302));
+        const Floats scaled = _mm512_mul_ps(_mm512_cvtph_ps(d_then_dmin),
+                                            _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes)));
+        Header h;
+        const Floats sign = _mm512_castsi512_ps(_mm512_maskz_set1_epi32(0xff00, INT32_MIN));
+        _mm512_storeu_ps(h.both, _mm512_xor_ps(scaled, sign));
+        return h;
+    }
 };
 
 template <>
-struct WideWiden<BlockQ4_K> : WideSuper<BlockQ4_K, 2> {
+struct WideWiden<BlockQ4_K> : WideSuper<BlockQ4_K> {
     ALWAYS_INLINE static void columns(const char* block, const Header& h, int i, Floats out[4]) {
         const char* q = block + offsetof(BlockQ4_K, q) + 32 * i;
-        const Floats low = values(_mm512_set1_ps(h.d[2 * i]), _mm512_set1_ps(h.m[2 * i]), 0);
+        const Floats low = values(_mm512_set1_ps(h.d(2 * i)), _mm512_set1_ps(h.m(2 * i)), 0);
         const Floats high =
-            values(_mm512_set1_ps(h.d[2 * i + 1]), _mm512_set1_ps(h.m[2 * i + 1]), 0);
+            values(_mm512_set1_ps(h.d(2 * i + 1)), _mm512_set1_ps(h.m(2 * i + 1)), 0);
         for (int v = 0; v < 2; ++v) {
             const Ints codes = wide_bytes_at(q + 16 * v);
             out[v] = _mm512_permutexvar_ps(codes, low);
@@ -192,14 +218,14 @@ struct WideWiden<BlockQ4_K> : WideSuper<BlockQ4_K, 2> {
 };
 
 template <>
-struct WideWiden<BlockQ5_K> : WideSuper<BlockQ5_K, 2> {
+struct WideWiden<BlockQ5_K> : WideSuper<BlockQ5_K> {
     ALWAYS_INLINE static void columns(const char* block, const Header& h, int i, Floats out[4]) {
         const char *q = block + offsetof(BlockQ5_K, q) + 32 * i,
                    *qh = block + offsetof(BlockQ5_K, qh);
         UNROLL
         for (int half = 0; half < 2; ++half) {
-            const Floats d = _mm512_set1_ps(h.d[2 * i + half]),
-                         m = _mm512_set1_ps(h.m[2 * i + half]);
+            const Floats d = _mm512_set1_ps(h.d(2 * i + half)),
+                         m = _mm512_set1_ps(h.m(2 * i + half));
             const Floats low = values(d, m, 0), high = values(d, m, 16);
             const __m128i own_bit = _mm_set1_epi8((char)(1 << (2 * i + half)));
             for (int v = 0; v < 2; ++v) {
@@ -215,7 +241,24 @@ struct WideWiden<BlockQ5_K> : WideSuper<BlockQ5_K, 2> {
 };
 
 template <>
-struct WideWiden<BlockQ6_K> : WideSuper<BlockQ6_K, 4> {
+struct WideWiden<BlockQ6_K> {
+    using Isa = WideVectors;
+    static constexpr int kColumns = kSuperBlock, kGroup = 4, kBytes = (int)sizeof(BlockQ6_K);
+    struct Header {
+        float d[16], m[16];
+    };
+    ALWAYS_INLINE static Header header(const char* block) {
+        int16_t d;
+        memcpy(&d, block + offsetof(BlockQ6_K, d), sizeof d);
+        const char* scales = block + offsetof(BlockQ6_K, scales);
+        const Ints wide = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)scales));
+        const Floats scaled =
+            _mm512_mul_ps(_mm512_cvtph_ps(_mm256_set1_epi16(d)), _mm512_cvtepi32_ps(wide));
+        Header h;
+        _mm512_storeu_ps(h.d, scaled);
+        _mm512_storeu_ps(h.m, _mm512_mul_ps(scaled, _mm512_set1_ps(-32.0f)));
+        return h;
+    }
     ALWAYS_INLINE static void columns(const char* block, const Header& h, int i, Floats out[8]) {
         const char *ql = block + 64 * i, *qh = block + offsetof(BlockQ6_K, qh) + 32 * i;
         const Ints nibble = _mm512_set1_epi32(15), upper = _mm512_set1_epi32(0x30);
