@@ -13,7 +13,7 @@ import tiny
 from rwkv_edge import cli
 
 PROGRAM = [sys.executable, "-m", "rwkv_edge"]
-SECONDS = 20  # on an emulated CPU tens pass
+SECONDS = 300  # on an emulated CPU tens pass
 GREEDY = ["--temperature", "0", "--max-tokens", "20"]
 
 

@@ -238,7 +238,7 @@ def test_convert_merges_what_was_trained(checkpoint: Path, monkeypatch: pytest.M
     monkeypatch.setattr("rwkv_edge.convert.convert", lambda *_, **options: asked.update(options))
     arguments = ["convert", str(checkpoint), str(bundled_model())]
     CliRunner().invoke(cli.main, arguments)
-    assert {name for name, value in asked.items() if value is not None} == {"progress"}
+    assert {name for name, value in asked.items() if value not in (None, False)} == {"progress"}
     arguments += ["--state", "a", "--adapter", "b", "--alpha", "16", "--adapter-init", "c"]
     result = CliRunner().invoke(cli.main, [*arguments, "--type", "int8", "--vocab", "d"])
     assert result.exit_code == 0
