@@ -100,7 +100,7 @@ void ThreadPool::work_on_all(int worker) {
         unfinished_.notify_one();
 }
 
-// Takes units of a share until there is none; returns how many. Its owner takes half of what is
+// Takes units of a share until there is none; returns how many. Its owner takes most of what is
 // left at a time, for long runs through memory; others take one.
 int32_t ThreadPool::work_on(Share& share, int worker, bool own) {
     int32_t done = 0;
@@ -108,7 +108,8 @@ int32_t ThreadPool::work_on(Share& share, int worker, bool own) {
     for (;;) {
         const uint64_t next = left >> 16 & 0xffff, end = left & 0xffff;
         if (next == end) return done;
-        const uint64_t n = own ? (end - next + 1) / 2 : 1;
+        const uint64_t units = end - next;
+        const uint64_t n = own && units > 1 ? units - std::max(units / 4, uint64_t{1}) : 1;
         if (!share.left.compare_exchange_weak(left, left + (n << 16), std::memory_order_acquire))
             continue;
         const int64_t begin = share.first + static_cast<int64_t>(next);

@@ -19,7 +19,8 @@ namespace rwkv_edge {
 
 // What a file may have at most (docs/security.md). Real ones have some 50 keys and 3000 tensors.
 constexpr uint64_t kMaxKeys = 1 << 16, kMaxTensors = 1 << 16;
-constexpr uint64_t kMaxName = 1024;  // bytes of a key or of a tensor's name; ggml allows 64 for these
+constexpr uint64_t kMaxName =
+    1024;  // bytes of a key or of a tensor's name; ggml allows 64 for these
 
 // GGUF's value types and their ids.
 enum class ValueType : uint32_t {

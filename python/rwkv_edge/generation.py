@@ -95,7 +95,7 @@ class Answer:
         """Whether the text of all tokens was returned."""
         return self._given == (self._ends[-1] if self._ends else 0)
 
-    def take(self, logits: Floats, row: int = 0, n_vocab: int = 0) -> str:
+    def take(self, logits: Floats, row: int, n_vocab: int) -> str:
         """Sample the next token from a row of [rows, n_vocab] logits (0: all are one row).
 
         Returns the text that is now certain: whole characters that begin no stop string. Unless the

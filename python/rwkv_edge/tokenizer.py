@@ -130,6 +130,20 @@ IDENTITY_NORMALIZER = NO_CHARSMAP + bytes([0x1A, 6, 0x18, 0, 0x20, 0, 0x28, 1])
 NOT_FOR_SENTENCEPIECE = re.compile("([\u2581\udc80-\udcff]+)")
 
 
+def load_sentencepiece(model: bytes, source: str) -> Any:
+    """A processor of a sentencepiece model. Raises FormatError, beginning with `source`."""
+    from sentencepiece import SentencePieceProcessor
+
+    processor = SentencePieceProcessor()
+    try:
+        processor.LoadFromSerializedProto(model)
+        for token in range(processor.vocab_size()):
+            processor.id_to_piece(token)  # which need not be UTF-8, and no message either
+    except (RuntimeError, OSError, UnicodeDecodeError) as error:
+        raise _core.FormatError(f"{source}: not a sentencepiece model ({error})") from None
+    return processor
+
+
 class SentencePieceTokenizer(PieceTokenizer):
     """A sentencepiece model with byte pieces, made exact.
 
@@ -140,17 +154,11 @@ class SentencePieceTokenizer(PieceTokenizer):
 
     def __init__(self, model: bytes, source: str) -> None:
         """`model` is a sentencepiece model file; errors (FormatError) begin with `source`."""
-        from sentencepiece import SentencePieceProcessor
-
-        self._processor = SentencePieceProcessor()
-        try:
-            self._processor.LoadFromSerializedProto(model + IDENTITY_NORMALIZER)
-        except RuntimeError as error:
-            raise _core.FormatError(f"{source}: not a sentencepiece model ({error})") from None
+        self._processor = load_sentencepiece(model + IDENTITY_NORMALIZER, source)
         self.n_vocab = self._processor.vocab_size()
         if self._is_text(END_OF_TEXT):
             raise _core.FormatError(
-                f"{source}: token 0 is {self._processor.id_to_piece(0)!r}, "
+                f"{source}: token 0 is {shown(self._processor.id_to_piece(0))}, "
                 "expected a control or unknown symbol: it ends a document"
             )
         self._bytes = [self._piece_bytes(token) for token in range(self.n_vocab)]
@@ -167,7 +175,7 @@ class SentencePieceTokenizer(PieceTokenizer):
     def _piece_bytes(self, token: int) -> bytes:
         if not self._is_text(token):
             return b""
-        piece = self._processor.id_to_piece(token)
+        piece: str = self._processor.id_to_piece(token)
         if self._processor.is_byte(token):
             return bytes([int(piece[3:5], 16)])  # <0xHH>
         return piece.replace("\u2581", " ").encode()

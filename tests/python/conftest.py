@@ -3,17 +3,25 @@
 
 from __future__ import annotations
 
+import inspect
 import signal
 import zlib
+from functools import partialmethod
 from pathlib import Path
 from typing import Protocol
 
 import pytest
 import tiny
+from click.testing import CliRunner
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and the programs that
 # they start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Before click 8.2 a runner gives errors as part of the output, unless told not to.
+if "mix_stderr" in inspect.signature(CliRunner).parameters:
+    made = partialmethod(CliRunner.__init__, mix_stderr=False)
+    CliRunner.__init__ = made  # type: ignore[assignment, method-assign]
 
 
 class GetModel(Protocol):

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 F32 = NDArray[np.float32]
@@ -280,3 +281,9 @@ def round_activations(x: NDArray[np.float64]) -> NDArray[np.float64]:
     q = np.rint(blocks * (np.float32(127) * inverse(peak))).astype(np.float64)
     rounded: NDArray[np.float64] = q * (peak / np.float32(127))
     return rounded.reshape(x.shape)
+
+
+def skip_other_rounding(kind: str) -> None:
+    """Skip a test that compares bytes of the gguf package where it rounds otherwise."""
+    if kind in {"q4_0", "q5_0"} and np.__version__.startswith("1."):
+        pytest.skip("with numpy 1 the gguf package gives other q4_0 and q5_0 than with numpy 2")

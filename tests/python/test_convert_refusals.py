@@ -54,8 +54,13 @@ def test_all_that_does_not_fit_is_listed(tmp_path: Path, vocab: Path) -> None:
 
 
 def test_a_long_list_is_cut(tmp_path: Path, vocab: Path) -> None:
-    weights = ck.weights_of() | {f"extra.{i}": np.zeros(1, np.float32) for i in range(50)}
-    assert failing(tmp_path, vocab, weights).endswith("\n  and 30 more")
+    def message(extra: int) -> str:
+        more = {f"extra.{i}": np.zeros(1, np.float32) for i in range(extra)}
+        return failing(tmp_path, vocab, ck.weights_of() | more)
+
+    assert message(50).endswith("\n  and 30 more")
+    assert message(21).endswith("\n  unused extra.19 [1]\n  and 1 more")
+    assert message(20).endswith("\n  unused extra.19 [1]")
 
 
 ZERO = np.zeros((2, 3), np.float32)

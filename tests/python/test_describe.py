@@ -9,6 +9,7 @@ from pathlib import Path
 
 import adapters
 import checkpoints as ck
+import gguf
 import pile
 import pytest
 import tiny
@@ -56,6 +57,15 @@ FORMS: dict[str, tuple[Callable[[Path, str], Path], str]] = {
         "rwkv.cpp's form (.bin), f16",
     ),
 }
+
+
+def test_how_many_bits_a_weight_has(tmp_path: Path) -> None:
+    """As the reader of the gguf package counts them."""
+    path = as_gguf(tmp_path, "7")
+    tensors = gguf.GGUFReader(path).tensors
+    bits = 8 * sum(int(t.n_bytes) for t in tensors) / sum(int(t.n_elements) for t in tensors)
+    assert 8.5 < bits < 16
+    assert re.search(rf"^bits/weight +{bits:.2f}$", info(path)[1], re.MULTILINE)
 
 
 @pytest.mark.parametrize("form", FORMS)

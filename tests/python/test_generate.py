@@ -168,8 +168,9 @@ def test_closing_early_keeps_what_was_yielded(
         pieces = session.generate(PROMPT, max_tokens=len(tokens), stop=["\n\nx", "th", "e\n\nx"])
         text = "".join(islice(pieces, count))
         pieces.close()
-        fed = fed_for(model, tokens, text.encode())
-        assert bits(session) == bits_after(model, PROMPT + fed), count
+        expected = bits_after(model, PROMPT + fed_for(model, tokens, text.encode()))
+        assert session._engine.get_state() == expected, count  # already, and not only when asked
+        assert bits(session) == expected, count
 
 
 def test_any_other_use_of_the_session_ends_a_generation(

@@ -219,6 +219,7 @@ def test_a_division_that_is_not_undone_would_show(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", [kind for kind in ggml.TYPES if kind != "f32"])
 def test_every_type_gives_the_bits_of_our_own_file(tmp_path: Path, version: str, kind: str) -> None:
     """What llama.cpp keeps in float32 is so here, and there in the type if that is a plain one."""
+    ggml.skip_other_rounding(kind)
     shape = tiny.VERSIONS[version]["d256"]
     made = tiny.tiny_model(shape, kind, SEED)
     weights = tiny.random_weights(shape, SEED)

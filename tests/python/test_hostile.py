@@ -408,6 +408,19 @@ def test_odd_configurations_of_adapters(tmp_path: Path, name: str) -> None:
         apply_adapter(adapters.opened(tmp_path, base), folder)
 
 
+def test_an_adapter_of_no_numbers(tmp_path: Path) -> None:
+    """No warning of numpy's, but an error of ours."""
+    base = adapters.base_of()
+    for value in (np.nan, np.inf, 3e38):
+        lora = {name: np.full_like(v, value) for name, v in adapters.pairs_of(
+            base, ["blocks.0.att.key"]).items()}  # fmt: skip
+        path = ck.write(tmp_path, ck.pth_of(lora), "adapter.pth")
+        source = ck.write(tmp_path, ck.pth_of(base), "base.pth")
+        vocab = ck.write(tmp_path, ck.VOCABULARY.encode(), "v.txt")
+        with refuses(FormatError, source, "time_mix_key.weight holds NaN or infinity"):
+            convert(source, tmp_path / "out", adapter=path, alpha=1.0, vocab=vocab)
+
+
 # ---- states -------------------------------------------------------------------------------------
 
 
@@ -559,6 +572,16 @@ def with_charsmap(model: bytes, charsmap: bytes) -> bytes:
     """`model` with another precompiled_charsmap, to normalize with (3) and to denormalize (5)."""
     inner = bytes([0x12, len(charsmap)]) + charsmap
     return model + b"".join(bytes([tag, len(inner)]) + inner for tag in (0x1A, 0x2A))
+
+
+def test_pieces_that_are_no_text(tmp_path: Path) -> None:
+    """Twice the same one, which the package's message quotes, and one that a vocabulary has."""
+    piece = b"\x0a\x02\xff\xfe"
+    for count in (1, 2):
+        model = train() + (b"\x0a" + bytes([len(piece)]) + piece) * count
+        path = ck.write(tmp_path, model, "a.model")
+        with refuses(FormatError, path, "not a sentencepiece model"):
+            read_vocabulary(path)
 
 
 def test_a_hostile_charsmap_is_not_read(tmp_path: Path) -> None:

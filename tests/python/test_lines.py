@@ -69,7 +69,7 @@ def test_ctrl_c_drops_a_block(capsys: pytest.CaptureFixture[str]) -> None:
 def test_completions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "sub"))
-    for name in ("my state", "my other", ".hidden", "x*"):
+    for name in ("my state", "my other", ".hidden", "x*", "\x1b[2J", "\udcff"):
         (tmp_path / name).touch()
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "deep").touch()
@@ -111,7 +111,8 @@ def test_a_strange_history(tmp_path: Path) -> None:
     path.unlink()
     os.mkfifo(path)
     assert read_history(path) == []
-    add_to_history(path, ["a"])
+    with pytest.raises(OSError, match="is a pipe"):
+        add_to_history(path, ["a"])
     assert path.is_fifo()
     assert read_history(tmp_path) == []
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import checkpoints as ck
 import ggml_types as ggml
+import gguf
 import numpy as np
 import pytest
 import tiny
@@ -18,6 +19,8 @@ from refusal import refuses
 from rwkv_edge import FormatError, UnsupportedError, _core
 from rwkv_edge._core import ModelFile
 from rwkv_edge.convert import convert, quantize
+from rwkv_edge.convert.policy import KEPT_FILE_TYPES, Types
+from rwkv_edge.files.gguf_writer import TensorPlan, uint32
 
 KINDS = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1")
 F32 = NDArray[np.float32]
@@ -66,7 +69,7 @@ BLOCKS: dict[str, Callable[[], F32]] = {
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("block", BLOCKS)
 def test_bytes_are_those_of_the_gguf_package(kind: str, block: str) -> None:
-    gguf = pytest.importorskip("gguf")
+    ggml.skip_other_rounding(kind)
     values = BLOCKS[block]()
     expected = gguf.quants.quantize(values, gguf.GGMLQuantizationType[kind.upper()])
     found = _core.quantize(values, kind)
@@ -212,7 +215,7 @@ def test_convert_takes_gguf(tmp_path: Path, tiny_model: GetModel) -> None:
     convert(path, tmp_path / "b.gguf", license="MIT")  # f16 by default
     assert ck.tensors_of(tmp_path / "b.gguf") == ck.tensors_of(path)
     assert ModelFile(tmp_path / "b.gguf").get("general.license") == "MIT"
-    message = "q5_1 to q4_0, 2 tensors from q8_0.*: this loses more than converting the original"
+    message = "18 tensors from q5_1 to q4_0: this loses more than converting the original"
     quantized = tmp_path / "a.gguf"
     convert(quantized, tmp_path / "c.gguf")
     assert ck.tensors_of(tmp_path / "c.gguf") == ck.tensors_of(quantized)
@@ -316,3 +319,24 @@ def test_progress(tmp_path: Path, tiny_model: GetModel) -> None:
     assert done == sorted(done)
     assert {total for _, total, _ in calls} == {done[-1]}
     assert {name for _, _, name in calls} == set(ck.tensors_of(path))
+
+
+def test_a_file_has_the_number_of_the_type_asked_for() -> None:
+    """Also where its embedding and head, in 8 bits, have more values than the rest."""
+    plans = [
+        TensorPlan("token_embd.weight", (60000, 64), "q8_0"),
+        TensorPlan("blk.0.time_mix_key.weight", (64, 64), "q4_0"),
+        TensorPlan("blk.0.time_mix_w1.weight", (1 << 20, 64), "f32"),  # never quantized
+    ]
+    assert Types.choose("q4_0", None, None).file_type(plans) == uint32(2)
+    # what is kept as it is has the number of what most values are
+    assert Types.choose(None, None, None).file_type(plans) == uint32(7)
+    assert Types.choose(None, None, None).file_type(plans[2:]) == uint32(0)
+
+
+def test_the_numbers_of_files_are_those_of_llama_cpp() -> None:
+    """Of K-types llama.cpp has mixtures of several sizes; the middle one stands for them."""
+    for kind, number in KEPT_FILE_TYPES.items():
+        middle = "_M" if kind in {"q3_k", "q4_k", "q5_k"} else ""
+        name = "ALL_F32" if kind == "f32" else f"MOSTLY_{kind.upper()}{middle}"
+        assert number == gguf.LlamaFileType[name]

@@ -123,6 +123,9 @@ def test_states_are_told_apart_by_what_they_are_not_by_their_values(loaded: Mode
     assert one == one  # noqa: PLR0124
     assert one != other
     assert len({one, other}) == 2
+    for frozen in (one, one.shape):
+        with pytest.raises(AttributeError):
+            frozen.arch = frozen.source = "another"  # type: ignore[misc, union-attr]
 
 
 def test_a_state_of_wrong_size(tiny_model: GetModel) -> None:

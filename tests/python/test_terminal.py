@@ -125,6 +125,7 @@ def test_commands(model: Path, tmp_path: Path) -> None:
         session.command("/save", "/save needs the name of a file")
         session.command("/save!", "/save! needs the name of a file")
         session.command("/load  ", "/load needs the name of a file")
+        session.command("/save ~no one/a", "~no one/a: no such user")
         session.command("/quit", "/quit is no command; /help lists them")
         session.command(f"/load {tmp_path}/none", "none: No such file or directory")
         session.command(f"/load {model}", "not a saved state")

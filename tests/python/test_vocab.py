@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ def test_sentencepiece(tmp_path: Path) -> None:
     spm.SentencePieceTrainer.train(
         input=str(text), model_prefix=str(tmp_path / "m"), vocab_size=280, model_type="bpe",
         byte_fallback=True, hard_vocab_limit=False, eos_id=0, unk_id=1, bos_id=-1, pad_id=-1,
+        user_defined_symbols=["User:", "\n\n"],
         minloglevel=2,
     )  # fmt: skip
     model = (tmp_path / "m.model").read_bytes()
@@ -47,6 +49,9 @@ def test_sentencepiece(tmp_path: Path) -> None:
     kinds = file.get("tokenizer.ggml.token_type")
     assert kinds[:2] == [3, 2]
     assert kinds[tokens.index("<0x41>")] == 6
+    assert kinds[tokens.index("User:")] == 4
+    assert file.get("tokenizer.ggml.eot_token_id") == tokens.index("\n\n")
+    assert Counter(kinds[:count]) == {1: count - 260, 2: 1, 3: 1, 4: 2, 6: 256}
     assert kinds[tokens.index("\u2581a")] == 1
     assert kinds[count:] == [5] * (300 - count)
     scores = file.get("tokenizer.ggml.scores")

@@ -44,10 +44,11 @@ void round_activations(const float* x, int64_t cols, void* to) {
             n16[i] = vmovn_high_s32(vmovn_s32(code(2 * i)), code(2 * i + 1));
             vst1_s8(block->q + 8 * i, vmovn_s16(n16[i]));
         }
-        block->sums[0] = vaddlvq_s16(vaddq_s16(n16[0], n16[1]));
-        block->sums[1] = vaddlvq_s16(vaddq_s16(n16[2], n16[3]));
+        const int16x8_t first = vaddq_s16(n16[0], n16[1]);
+        block->first_sum = vaddlvq_s16(first);
+        block->sum = vaddlvq_s16(vaddq_s16(first, vaddq_s16(n16[2], n16[3])));
         block->scale = peak / 127.0f;
-        block->scaled_sum = block->scale * (float)(block->sums[0] + block->sums[1]);
+        block->scaled_sum = block->scale * (float)block->sum;
     }
 }
 

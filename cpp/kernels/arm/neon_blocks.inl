@@ -2,8 +2,8 @@
 // Products with block types.
 //
 // Codes are read along the rows: the products of 16 columns with the activations are added up
-// within a vector, and the vectors of four rows are folded into one whose lanes are these rows. A
-// decode step uses the codes as they come; with more tokens they go into a tile that all tokens
+// within a vector, and the vectors of four rows are folded into one whose lanes are these rows. Few
+// tokens use the codes as they come; with more tokens they go into a tile that all tokens
 // share. Both add the same terms in the same order.
 #pragma once
 
@@ -111,8 +111,7 @@ struct Factors<BlockQ6_K> {
 template <class Block>
 constexpr int kSpan = Layout<Block>::kHalfScales ? 1 : 2;
 
-// The integer dots of four rows over 32 columns. What stands for zero times the activations is
-// `zeros`, for each span.
+// The integer dots of four rows over 32 columns. With kHasZero the codes still hold that of zero.
 template <class Block, class Sums, bool kHasZero>
 struct Dot {
     Sums sums;
@@ -121,10 +120,14 @@ struct Dot {
     ALWAYS_INLINE void add(int half, int step, const int8x16_t codes[4], int8x16_t x) {
         sums.add(half % kSpan<Block>, step, codes, x);
     }
-    ALWAYS_INLINE void end(int half, const int32_t* zeros, const Factors<Block>& factors) {
+    ALWAYS_INLINE void end(int half, const RoundedBlock& x, const Factors<Block>& factors) {
         if (half % kSpan<Block> != kSpan<Block> - 1) return;
         int32x4_t dots = sums.total();
-        if constexpr (kHasZero) dots = vsubq_s32(dots, vld1q_dup_s32(zeros + half / kSpan<Block>));
+        if constexpr (kHasZero) {
+            int32x4_t sum = vld1q_dup_s32(kSpan<Block> == 1 && half == 0 ? &x.first_sum : &x.sum);
+            if (kSpan<Block> == 1 && half == 1) sum = vsubq_s32(sum, vld1q_dup_s32(&x.first_sum));
+            dots = vmlsq_s32(dots, sum, vdupq_n_s32(Layout<Block>::kZero));
+        }
         if constexpr (Layout<Block>::kHalfScales)
             total = half == 0 ? vmulq_s32(dots, factors.scales[0])
                               : vmlaq_s32(total, dots, factors.scales[1]);
@@ -145,14 +148,6 @@ ALWAYS_INLINE float32x4_t add_block(float32x4_t acc, int32x4_t dot, float32x4_t 
 ALWAYS_INLINE int8x16_t half_of(const RoundedBlock& x, int half) {
     return vld1q_s8(x.q + 16 * half);
 }
-
-// --- one token ---
-
-// One token's activations.
-struct OneToken {
-    const RoundedBlock* block;
-    const int32_t* zeros;  // the code of zero times the sum of each span
-};
 
 // --- many tokens ---
 
@@ -203,48 +198,49 @@ struct NeonKernel : Neon {
     using Tile = TileBlock<Block>;
     enum { kTileGroups = rwkv_edge::kTileGroups };
 
-    static OneToken activations(const MatmulArgs& a) {
-        const auto* block = (const RoundedBlock*)a.x;
-        auto* zeros = (int32_t*)a.scratch;
-        for (int64_t i = 0; i < a.cols / kBlock && Layout::kZero != 0; ++i) {
-            const int32_t first = Layout::kZero * block[i].sums[0],
-                          second = Layout::kZero * block[i].sums[1];
-            if (Layout::kHalfScales) {
-                zeros[2 * i] = first;
-                zeros[2 * i + 1] = second;
-            } else {
-                zeros[i] = first + second;
-            }
-        }
-        return {block, zeros};
-    }
-
-    ALWAYS_INLINE static Lanes one_token(Rows rows, OneToken x, const MatmulArgs& a) {
+    // Rows times kTokens tokens, codes as they come.
+    template <int kTokens>
+    NEVER_INLINE static void few_tokens(Rows rows, const MatmulArgs& a, int64_t token,
+                                        Lanes* sums) {
+        constexpr int kGroup = Layout::kGroup;
         const int64_t blocks = a.cols / kBlock;
-        Lanes acc = vdupq_n_f32(0.0f);
+        const auto block = [&](int t, int64_t i) INLINE_LAMBDA -> const RoundedBlock& {
+            return ((const RoundedBlock*)((const char*)a.x + (token + t) * a.x_stride))[i];
+        };
+        Lanes acc[kTokens];
+        UNROLL
+        for (int t = 0; t < kTokens; ++t) acc[t] = vdupq_n_f32(0.0f);
         for (int64_t i = 0; i < blocks; i += Layout::kBlocks) {
             const typename Layout::Header header = Layout::header(rows);
             UNROLL
-            for (int group = 0; group < Layout::kBlocks / Layout::kGroup; ++group) {
-                const int64_t first = i + group * Layout::kGroup;
+            for (int group = 0; group < Layout::kBlocks / kGroup; ++group) {
+                const int64_t first = i + group * kGroup;
                 Dot<Block, RowSums<Layout::kLargest, kSpan<Block>>, Layout::kZero != 0>
-                    dots[Layout::kGroup];
-                Layout::codes(rows, header, group,
-                              [&](int b, int half, const int8x16_t(&codes)[4]) INLINE_LAMBDA {
-                                  dots[b].add(half, 0, codes, half_of(x.block[first + b], half));
-                                  dots[b].end(half, x.zeros + (first + b) * 2 / kSpan<Block>,
-                                              Factors::of(header, group * Layout::kGroup + b));
-                              });
+                    dots[kGroup][kTokens];
+                const auto add = [&](int b, int half, const int8x16_t(&codes)[4]) INLINE_LAMBDA {
+                    const Factors factors = Factors::of(header, group * kGroup + b);
+                    UNROLL
+                    for (int t = 0; t < kTokens; ++t) {
+                        const RoundedBlock& x = block(t, first + b);
+                        dots[b][t].add(half, 0, codes, half_of(x, half));
+                        dots[b][t].end(half, x, factors);
+                    }
+                };
+                Layout::codes(rows, header, group, add);
                 UNROLL
-                for (int b = 0; b < Layout::kGroup; ++b) {
-                    const int at = group * Layout::kGroup + b;
-                    acc = add_block<Block>(acc, dots[b].total, Layout::scale(header, at),
-                                           Layout::offset(header, at), x.block[first + b]);
+                for (int b = 0; b < kGroup; ++b) {
+                    const Lanes d = Layout::scale(header, group * kGroup + b),
+                                m = Layout::offset(header, group * kGroup + b);
+                    UNROLL
+                    for (int t = 0; t < kTokens; ++t)
+                        acc[t] =
+                            add_block<Block>(acc[t], dots[b][t].total, d, m, block(t, first + b));
                 }
             }
             rows.first += sizeof(Block);
         }
-        return acc;
+        UNROLL
+        for (int t = 0; t < kTokens; ++t) sums[t] = acc[t];
     }
 
     // Rows r .. r + 4 kGroups - 1 and kTokens tokens.
@@ -274,7 +270,7 @@ struct NeonKernel : Neon {
                     for (int t = 0; t < kTokens; ++t)
                         dots[g][t].add(half, step, b.codes[half], q[t]);
                     UNROLL
-                    for (int t = 0; t < kTokens; ++t) dots[g][t].end(half, nullptr, b.factors);
+                    for (int t = 0; t < kTokens; ++t) dots[g][t].end(half, block(t, i), b.factors);
                 }
             }
             UNROLL

@@ -13,7 +13,7 @@ namespace {
 struct RoundedBlock {
     int8_t q[kBlock];
     float scale, scaled_sum;  // the latter is scale times the sum of q
-    int32_t sums[2];          // of q, over each half
+    int32_t sum, first_sum;   // of q, and over the first half
 };
 static_assert(sizeof(RoundedBlock) == 48, "no gaps");
 

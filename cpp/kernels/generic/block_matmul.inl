@@ -42,9 +42,11 @@ concept BlockLayout = requires(Rows rows, const typename L::Header& header,
 
 // What an instruction set defines for a block type.
 template <class K>
-concept BlockKernel = requires(Rows rows, const MatmulArgs& args, const typename K::Tile* tile) {
-    // kLanes rows times one token, whose activations were brought into the form that suits that
-    K::store(args.y, K::one_token(rows, K::activations(args), args));
+concept BlockKernel = requires(Rows rows, const MatmulArgs& args, const typename K::Tile* tile,
+                               typename K::Lanes* sums) {
+    // kLanes rows times some tokens from a first one on, with codes as they come
+    K::template few_tokens<1>(rows, args, 0, sums);
+    K::store(args.y, sums[0]);
     // 32 columns of kLanes rows, unpacked; kTileGroups of these stand side by side
     requires(K::kTileGroups * sizeof(typename K::Tile) <= kBlock * (size_t)kMatmulScratch);
     requires BlockLayout<typename K::Layout, K>;
@@ -102,28 +104,49 @@ inline void store_lanes(typename K::Lanes v, int lane, int64_t n, float* y) {
     memcpy(y, lanes + lane, (size_t)n * sizeof(float));
 }
 
-template <class K>
-inline void decode_blocks(const MatmulArgs& a) {
-    const auto x = K::activations(a);
-    const Runs runs = runs_of(a, K::kLanes);
-    for (int64_t i = 0; i < runs.length; ++i) {
-        float y[K::kLanes];
-        K::store(y, K::one_token(runs[i], x, a));
-        for (int lane = 0; lane < K::kLanes; ++lane)
-            a.y[a.row_begin + lane * runs.length + i] = y[lane];
+// kLanes rows times all tokens of a call, some at a time.
+template <class K, class Store>
+ALWAYS_INLINE void times_few(Rows rows, const MatmulArgs& a, Store store_sums) {
+    typename K::Lanes sums[4];
+    for (int64_t t = 0; t < a.tokens; t += 4) {
+        const int n = (int)smaller(4, a.tokens - t);
+        if (n == 1) K::template few_tokens<1>(rows, a, t, sums);
+        if (n == 2) K::template few_tokens<2>(rows, a, t, sums);
+        if (n == 3) K::template few_tokens<3>(rows, a, t, sums);
+        if (n == 4) K::template few_tokens<4>(rows, a, t, sums);
+        for (int i = 0; i < n; ++i) store_sums(t + i, sums[i]);
     }
+}
+
+template <class K>
+NEVER_INLINE void few_blocks(const MatmulArgs& a) {
+    const Runs runs = runs_of(a, K::kLanes);
+    for (int64_t i = 0; i < runs.length; ++i)
+        times_few<K>(runs[i], a, [&](int64_t t, typename K::Lanes sums) {
+            float lanes[K::kLanes];
+            K::store(lanes, sums);
+            float* y = a.y + t * a.y_stride + a.row_begin + i;
+            for (int lane = 0; lane < K::kLanes; ++lane) y[lane * runs.length] = lanes[lane];
+        });
     int64_t next = a.row_begin + K::kLanes * runs.length;
     for (; next + K::kLanes <= a.row_end; next += K::kLanes)
-        K::store(a.y + next, K::one_token(rows_from(a, next), x, a));
+        times_few<K>(rows_from(a, next), a, [&](int64_t t, typename K::Lanes sums) {
+            K::store(a.y + t * a.y_stride + next, sums);
+        });
     last_rows<K::kLanes>(a, next, [&](Rows rows, int lane, int64_t r, int64_t n) {
-        store_lanes<K>(K::one_token(rows, x, a), lane, n, a.y + r);
+        times_few<K>(rows, a, [&](int64_t t, typename K::Lanes sums) {
+            store_lanes<K>(sums, lane, n, a.y + t * a.y_stride + r);
+        });
     });
 }
+
+// Up to here codes as they come are faster than a tile, which is filled once for all tokens.
+enum { kFewTokens = 16 };
 
 template <BlockKernel K>
 void matmul_blocks(const MatmulArgs& a) {
     constexpr int kLanes = K::kLanes, kTileGroups = K::kTileGroups;
-    if (a.tokens == 1) return decode_blocks<K>(a);
+    if (a.tokens <= kFewTokens) return few_blocks<K>(a);
     const int64_t blocks = a.cols / kBlock;
     auto* tile = (typename K::Tile*)a.scratch;
     int64_t r = a.row_begin;

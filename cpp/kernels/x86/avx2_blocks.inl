@@ -3,7 +3,7 @@
 //
 // Lanes are rows. The codes of 32 columns of eight rows are eight vectors, vector j holding in lane
 // r the codes 4j .. 4j+3 of row r; multiplied with the broadcast activations 4j .. 4j+3 they give
-// the integer dots of eight rows at once. A decode step uses the vectors as they come; with more
+// the integer dots of eight rows at once. Few tokens use the vectors as they come; with more
 // tokens they go into a tile that all tokens share. Both add the same terms in the same order.
 #pragma once
 
@@ -116,6 +116,11 @@ private:
 };
 
 #ifndef __AVXVNNI__
+// The dots of two i16, in i32 and added to a total.
+ALWAYS_INLINE __m256i add_dots_i16(__m256i total, __m256i codes, __m256i x) {
+    return _mm256_add_epi32(total, _mm256_madd_epi16(codes, x));
+}
+
 // Signed bytes have no product of their own: they are multiplied as i16, two columns at a time.
 template <>
 struct Dot<BlockQ8_0> {
@@ -142,102 +147,128 @@ ALWAYS_INLINE F32 add_block(F32 acc, __m256i dot, F32 d, F32 m, const RoundedBlo
     return acc;
 }
 
-// --- one token ---
+// --- few tokens ---
 
-// One token's activations.
-struct OneToken {
-    const RoundedBlock* block;
-    const __m256i* q;  // four to a vector, broadcast: plain loads are the cheapest
+// Rounded activations of some tokens.
+struct Tokens {
+    const char* first;
+    int64_t stride;
+
+    ALWAYS_INLINE const RoundedBlock& block(int t, int64_t i) const {
+        return ((const RoundedBlock*)(first + t * stride))[i];
+    }
 };
 
-// A block of Q6_K is not read from front to back, which the hardware would need in order to fetch
-// ahead. A part with each group: many at once wait for each other.
+// The hardware fetches too late in eight streams, and in blocks that are not read from front to
+// back. So a line of each row is prefetched when its turn comes: a part of a long block with each
+// group, or with each short block some of the rows.
 template <class Block>
-ALWAYS_INLINE void prefetch_ahead(Rows rows, int group) {
+ALWAYS_INLINE void prefetch_ahead(Rows rows, int64_t i, int group) {
     using L = Layout<Block>;
-    if (!L::kPrefetch) return;
-    constexpr size_t kPart = sizeof(Block) * L::kGroup / L::kBlocks;
-    for (int r = 0; r < 8; ++r)
+    constexpr size_t kAhead = 1024;
+    if (L::kBlocks > 1) {
+        constexpr size_t kPart = sizeof(Block) * L::kGroup / L::kBlocks;
+        UNROLL
+        for (int r = 0; r < 8; ++r) UNROLL
         for (size_t at = 0; at < kPart; at += 64)
-            _mm_prefetch(rows(r) + 512 + (size_t)group * kPart + at, _MM_HINT_T0);
+            prefetch(rows(r) + kAhead + (size_t)group * kPart + at);
+    } else {
+        constexpr int kBlocksPerLine = sizeof(Block) <= 18 ? 4 : 2, kRows = 8 / kBlocksPerLine;
+        const char* first = rows((int)(i % kBlocksPerLine) * kRows) + kAhead;
+        UNROLL
+        for (int r = 0; r < kRows; ++r) prefetch(first + r * rows.stride);
+    }
 }
 
-// Adds the products of eight rows with one token from block `i` on, where the rows begin.
-template <class Block>
-ALWAYS_INLINE F32 add_blocks(F32 acc, Rows rows, int64_t i, int64_t blocks, OneToken x) {
+// Adds the products of eight rows with some tokens from block `i` on, where the rows begin.
+template <class Block, int kTokens>
+ALWAYS_INLINE void add_blocks(F32* acc, Rows rows, int64_t i, int64_t blocks, Tokens x) {
     using L = Layout<Block>;
     for (; i < blocks; i += L::kBlocks) {
         const typename L::Header header = L::header(rows);
         UNROLL
         for (int group = 0; group < L::kBlocks / L::kGroup; ++group) {
-            prefetch_ahead<Block>(rows, group);
-            Dot<Block> dots[L::kGroup];
+            prefetch_ahead<Block>(rows, i, group);
+            Dot<Block> dots[L::kGroup][kTokens];
             Factors<Block> factors[L::kGroup];
             UNROLL
             for (int b = 0; b < L::kGroup; ++b)
                 factors[b] = Factors<Block>::of(header, group * L::kGroup + b);
             const int64_t first = i + group * L::kGroup;
             L::codes(rows, header, group, [&](int b, int j, __m256i codes) INLINE_LAMBDA {
-                dots[b].add(j, codes, x.q[(first + b) * 8 + j], factors[b], x.block[first + b]);
+                UNROLL
+                for (int t = 0; t < kTokens; ++t) {
+                    const RoundedBlock& xb = x.block(t, first + b);
+                    dots[b][t].add(j, codes, broadcast(xb.q + 4 * j), factors[b], xb);
+                }
             });
             UNROLL
             for (int b = 0; b < L::kGroup; ++b) {
                 const int at = group * L::kGroup + b;
-                acc = add_block<Block>(acc, dots[b].total, L::scale(header, at),
-                                       L::offset(header, at), x.block[first + b]);
+                const F32 d = L::scale(header, at), m = L::offset(header, at);
+                UNROLL
+                for (int t = 0; t < kTokens; ++t)
+                    acc[t] =
+                        add_block<Block>(acc[t], dots[b][t].total, d, m, x.block(t, first + b));
             }
         }
         rows.first += sizeof(Block);
     }
-    return acc;
 }
 
-template <class Block>
-ALWAYS_INLINE F32 one_token(Rows rows, int64_t blocks, OneToken x) {
-    return add_blocks<Block>(set(0.0f), rows, 0, blocks, x);
-}
+template <class Block, int kTokens>
+struct FewTokens {
+    ALWAYS_INLINE static void add(F32* acc, Rows rows, int64_t blocks, Tokens x) {
+        add_blocks<Block, kTokens>(acc, rows, 0, blocks, x);
+    }
+};
 
 // With four bits, what limits is that the chain from a load to its sum is longer than a CPU can
 // look ahead. So bytes are loaded two blocks before their products and transposed one before; PIN
 // keeps the order.
-template <class Block>
-ALWAYS_INLINE F32 one_token_of_nibbles(Rows rows, int64_t blocks, OneToken x) {
-    using L = Layout<Block>;
-    const int64_t last = blocks - 2, size = sizeof(Block);
-    F32 acc = set(0.0f);
-    int64_t i = 0;
-    if (last > 0) {
-        __m256i bytes[4], loaded[4];
-        dwords(rows, offsetof(Block, q), bytes);
-        load_pairs(rows + size, offsetof(Block, q), loaded);
-        ScaleOffset now = L::header(rows);
-        for (; i < last; ++i) {
-            ScaleOffset next = L::header(rows + size);
-            PIN(next.d);
-            Dot<Block> dot;
-            L::codes_of(bytes, [&](int, int j, __m256i codes) INLINE_LAMBDA {
-                dot.add(j, codes, x.q[8 * i + j], {}, x.block[i]);
-            });
-            transpose(loaded, bytes);
-            for (int j = 0; j < 4; ++j) PIN(bytes[j]);
-            rows.first += size;
+template <class Block, int kTokens>
+struct FewTokensOfNibbles {
+    ALWAYS_INLINE static void add(F32* acc, Rows rows, int64_t blocks, Tokens x) {
+        using L = Layout<Block>;
+        const int64_t last = blocks - 2, size = sizeof(Block);
+        int64_t i = 0;
+        if (last > 0) {
+            __m256i bytes[4], loaded[4];
+            dwords(rows, offsetof(Block, q), bytes);
             load_pairs(rows + size, offsetof(Block, q), loaded);
-            for (int j = 0; j < 4; ++j) PIN(loaded[j]);
-            acc = add_block<Block>(acc, dot.total, now.d, now.m, x.block[i]);
-            now = next;
+            ScaleOffset now = L::header(rows);
+            for (; i < last; ++i) {
+                prefetch_ahead<Block>(rows, i, 0);
+                ScaleOffset next = L::header(rows + size);
+                PIN(next.d);
+                Dot<Block> dots[kTokens];
+                L::codes_of(bytes, [&](int, int j, __m256i codes) INLINE_LAMBDA {
+                    UNROLL
+                    for (int t = 0; t < kTokens; ++t) {
+                        const RoundedBlock& xb = x.block(t, i);
+                        dots[t].add(j, codes, broadcast(xb.q + 4 * j), {}, xb);
+                    }
+                });
+                transpose(loaded, bytes);
+                for (int j = 0; j < 4; ++j) PIN(bytes[j]);
+                rows.first += size;
+                load_pairs(rows + size, offsetof(Block, q), loaded);
+                for (int j = 0; j < 4; ++j) PIN(loaded[j]);
+                UNROLL
+                for (int t = 0; t < kTokens; ++t)
+                    acc[t] = add_block<Block>(acc[t], dots[t].total, now.d, now.m, x.block(t, i));
+                now = next;
+            }
         }
+        add_blocks<Block, kTokens>(acc, rows, i, blocks, x);
     }
-    return add_blocks<Block>(acc, rows, i, blocks, x);
-}
-template <>
-ALWAYS_INLINE F32 one_token<BlockQ4_0>(Rows rows, int64_t blocks, OneToken x) {
-    return one_token_of_nibbles<BlockQ4_0>(rows, blocks, x);
-}
-template <>
-ALWAYS_INLINE F32 one_token<BlockQ4_1>(Rows rows, int64_t blocks, OneToken x) {
-    return one_token_of_nibbles<BlockQ4_1>(rows, blocks, x);
-}
+};
+template <int kTokens>
+struct FewTokens<BlockQ4_0, kTokens> : FewTokensOfNibbles<BlockQ4_0, kTokens> {};
+template <int kTokens>
+struct FewTokens<BlockQ4_1, kTokens> : FewTokensOfNibbles<BlockQ4_1, kTokens> {};
 
+#ifndef __AVXVNNI__
 // Eight vectors whose lanes are to be added -> lane r = the sum of v[r].
 ALWAYS_INLINE __m256i add_lanes(const __m256i v[8]) {
     __m256i fours[2];
@@ -254,25 +285,61 @@ ALWAYS_INLINE __m256i add_lanes(const __m256i v[8]) {
                             _mm256_permute2x128_si256(fours[0], fours[1], 0x31));
 }
 
-// Bytes are read along the rows: that is cheaper than transposing them.
+// Signed bytes: the sign goes over to the activations. For one token bytes are read along the rows,
+// which is cheaper than transposing them.
 template <>
-ALWAYS_INLINE F32 one_token<BlockQ8_0>(Rows rows, int64_t blocks, OneToken x) {
-    F32 acc = set(0.0f);
-    for (int64_t i = 0; i < blocks; ++i) {
-        const __m256i q = _mm256_loadu_si256((const __m256i*)x.block[i].q);
-        __m256i dots[8];
-        UNROLL
-        for (int r = 0; r < 8; ++r) {
-            const __m256i w =
-                _mm256_loadu_si256((const __m256i*)(rows(r) + offsetof(BlockQ8_0, q)));
-            dots[r] = add_dots(_mm256_setzero_si256(), _mm256_abs_epi8(w), _mm256_sign_epi8(q, w));
+struct FewTokens<BlockQ8_0, 1> {
+    ALWAYS_INLINE static void add(F32* acc, Rows rows, int64_t blocks, Tokens x) {
+        for (int64_t i = 0; i < blocks; ++i) {
+            prefetch_ahead<BlockQ8_0>(rows, i, 0);
+            const RoundedBlock& xb = x.block(0, i);
+            const __m256i q = _mm256_loadu_si256((const __m256i*)xb.q);
+            __m256i dots[8];
+            UNROLL
+            for (int r = 0; r < 8; ++r) {
+                const __m256i w =
+                    _mm256_loadu_si256((const __m256i*)(rows(r) + offsetof(BlockQ8_0, q)));
+                dots[r] =
+                    add_dots(_mm256_setzero_si256(), _mm256_abs_epi8(w), _mm256_sign_epi8(q, w));
+            }
+            const F32 d = halves(rows, 0);
+            *acc = add_block<BlockQ8_0>(*acc, add_lanes(dots), d, d, xb);
+            rows.first += sizeof(BlockQ8_0);
         }
-        const F32 d = mul(halves(rows, 0), set(x.block[i].scale));
-        acc = fma(_mm256_cvtepi32_ps(add_lanes(dots)), d, acc);
-        rows.first += sizeof(BlockQ8_0);
     }
-    return acc;
-}
+};
+template <int kTokens>
+struct FewTokens<BlockQ8_0, kTokens> {
+    ALWAYS_INLINE static void add(F32* acc, Rows rows, int64_t blocks, Tokens x) {
+        for (int64_t i = 0; i < blocks; ++i) {
+            prefetch_ahead<BlockQ8_0>(rows, i, 0);
+            __m256i totals[kTokens];
+            UNROLL
+            for (int t = 0; t < kTokens; ++t) totals[t] = _mm256_setzero_si256();
+            UNROLL
+            for (int half = 0; half < 2; ++half) {
+                __m256i w[4];
+                dwords(rows, offsetof(BlockQ8_0, q) + (size_t)(16 * half), w);
+                UNROLL
+                for (int j = 0; j < 4; ++j) {
+                    const __m256i magnitudes = _mm256_abs_epi8(w[j]);
+                    UNROLL
+                    for (int t = 0; t < kTokens; ++t) {
+                        const __m256i q = broadcast(x.block(t, i).q + 16 * half + 4 * j);
+                        totals[t] = add_dots(totals[t], magnitudes, _mm256_sign_epi8(q, w[j]));
+                        PIN(totals[t]);
+                    }
+                }
+            }
+            const F32 d = halves(rows, 0);
+            UNROLL
+            for (int t = 0; t < kTokens; ++t)
+                acc[t] = add_block<BlockQ8_0>(acc[t], totals[t], d, d, x.block(t, i));
+            rows.first += sizeof(BlockQ8_0);
+        }
+    }
+};
+#endif
 
 // --- many tokens ---
 
@@ -293,18 +360,16 @@ struct Avx2Kernel : Avx2 {
     using Layout = rwkv_edge::Layout<Block>;
     using Factors = rwkv_edge::Factors<Block>;
     using Tile = TileBlock<Block>;
-    enum { kTileGroups = 2, kAlongRows = Same<Block, BlockQ8_0> };
+    enum { kTileGroups = 2 };
 
-    static OneToken activations(const MatmulArgs& a) {
-        const RoundedBlock* block = RoundedRow(a.x, a.cols).block;
-        __m256i* q = (__m256i*)a.scratch;
-        if (!kAlongRows)
-            for (int64_t i = 0; i < a.cols / 4; ++i) q[i] = broadcast(block[i / 8].q + i % 8 * 4);
-        return {block, q};
-    }
-
-    ALWAYS_INLINE static F32 one_token(Rows rows, OneToken x, const MatmulArgs& a) {
-        return rwkv_edge::one_token<Block>(rows, a.cols / kBlock, x);
+    // Rows times kTokens tokens, codes as they come.
+    template <int kTokens>
+    NEVER_INLINE static void few_tokens(Rows rows, const MatmulArgs& a, int64_t token,
+                                        Lanes* sums) {
+        UNROLL
+        for (int t = 0; t < kTokens; ++t) sums[t] = set(0.0f);
+        const Tokens x = {(const char*)a.x + token * a.x_stride, a.x_stride};
+        FewTokens<Block, kTokens>::add(sums, rows, a.cols / kBlock, x);
     }
 
     // Rows r .. r + 8 kGroups - 1 and kTokens tokens: each broadcast of activations serves kGroups
@@ -313,9 +378,9 @@ struct Avx2Kernel : Avx2 {
     static void tile_tokens(const Tile* tile, const MatmulArgs& a, int64_t token,
                             Store store_sums) {
         const int64_t blocks = a.cols / kBlock;
-        const auto row = [&](int t) INLINE_LAMBDA {
-            return RoundedRow((const char*)a.x + (token + t) * a.x_stride, a.cols);
-        };
+        const char* const first = (const char*)a.x + token * a.x_stride;
+        const int64_t stride = a.x_stride, cols = a.cols;
+        const auto row = [=](int t) INLINE_LAMBDA { return RoundedRow(first + t * stride, cols); };
         F32 sums[kGroups][kTokens];
         UNROLL
         for (int g = 0; g < kGroups; ++g) UNROLL

@@ -127,11 +127,10 @@ ALWAYS_INLINE __m256i byte_pair(__m256i v, int a, int b) {
 // AVX2,
 //   kLargest  the largest magnitude of a code less zero
 //   kVectors  how many vectors of codes 32 columns are
-//   kPrefetch whether a decode step must ask for blocks ahead
 
 // What a type has unless it says otherwise.
 struct UsualLayout {
-    enum { kVectors = 8, kPrefetch = 0, kHalfScales = 0 };
+    enum { kVectors = 8, kHalfScales = 0 };
 };
 
 struct Avx2 {
@@ -145,7 +144,6 @@ struct Avx2 {
 template <class L>
 concept Avx2Layout = BlockLayout<L, Avx2> && requires {
     requires L::kVectors == 8 || L::kVectors == 16;
-    requires L::kPrefetch == 0 || L::kPrefetch == 1;
     requires L::kLargest > 0 && L::kLargest <= 128;
 };
 
@@ -326,15 +324,7 @@ struct Layout<BlockQ5_K> : UsualLayout {
 
 template <>
 struct Layout<BlockQ6_K> : UsualLayout {
-    enum {
-        kBlocks = 8,
-        kGroup = 4,
-        kLargest = 32,
-        kZero = 32,
-        kOffset = 0,
-        kPrefetch = 1,
-        kHalfScales = 1
-    };
+    enum { kBlocks = 8, kGroup = 4, kLargest = 32, kZero = 32, kOffset = 0, kHalfScales = 1 };
     struct Header {
         F32 d;
         __m256i scales[4];  // four bytes each per row, two per 32 columns

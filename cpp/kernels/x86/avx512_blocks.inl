@@ -177,7 +177,7 @@ ALWAYS_INLINE void prefetch_ahead(const EightRows& rows) {
             _mm_prefetch(rows[r] + 1024 + at, _MM_HINT_T0);
 }
 
-// The products of eight rows; kTokens is 1 or kFewTokens, that is as many as there are.
+// The products of eight rows. kTokens is 1 or 2; or it is kFewTokens, for as many as there are.
 template <class Block, int kTokens>
 inline void few_tokens(EightRows rows, const StepInput* x, const MatmulArgs& a, Eight* sums) {
     using L = Layout<Block>;

@@ -12,38 +12,49 @@ namespace rwkv_edge {
 
 namespace {
 
-// Eight columns of two rows; with a mask, its columns, and zeros.
-ALWAYS_INLINE Floats load_pair(const float* a, const float* b) {
-    return join(_mm256_loadu_ps(a), _mm256_loadu_ps(b));
+// Eight columns of a row; with a mask, its columns, and zeros.
+ALWAYS_INLINE __m256 load_eight(const float* p) { return _mm256_loadu_ps(p); }
+ALWAYS_INLINE __m256 load_eight(const float* p, __mmask8 mask) {
+    return _mm256_maskz_loadu_ps(mask, p);
 }
-ALWAYS_INLINE Floats load_pair(const float* a, const float* b, __mmask8 mask) {
-    return join(_mm256_maskz_loadu_ps(mask, a), _mm256_maskz_loadu_ps(mask, b));
+ALWAYS_INLINE __m128i load_bits(const void* p) { return _mm_loadu_si128((const __m128i*)p); }
+ALWAYS_INLINE __m128i load_bits(const void* p, __mmask8 mask) {
+    return _mm_maskz_loadu_epi16(mask, p);
 }
-ALWAYS_INLINE __m256i join(__m128i low, __m128i high) {
-    return _mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1);
+template <class... Mask>
+ALWAYS_INLINE __m256 load_eight(const Half* p, Mask... mask) {
+    return _mm256_cvtph_ps(load_bits(p, mask...));
 }
-ALWAYS_INLINE __m256i load_bits(const void* a, const void* b) {
-    return join(_mm_loadu_si128((const __m128i*)a), _mm_loadu_si128((const __m128i*)b));
+template <class... Mask>
+ALWAYS_INLINE __m256 load_eight(const Bfloat16* p, Mask... mask) {
+    const __m256i wide = _mm256_cvtepu16_epi32(load_bits(p, mask...));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
 }
-ALWAYS_INLINE __m256i load_bits(const void* a, const void* b, __mmask8 mask) {
-    return join(_mm_maskz_loadu_epi16(mask, a), _mm_maskz_loadu_epi16(mask, b));
+
+// Eight columns of two rows.
+template <class... Mask>
+ALWAYS_INLINE Floats load_pair(const float* a, const float* b, Mask... mask) {
+    return join(load_eight(a, mask...), load_eight(b, mask...));
+}
+template <class... Mask>
+ALWAYS_INLINE __m256i pair_bits(const void* a, const void* b, Mask... mask) {
+    return _mm256_inserti128_si256(_mm256_castsi128_si256(load_bits(a, mask...)),
+                                   load_bits(b, mask...), 1);
 }
 template <class... Mask>
 ALWAYS_INLINE Floats load_pair(const Half* a, const Half* b, Mask... mask) {
-    return _mm512_cvtph_ps(load_bits(a, b, mask...));
+    return _mm512_cvtph_ps(pair_bits(a, b, mask...));
 }
 template <class... Mask>
 ALWAYS_INLINE Floats load_pair(const Bfloat16* a, const Bfloat16* b, Mask... mask) {
-    const Ints wide = _mm512_cvtepu16_epi32(load_bits(a, b, mask...));
+    const Ints wide = _mm512_cvtepu16_epi32(pair_bits(a, b, mask...));
     return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
 }
 
 // Eight activations, twice.
-ALWAYS_INLINE Floats load_twice(const float* x) {
-    return _mm512_broadcast_f32x8(_mm256_loadu_ps(x));
-}
-ALWAYS_INLINE Floats load_twice(const float* x, __mmask8 mask) {
-    return _mm512_broadcast_f32x8(_mm256_maskz_loadu_ps(mask, x));
+template <class... Mask>
+ALWAYS_INLINE Floats load_twice(const float* x, Mask... mask) {
+    return _mm512_broadcast_f32x8(load_eight(x, mask...));
 }
 
 // Four vectors of sums -> those of eight rows, added up as kernels.h says:
@@ -70,10 +81,42 @@ ALWAYS_INLINE const float* activations(const MatmulArgs& a, int64_t token) {
 
 // --- few tokens: eight rows straight from the weights ---
 
+// Calls columns(k) for every eight columns, columns(k, mask) for fewer, and asks for weights ahead.
+template <class Weight, class Columns>
+ALWAYS_INLINE void each_eight(const EightRows& rows, int64_t cols, Columns columns) {
+    constexpr int64_t kLine = 64 / sizeof(Weight), kAhead = 1024 / sizeof(Weight);
+    int64_t k = 0;
+    for (; k + kLine <= cols; k += kLine) {
+        UNROLL
+        for (int r = 0; r < 8; ++r)
+            _mm_prefetch((const char*)((const Weight*)rows[r] + k + kAhead), _MM_HINT_T0);
+        UNROLL
+        for (int64_t i = 0; i < kLine; i += 8) columns(k + i);
+    }
+    for (; k + 8 <= cols; k += 8) columns(k);
+    if (k < cols) columns(k, (__mmask8)first_lanes(cols - k));
+}
+
+// One token has no use for wider vectors: a row after the other is cheaper to load.
+template <class Weight>
+inline Eight one_token(const EightRows& rows, const float* x, int64_t cols) {
+    Eight acc[8];
+    UNROLL
+    for (Eight& sums : acc) sums = _mm256_setzero_ps();
+    each_eight<Weight>(rows, cols, [&](int64_t k, auto... mask) INLINE_LAMBDA {
+        const Eight xs = load_eight(x + k, mask...);
+        UNROLL
+        for (int r = 0; r < 8; ++r)
+            acc[r] = _mm256_fmadd_ps(load_eight((const Weight*)rows[r] + k, mask...), xs, acc[r]);
+    });
+    const Floats pairs[4] = {join(acc[0], acc[1]), join(acc[2], acc[3]), join(acc[4], acc[5]),
+                             join(acc[6], acc[7])};
+    return sum_pairs(pairs);
+}
+
 // kTokens tokens from t0 on.
 template <class Weight, int kTokens>
-inline void dot_rows(const EightRows& rows, const MatmulArgs& a, int64_t t0, Eight* sums) {
-    constexpr int64_t kLine = 64 / sizeof(Weight), kAhead = 1024;
+inline void some_tokens(const EightRows& rows, const MatmulArgs& a, int64_t t0, Eight* sums) {
     Floats acc[kTokens][4];
     const float* x[kTokens];
     UNROLL
@@ -82,7 +125,7 @@ inline void dot_rows(const EightRows& rows, const MatmulArgs& a, int64_t t0, Eig
         UNROLL
         for (int p = 0; p < 4; ++p) acc[t][p] = _mm512_setzero_ps();
     }
-    const auto add_columns = [&](int64_t k, auto... mask) INLINE_LAMBDA {
+    each_eight<Weight>(rows, a.cols, [&](int64_t k, auto... mask) INLINE_LAMBDA {
         Floats w[4];
         UNROLL
         for (int p = 0; p < 4; ++p)
@@ -94,17 +137,7 @@ inline void dot_rows(const EightRows& rows, const MatmulArgs& a, int64_t t0, Eig
             UNROLL
             for (int p = 0; p < 4; ++p) acc[t][p] = _mm512_fmadd_ps(w[p], xs, acc[t][p]);
         }
-    };
-    int64_t k = 0;
-    for (; k + kLine <= a.cols; k += kLine) {
-        UNROLL
-        for (int r = 0; r < 8; ++r)
-            _mm_prefetch((const char*)((const Weight*)rows[r] + k) + kAhead, _MM_HINT_T0);
-        UNROLL
-        for (int64_t i = 0; i < kLine; i += 8) add_columns(k + i);
-    }
-    for (; k + 8 <= a.cols; k += 8) add_columns(k);
-    if (k < a.cols) add_columns(k, (__mmask8)first_lanes(a.cols - k));
+    });
     UNROLL
     for (int t = 0; t < kTokens; ++t) sums[t0 + t] = sum_pairs(acc[t]);
 }
@@ -133,7 +166,7 @@ inline void widen(const EightRows& rows, int64_t cols, Floats (*to)[4]) {
     if (k < cols) columns(k, (__mmask8)first_lanes(cols - k));
 }
 
-// Eight rows of a panel and kTokens tokens, whose columns begin at x;
+// Eight rows of a panel and kTokens tokens, whose columns begin at x.
 template <int kTokens>
 inline void panel_dots(const Floats (*w)[4], const float* x, int64_t x_stride, int64_t cols,
                        bool first, Floats (*sums)[4]) {
@@ -194,12 +227,16 @@ inline void panel_rows(const MatmulArgs& a, int64_t r, int64_t t0, int64_t token
 
 template <class Weight>
 void matmul_float(const MatmulArgs& a) {
+    if (a.tokens == 1)
+        return few_tokens<1>(a, [&](const EightRows& rows, Eight* sums) INLINE_LAMBDA {
+            *sums = one_token<Weight>(rows, (const float*)a.x, a.cols);
+        });
     if (a.tokens <= 8)
         return few_tokens<8>(a, [&](const EightRows& rows, Eight* sums) {
             int64_t t = 0;
-            for (; t + 4 <= a.tokens; t += 4) dot_rows<Weight, 4>(rows, a, t, sums);
-            if (t + 2 <= a.tokens) dot_rows<Weight, 2>(rows, a, t, sums);
-            if (a.tokens % 2 == 1) dot_rows<Weight, 1>(rows, a, a.tokens - 1, sums);
+            for (; t + 4 <= a.tokens; t += 4) some_tokens<Weight, 4>(rows, a, t, sums);
+            if (t + 2 <= a.tokens) some_tokens<Weight, 2>(rows, a, t, sums);
+            if (a.tokens % 2 == 1) some_tokens<Weight, 1>(rows, a, a.tokens - 1, sums);
         });
     for (int64_t t = 0; t < a.tokens; t += Panel::kTokens)
         for (int64_t r = a.row_begin; r < a.row_end; r += Panel::kRows)

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from .. import _core
-from ..files.form import amount
+from ..files.form import amount, printable
 from ..model import Model, bundled_model
 from ..model_file import by_input, bytes_per_token, open_model_file
 from .options import model_argument
@@ -102,7 +102,7 @@ def bench(
         found = {"model": str(path), "isa": _core.isa(), "bytes_by_input": sparse, "results": rows}
         click.echo(json.dumps(found, indent=2))
         return
-    click.echo(f"{path}, {_core.isa()} kernels, median of {repeats}")
+    click.echo(f"{printable(str(path))}, {_core.isa()} kernels, median of {repeats}")
     if sparse:
         whole = bytes_per_token(file)
         click.echo(

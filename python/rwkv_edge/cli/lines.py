@@ -70,7 +70,8 @@ def completions(line: str) -> list[str]:
     found = []
     with contextlib.suppress(OSError, RuntimeError):  # no such folder, no such user's home
         for entry in os.scandir(Path(folder + slash).expanduser()):
-            if entry.name.startswith(start) and entry.name.startswith(".") <= start.startswith("."):
+            hidden = entry.name.startswith(".") and not start
+            if entry.name.startswith(start) and not hidden and entry.name.isprintable():
                 found.append(f"{name} {folder}{slash}{entry.name}{'/' if entry.is_dir() else ''}")
     return sorted(found)
 
@@ -79,34 +80,32 @@ def completions(line: str) -> list[str]:
 
 
 def history_file() -> Path:
+    """Raises RuntimeError for a user without a home."""
     folder = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
     return folder / "rwkv-edge" / "history"
 
 
 def read_history(path: Path) -> list[str]:
-    """The lines of a history, the oldest first; none where it cannot be read."""
-    data = b""
-    with contextlib.suppress(OSError):
-        if path.is_file():  # and no pipe, which would be waited for
-            with path.open("rb") as file:
-                file.seek(-min(HISTORY_BYTES, path.stat().st_size), os.SEEK_END)
-                data = file.read(HISTORY_BYTES)
-    lines = data.decode("utf-8", "replace").split("\n")
+    """The lines of a history, the oldest first; raises OSError where it cannot be read."""
+    if not path.is_file():  # a pipe would be waited for
+        return []
+    with path.open("rb") as file:
+        file.seek(-min(HISTORY_BYTES, path.stat().st_size), os.SEEK_END)
+        data = file.read(HISTORY_BYTES)
     return [
         "\n".join(printable(part, lines=True) for part in line.split(NEWLINE))
-        for line in lines[-HISTORY_LINES - 1 :]
+        for line in data.decode("utf-8", "replace").split("\n")[-HISTORY_LINES - 1 :]
         if line
     ]
 
 
 def add_to_history(path: Path, lines: list[str]) -> None:
-    """Add lines, and keep the newest; a history that cannot be written stays as it is."""
+    """Add lines, and keep the newest. Raises OSError where that cannot be done."""
     kept = [line.replace("\n", NEWLINE) for line in (*read_history(path), *lines) if line]
     text = "".join(f"{line}\n" for line in kept[-HISTORY_LINES:])
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with OutputFile(path, mode=0o600) as file:
-            file.write(text.encode("utf-8", "replace"))
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with OutputFile(path, mode=0o600) as file:
+        file.write(text.encode("utf-8", "replace"))
 
 
 # ---- the terminal -------------------------------------------------------------------------------
@@ -121,8 +120,9 @@ def clever() -> bool:
 def line_editing() -> Iterator[ReadLine]:
     """Lines from the terminal: with prompt_toolkit where it is installed and the terminal can do
     what it asks for, else with readline, else bare."""
-    path = history_file()
-    history = read_history(path)
+    history: list[str] = []
+    with contextlib.suppress(OSError, RuntimeError):
+        history = read_history(history_file())
     shown = sys.stdout.isatty()
     edit = (with_prompt_toolkit(history) if shown and clever() else None) or with_readline(history)
     new: list[str] = []
@@ -137,7 +137,8 @@ def line_editing() -> Iterator[ReadLine]:
         yield read
     finally:
         if new:
-            add_to_history(path, new)
+            with contextlib.suppress(OSError, RuntimeError):  # it stays as it is
+                add_to_history(history_file(), new)
 
 
 def with_prompt_toolkit(history: list[str]) -> ReadLine | None:

@@ -245,7 +245,10 @@ def answer_terminal(conversation: Conversation, text: str, sampling: Sampling) -
 def run_command(conversation: Conversation, line: str) -> str:
     """Run a line that begins with a slash; returns what it did."""
     name, _, rest = line.partition(" ")
-    path = Path(rest.strip()).expanduser()
+    try:
+        path = Path(rest.strip()).expanduser()
+    except RuntimeError:
+        raise ValueError(f"{rest.strip()}: no such user") from None
     if name in ("/save", "/save!", "/load") and not rest.strip():
         raise ValueError(f"{name} needs the name of a file")
     if name == "/help":

@@ -40,8 +40,8 @@ WORLD = (
 {%- endif -%}"""
 )
 
-# G1 may think first, and reads no old thoughts. In its training a token joins the last ">" with what
-# follows. A prompt that ended before it would fit that, but every answer would begin with ">".
+# G1 may think first, and reads no old thoughts. In its training a token joins the last ">" with
+# what follows. A prompt that ended before it would fit that, but every answer would begin with ">".
 G1 = WORLD.replace("(text | trim)", "(text.split('</think>')[-1] | trim)").replace(
     "{{- 'Assistant:' -}}",
     r"""{{- 'Assistant:' -}}

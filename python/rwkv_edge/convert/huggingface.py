@@ -91,11 +91,11 @@ def read_index(path: Path, read: Callable[[Path], Checkpoint]) -> Checkpoint:
         metadata |= part.metadata
         if missing := sorted(listed - part.tensors.keys()):
             raise FormatError(
-                f"{shard}: tensor {missing[0]!r} is not in it, {path.name} says it is"
+                f"{shard}: tensor {shown(missing[0])} is not in it, {path.name} says it is"
             )
         if unlisted := sorted(part.tensors.keys() - listed):
             raise FormatError(
-                f"{shard}: tensor {unlisted[0]!r} is not for this file by {path.name}; "
+                f"{shard}: tensor {shown(unlisted[0])} is not for this file by {path.name}; "
                 "do both belong to the same model?"
             )
         tensors |= part.tensors

@@ -112,7 +112,7 @@ class Binder:
 
             def rows(start: int, stop: int | None) -> F32:
                 parts = [tensor.float32().reshape(shape) for tensor, shape in whole]
-                with np.errstate(over="ignore"):  # whoever writes infinity is told so
+                with np.errstate(over="ignore", invalid="ignore"):  # whoever writes NaN is told so
                     values = np.asarray(function(*parts), np.float32)
                 return values.reshape(target_shape)[start:stop]
 

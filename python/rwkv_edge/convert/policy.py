@@ -161,6 +161,6 @@ def encode(values: F32, kind: str, where: str) -> NDArray[np.uint8]:
     largest = np.abs(values).max(initial=0.0)
     if not np.isfinite(largest):
         raise FormatError(f"{where} holds NaN or infinity")
-    if kind == "f16" and largest > LARGEST_F16:
-        raise FormatError(f"{where} holds {largest:g}, too large for f16; use bf16 or f32")
+    if kind not in ("f32", "bf16") and largest > LARGEST_F16:
+        raise FormatError(f"{where} holds {largest:g}, too large for {kind}; use bf16 or f32")
     return _core.quantize(np.ascontiguousarray(values), kind)

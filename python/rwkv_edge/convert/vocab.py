@@ -6,7 +6,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -19,6 +19,7 @@ from ..tokenizer import (
     MAX_TOKENS,
     NO_CHARSMAP,
     SENTENCEPIECE_KEY,
+    load_sentencepiece,
     piece_bytes,
     pre_tokenizers,
     read_pieces,
@@ -28,6 +29,7 @@ NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # llama.cpp's t
 WORLD_FILE = "rwkv_vocab_v20230424.txt"
 # What vocabularies are called that come with a model.
 FILES = ("20B_tokenizer.json", "tokenizer.json", WORLD_FILE, "tokenizer.model")
+TURN_END = "\n\n"
 WORLD = 65530  # ids of the World vocabulary
 BYTES = 256  # embeddings of a model whose tokens are bytes
 ROUNDING = 512  # the largest number to whose multiples trainers are known to round the embeddings
@@ -178,7 +180,7 @@ def world_vocabulary(source: str, tokens: Mapping[int, bytes]) -> Vocabulary:
         texts[token_id], types[token_id] = repr(token)[2:-1], NORMAL
     metadata = {"tokenizer.ggml.model": string("rwkv")}
     # A blank line ends a turn. llama.cpp's converter has the number, 261; any vocabulary will do.
-    turn = next((i for i, token in tokens.items() if token == b"\n\n"), None)
+    turn = next((i for i, token in tokens.items() if token == TURN_END.encode()), None)
     if turn is not None:
         metadata["tokenizer.ggml.eot_token_id"] = uint32(turn)
     return Vocabulary(source, "RWKV World", texts, types, metadata)
@@ -216,13 +218,8 @@ def _huggingface(path: Path) -> Vocabulary:
 
 
 def _sentencepiece(path: Path) -> Vocabulary:
-    from sentencepiece import SentencePieceProcessor
-
     model = read_bytes(path, MAX_BYTES, "a sentencepiece model")
-    try:
-        pieces = SentencePieceProcessor(model_proto=model + NO_CHARSMAP)
-    except (RuntimeError, OSError) as error:
-        raise FormatError(f"{path}: not a sentencepiece model ({error})") from None
+    pieces = load_sentencepiece(model + NO_CHARSMAP, str(path))
     ids = range(pieces.vocab_size())
     first = pieces.encode("a", out_type=str)[:1]
     metadata = {
@@ -234,21 +231,52 @@ def _sentencepiece(path: Path) -> Vocabulary:
     }
     if pieces.unk_id() >= 0:
         metadata["tokenizer.ggml.unknown_token_id"] = uint32(pieces.unk_id())
-    texts, types = [pieces.id_to_piece(i) for i in ids], [_piece_kind(pieces, i) for i in ids]
+    texts, types = [pieces.id_to_piece(i) for i in ids], _piece_types(model, str(path), len(ids))
+    if TURN_END in texts:
+        metadata["tokenizer.ggml.eot_token_id"] = uint32(texts.index(TURN_END))
     scores = [pieces.get_score(i) for i in ids]
     return Vocabulary(str(path), "sentencepiece", texts, types, metadata, scores)
 
 
-def _piece_kind(pieces: object, i: int) -> int:
-    for test, kind in (
-        ("is_unknown", UNKNOWN),
-        ("is_control", CONTROL),
-        ("is_unused", UNUSED),
-        ("is_byte", BYTE),
-    ):
-        if getattr(pieces, test)(i):
-            return kind
-    return NORMAL
+def _piece_types(model: bytes, source: str, count: int) -> list[int]:
+    """The types of the pieces, whose numbers are llama.cpp's. The package does not tell which were
+    defined by the user."""
+    found: list[int] = []
+    try:
+        for number, value in _fields(model):
+            if number == 1 and isinstance(value, bytes):
+                kind = dict(_fields(value)).get(3)
+                if not isinstance(kind, int) or not NORMAL <= kind <= BYTE:
+                    kind = NORMAL
+                found.append(kind)
+    except (KeyError, IndexError):
+        found = []
+    if len(found) != count:
+        raise FormatError(f"{source}: a sentencepiece model whose {count} pieces cannot be read")
+    return found
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """The fields of a protobuf message. KeyError or IndexError where it is none."""
+    at = 0
+    while at < len(data):
+        key, at = _varint(data, at)
+        value: int | bytes
+        if key & 7 == 0:
+            value, at = _varint(data, at)
+        else:
+            size, at = _varint(data, at) if key & 7 == 2 else ({1: 8, 5: 4}[key & 7], at)
+            value, at = data[at : at + size], at + size
+        yield key >> 3, value
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    value = 0
+    for i in range(10):
+        value |= (data[at + i] & 127) << 7 * i
+        if data[at + i] < 128:
+            return value, at + i + 1
+    raise IndexError
 
 
 def _text(path: Path, what: str) -> str:
