@@ -117,10 +117,10 @@ struct InputPanel {
 static_assert(sizeof(InputPanel) <= kInputScratch, "a panel fits the scratch");
 
 // Finds where the active inputs of the panel from `row` on end, which begin where this panel's end.
-// Returns the rows that some token needs, as bits, and asks for what is needed of them.
+// Returns the rows that some token needs, as bits, and asks for them.
 template <class Widen>
 inline uint32_t look_ahead(const InputMatmulArgs& a, int64_t t0, int64_t tokens, int64_t row,
-                           int64_t c, int64_t cols, InputPanel& p) {
+                           InputPanel& p) {
     uint32_t needed = 0;
     for (int64_t t = 0; t < tokens; ++t) {
         const ActiveInput* inputs = a.inputs + (t0 + t) * a.inputs_stride;
@@ -129,11 +129,11 @@ inline uint32_t look_ahead(const InputMatmulArgs& a, int64_t t0, int64_t tokens,
             needed |= 1u << (inputs[i].row - row);
         p.next_end[t] = i;
     }
-    const char* first = (const char*)a.w + row * a.row_bytes + c / Widen::kColumns * Widen::kBytes;
-    const int64_t bytes = (cols * Widen::kBytes + Widen::kColumns - 1) / Widen::kColumns;
+    const int64_t begin = a.col_begin / Widen::kColumns * Widen::kBytes,
+                  end = a.col_end / Widen::kColumns * Widen::kBytes;
     for (int r = 0; r < InputPanel::kRows; ++r)
-        for (int64_t at = 0; at < bytes && (needed >> r & 1) != 0; at += 64)
-            prefetch(first + r * a.row_bytes + at);
+        for (int64_t at = begin; at < end && (needed >> r & 1) != 0; at += 64)
+            prefetch_l2((const char*)a.w + (row + r) * a.row_bytes + at);
     return needed;
 }
 
@@ -171,12 +171,12 @@ inline void add_panel(const InputPanel& p, int64_t at, int64_t row, const Active
     for (int v = 0; v < kVectors; ++v) Isa::store(y + v * Isa::kLanes, sums[v]);
 }
 
-// All rows times `tokens` tokens from t0 on, for `cols` columns from c on.
+// All rows times `tokens` tokens from t0 on. Rows are read once and whole: the pages of a large
+// matrix are more than a CPU remembers. So it is the sums that come again with every panel.
 template <class Widen>
-inline void panels_by_input(const InputMatmulArgs& a, int64_t t0, int64_t tokens, int64_t c,
-                            int64_t cols) {
+inline void panels_by_input(const InputMatmulArgs& a, int64_t t0, int64_t tokens) {
     using Isa = typename Widen::Isa;
-    constexpr int kSums = 64 / Isa::kLanes, kFewSums = kBlock / Isa::kLanes;
+    constexpr int kSums = 8, kFewSums = kBlock / Isa::kLanes;
     InputPanel& p = *(InputPanel*)a.scratch;
     int64_t rows = 0;  // up to the last one that any token needs
     for (int64_t t = 0; t < tokens; ++t) {
@@ -185,22 +185,27 @@ inline void panels_by_input(const InputMatmulArgs& a, int64_t t0, int64_t tokens
         rows = last > rows ? last : rows;
         p.end[t] = 0;
     }
-    uint32_t needed = look_ahead<Widen>(a, t0, tokens, 0, c, cols, p);
+    uint32_t needed = look_ahead<Widen>(a, t0, tokens, 0, p);
     for (int64_t r = 0; r < rows; r += InputPanel::kRows) {
         memcpy(p.begin, p.end, sizeof p.end);
         memcpy(p.end, p.next_end, sizeof p.end);
         const uint32_t now = needed;
-        needed = look_ahead<Widen>(a, t0, tokens, r + InputPanel::kRows, c, cols, p);
-        for (int i = 0; i < InputPanel::kRows; ++i)
-            if ((now >> i & 1) != 0)
-                widen_row<Widen>((const char*)a.w + (r + i) * a.row_bytes, c, cols, p.w[i]);
-        for (int64_t t = 0; t < tokens; ++t) {
-            const ActiveInput* inputs = a.inputs + (t0 + t) * a.inputs_stride;
-            const ActiveInput *begin = inputs + p.begin[t], *end = inputs + p.end[t];
-            float* y = a.y + (t0 + t) * a.y_stride + c;
-            int64_t at = 0;
-            for (; at + 64 <= cols; at += 64) add_panel<Isa, kSums>(p, at, r, begin, end, y + at);
-            for (; at < cols; at += kBlock) add_panel<Isa, kFewSums>(p, at, r, begin, end, y + at);
+        needed = look_ahead<Widen>(a, t0, tokens, r + InputPanel::kRows, p);
+        for (int64_t c = a.col_begin; c < a.col_end; c += InputPanel::kColumns) {
+            const int64_t cols = smaller(InputPanel::kColumns, a.col_end - c);
+            for (int i = 0; i < InputPanel::kRows; ++i)
+                if ((now >> i & 1) != 0)
+                    widen_row<Widen>((const char*)a.w + (r + i) * a.row_bytes, c, cols, p.w[i]);
+            for (int64_t t = 0; t < tokens; ++t) {
+                const ActiveInput* inputs = a.inputs + (t0 + t) * a.inputs_stride;
+                const ActiveInput *begin = inputs + p.begin[t], *end = inputs + p.end[t];
+                float* y = a.y + (t0 + t) * a.y_stride + c;
+                int64_t at = 0;
+                for (; at + kSums * Isa::kLanes <= cols; at += kSums * Isa::kLanes)
+                    add_panel<Isa, kSums>(p, at, r, begin, end, y + at);
+                for (; at < cols; at += kBlock)
+                    add_panel<Isa, kFewSums>(p, at, r, begin, end, y + at);
+            }
         }
     }
 }
@@ -209,9 +214,7 @@ template <class Widen>
 void matmul_by_input(const InputMatmulArgs& a) {
     if (a.tokens == 1) return decode_by_input<Widen>(a);
     for (int64_t t = 0; t < a.tokens; t += InputPanel::kTokens)
-        for (int64_t c = a.col_begin; c < a.col_end; c += InputPanel::kColumns)
-            panels_by_input<Widen>(a, t, smaller(InputPanel::kTokens, a.tokens - t), c,
-                                   smaller(InputPanel::kColumns, a.col_end - c));
+        panels_by_input<Widen>(a, t, smaller(InputPanel::kTokens, a.tokens - t));
 }
 
 template <template <class> class Widen>
