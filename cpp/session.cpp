@@ -10,7 +10,8 @@ namespace rwkv_edge {
 
 namespace {
 
-// Up to so many tokens a step is not interrupted: it takes little longer than one of one token.
+// Up to so many tokens for each session a step is not interrupted: it takes little longer than one
+// of one token, and a copy of every state to go back to would take longer still.
 constexpr int64_t kFewTokens = 8;
 
 void check_ids(std::span<const int32_t> ids, int64_t n_vocab) {
@@ -126,7 +127,7 @@ void Session::feed_together(std::span<const Part> parts, float* logits, const Pr
     std::vector<std::unique_lock<Lock>> locks;
     for (const Session* session : sessions) locks.emplace_back(session->mutex_);
 
-    const bool interruptible = progress && left > kFewTokens;
+    const bool interruptible = progress && left > kFewTokens * std::ssize(sessions);
     Undo undo(model.backend(), model.memory_size());
     if (interruptible || left > chunk || runner.can_fail())
         for (const Session* session : sessions) undo.keep(session->memory_.get());
