@@ -204,7 +204,7 @@ def test_misfits_of_every_version(tmp_path: Path, vocab: Path, case: str) -> Non
 @pytest.mark.parametrize(
     ("data", "error", "message"),
     [
-        (b"GGUF\3\0\0\0", FormatError, "a GGUF file already; `quantize` changes its types"),
+        (b"GGUF\3\0\0\0", ValueError, "a GGUF file; vocabulary, adapter and state are for the"),
         (b"hello", FormatError, r"neither a GGUF, a \.pth \(torch 1\.6 or newer\), a \.saf"),
         (b"", FormatError, "the file is empty"),
     ],
