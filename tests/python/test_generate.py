@@ -250,8 +250,13 @@ def test_ctrl_c_at_any_moment(model: Model, monkeypatch: pytest.MonkeyPatch) -> 
         session.feed([token])
         states.append(bits(session))
 
+    armed = False
+
     def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
+        nonlocal armed
+        if armed:
+            armed = False
+            raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGALRM, interrupt)
     rng = random.Random(2)
@@ -262,13 +267,14 @@ def test_ctrl_c_at_any_moment(model: Model, monkeypatch: pytest.MonkeyPatch) -> 
             session = model.session()
             session.feed(PROMPT)
             out: list[str] = []
-            signal.setitimer(signal.ITIMER_REAL, rng.uniform(0.0005, 0.02))
             try:
+                armed = True
+                signal.setitimer(signal.ITIMER_REAL, rng.uniform(0.0005, 0.02))
                 for piece in session.generate(max_tokens=400, stop="b\n"):
                     out.append(piece)
+                armed = False
             except KeyboardInterrupt:
                 hits += 1
-            signal.setitimer(signal.ITIMER_REAL, 0)
             # The last piece, "bc" or one letter, may have been on its way when the interrupt came.
             size = len("".join(out))
             assert bits(session) in states[size : size + 3]
