@@ -304,10 +304,7 @@ py::bytearray feed_together(const std::vector<PyPart>& parts, const py::object& 
         if (session == nullptr) throw std::invalid_argument("a session is None");
         if (ids.empty() && mode == Session::Logits::Last)
             throw std::invalid_argument("no tokens, so there is no last one to give logits for");
-        const int64_t rows = mode == Session::Logits::All    ? std::ssize(ids)
-                             : mode == Session::Logits::Last ? 1
-                                                             : 0;
-        values += rows * session->model().config().n_vocab;
+        values += Session::rows(mode, std::ssize(ids)) * session->model().config().n_vocab;
         views.push_back({session, ids, mode});
     }
     py::bytearray logits = new_floats(values);

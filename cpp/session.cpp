@@ -95,6 +95,11 @@ Session::Session(const Session& other)
     rewind(other);
 }
 
+int64_t Session::rows(Logits mode, int64_t tokens) {
+    if (mode == Logits::All) return tokens;
+    return mode == Logits::Last && tokens > 0 ? 1 : 0;
+}
+
 void Session::feed(std::span<const int32_t> ids, Logits mode, float* logits,
                    const Progress& progress) {
     const Part part{this, ids, mode};
@@ -118,8 +123,7 @@ void Session::feed_together(std::span<const Part> parts, float* logits, const Pr
         left += tokens;
         sessions.push_back(part.session);
         rows.push_back(logits);
-        if (part.mode == Logits::Last && tokens > 0) logits += n_vocab;
-        if (part.mode == Logits::All) logits += tokens * n_vocab;
+        logits += Session::rows(part.mode, tokens) * n_vocab;
     }
     std::ranges::sort(sessions);  // so that no two calls wait for each other
     if (std::ranges::adjacent_find(sessions) != sessions.end())

@@ -41,6 +41,8 @@ private:
 class Session {
 public:
     enum class Logits { None, Last, All };
+    // How many rows of logits, [n_vocab] each, a feed of so many tokens gives.
+    static int64_t rows(Logits mode, int64_t tokens);
     // Called now and then while tokens are read, with how many were read in whole steps. May throw.
     using Progress = std::function<void(int64_t tokens)>;
 

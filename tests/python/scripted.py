@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
 
@@ -75,3 +77,36 @@ def bits_after(model: Model, tokens: Sequence[int]) -> bytes:
     if tokens:
         session.feed(tokens)
     return bits(session)
+
+
+class Alarm:
+    """Interrupts as Ctrl-C does, at a chosen moment of a block and nowhere else."""
+
+    def __init__(self) -> None:
+        self.hits = 0
+        """Blocks that were interrupted."""
+        self._armed = False
+
+    def _ring(self, *_: object) -> None:
+        if self._armed:
+            self._armed = False
+            raise KeyboardInterrupt
+
+    def __enter__(self) -> Alarm:
+        self._before = signal.signal(signal.SIGALRM, self._ring)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, self._before)
+
+    @contextmanager
+    def after(self, seconds: float) -> Iterator[None]:
+        """The block ends with its last line, or with an interrupt after so many seconds."""
+        try:
+            self._armed = True
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+            yield
+            self._armed = False
+        except KeyboardInterrupt:
+            self.hits += 1

@@ -7,7 +7,6 @@ import gc
 import inspect
 import random
 import re
-import signal
 import time
 import weakref
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from scripted import (
     TURN_END,
     USER,
     WORDS,
+    Alarm,
     bits,
     bits_after,
     byte_tokens,
@@ -249,39 +249,20 @@ def test_ctrl_c_at_any_moment(model: Model, monkeypatch: pytest.MonkeyPatch) -> 
     for token in tokens[:400]:
         session.feed([token])
         states.append(bits(session))
-
-    armed = False
-
-    def interrupt(*_: object) -> None:
-        nonlocal armed
-        if armed:
-            armed = False
-            raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGALRM, interrupt)
     rng = random.Random(2)
-    hits = 0
-    try:
+    with Alarm() as alarm:
         for _ in range(60):
             play(monkeypatch, tokens)
             session = model.session()
             session.feed(PROMPT)
             out: list[str] = []
-            try:
-                armed = True
-                signal.setitimer(signal.ITIMER_REAL, rng.uniform(0.0005, 0.02))
+            with alarm.after(rng.uniform(0.0005, 0.02)):
                 for piece in session.generate(max_tokens=400, stop="b\n"):
                     out.append(piece)
-                armed = False
-            except KeyboardInterrupt:
-                hits += 1
             # The last piece, "bc" or one letter, may have been on its way when the interrupt came.
             size = len("".join(out))
             assert bits(session) in states[size : size + 3]
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-    assert hits > 20
+    assert alarm.hits > 20
 
 
 def test_a_second_generation_goes_on(model: Model) -> None:

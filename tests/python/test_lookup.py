@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 from rwkv_edge import Model, Session
 from rwkv_edge.generation import MOST_AGAIN, Stream
 from rwkv_edge.lookup import Lookup
-from scripted import ING, THE, TURN_END, bits, bits_after, byte_tokens, play, talkative_model
+from scripted import ING, THE, TURN_END, Alarm, bits, bits_after, byte_tokens, play, talkative_model
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0, "max_tokens": 120},
@@ -113,39 +112,18 @@ def test_leaving_and_looking_in_the_middle(model: Model, monkeypatch: pytest.Mon
 def test_ctrl_c_at_any_moment(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     said = byte_tokens("abcdefg, ")
     tokens = [*said, *said[:5], TURN_END] * 30
-
-    armed = False
-
-    def interrupt(*_: object) -> None:
-        nonlocal armed
-        if armed:
-            armed = False
-            raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGALRM, interrupt)
-    hits = 0
-    try:
+    with Alarm() as alarm:
         for microseconds in range(500, 20000, 500):
             play(monkeypatch, [*tokens])
             session = model.session()
-            out: list[str] = []
-            try:
-                armed = True
-                signal.setitimer(signal.ITIMER_REAL, microseconds / 1e6)
-                for piece in session.generate([1], lookup=6, stop="\n\nUser:", max_tokens=400):
-                    out.append(piece)
-                armed = False
-            except KeyboardInterrupt:
-                hits += 1
+            with alarm.after(microseconds / 1e6):
+                list(session.generate([1], lookup=6, stop="\n\nUser:", max_tokens=400))
             stream = session._stream
             assert stream is not None
             given = stream.answer.given()
             fed = [*([1] if session._engine.tokens else []), *stream.answer.tokens[: given[0]]]
             assert bits(session) == bits_after(model, [*fed, *given[1]])
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-    assert hits > 10
+    assert alarm.hits > 10
 
 
 def test_drafts() -> None:
