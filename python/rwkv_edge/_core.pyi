@@ -38,6 +38,12 @@ def isa() -> str:
     """
 
 def isa_levels() -> list[str]: ...
+def why_no_cuda() -> str:
+    """Why no model runs on a GPU here, in a sentence; empty where one can."""
+
+def cuda_devices() -> list[str]:
+    """The names of the GPUs here, by index."""
+
 def available_memory() -> int:
     """Bytes of memory that the system can give to this process, mapped files included."""
 
@@ -112,7 +118,15 @@ class ModelFile:
 class Runner:
     """A model on a backend, and what its sessions share to advance."""
 
-    def __init__(self, file: ModelFile, threads: int = 0) -> None: ...
+    def __init__(self, file: ModelFile, threads: int = 0, device: str = "cpu") -> None:
+        """`device` is "cpu", "cuda" or "cuda:1" for the second GPU.
+
+        UnsupportedError where a GPU cannot be used, ValueError for a device that is not there,
+        MemoryError where the model does not fit into the GPU's memory.
+        """
+    @property
+    def device(self) -> str:
+        """Such as "cpu avx2" or "cuda:0 NVIDIA H100 80GB HBM3"."""
     @property
     def arch(self) -> str: ...
     @property

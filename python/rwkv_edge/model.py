@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from array import array
 from collections.abc import Callable, Generator, Iterable, Sequence
 from functools import cached_property
@@ -53,8 +54,9 @@ class Model:
         *,
         vocab: str | PathLike[str] | None = None,
         threads: int | None = None,
+        device: str | None = None,
     ) -> None:
-        """Open `path`, or the bundled demo model, to run on `threads` threads.
+        """Open `path`, or the bundled demo model, to run on `threads` threads, or on a GPU.
 
         Without `threads` it is one for each core that the process may use and that is idle, at most
         8; and one for each 16 MiB of weights that a token reads, so a small model has one.
@@ -63,9 +65,13 @@ class Model:
         their own precision; `vocab` is the file of its vocabulary, by default one beside it or the
         World vocabulary in the package pyrwkv-tokenizer.
 
+        `device` is "cpu", "cuda" or, for the second GPU, "cuda:1"; None is what the variable
+        RWKV_EDGE_DEVICE says, or "cpu".
+
         Raises FormatError for a file that is no model or a damaged one, UnsupportedError for a
-        model that this build cannot run, OSError for a file that cannot be read or threads that the
-        system does not give.
+        model or a device that this build cannot run, ValueError for a device that is not there,
+        MemoryError for a model that does not fit into a GPU's memory, OSError for a file that
+        cannot be read or threads that the system does not give.
         """
         if threads is not None:
             threads = whole("threads", threads, 1, 1024)
@@ -76,7 +82,9 @@ class Model:
                 "`rwkv-edge chat MODEL --state FILE` goes on from it"
             )
         self._core = _core.Runner(
-            self._file, threads or default_threads(bytes_per_token(self._file))
+            self._file,
+            threads or default_threads(bytes_per_token(self._file)),
+            device or os.environ.get("RWKV_EDGE_DEVICE") or "cpu",
         )
         self.path = Path(self._file.path)
 
@@ -107,6 +115,11 @@ class Model:
     @property
     def threads(self) -> int:
         return self._core.threads
+
+    @property
+    def device(self) -> str:
+        """What it runs on, such as "cpu avx2" or "cuda:0 NVIDIA H100 80GB HBM3"."""
+        return self._core.device
 
     @property
     def hint(self) -> str | None:

@@ -48,20 +48,21 @@ int64_t matrix_bytes(const Tensor& w) {
            aligned(parts.minima);
 }
 
-// The distinct inputs of a group of products, in order, but for those by input.
+// The distinct inputs of a group of up to kMostProducts products, in order, but for those by input.
 struct Inputs {
-    std::vector<Input> inputs;
-    std::vector<int64_t> cols;
-    std::vector<std::size_t> of_job;  // which one, of each job
+    Input inputs[kMostProducts];
+    int64_t cols[kMostProducts];
+    int of_job[kMostProducts];  // which one, of each job
+    int count = 0;
 
     explicit Inputs(std::span<const MatmulJob> jobs) {
-        for (const MatmulJob& job : jobs) {
-            const std::size_t i =
-                static_cast<std::size_t>(std::ranges::find(inputs, job.x) - inputs.begin());
-            of_job.push_back(i);
-            if (i < inputs.size() || job.w.by_input) continue;
-            inputs.push_back(job.x);
-            cols.push_back(job.w.cols);
+        for (std::size_t j = 0; j < jobs.size(); ++j) {
+            const MatmulJob& job = jobs[j];
+            int& i = of_job[j] = 0;
+            while (i < count && inputs[i] != job.x) ++i;
+            if (i < count || job.w.by_input) continue;
+            inputs[count] = job.x;
+            cols[count++] = job.w.cols;
         }
     }
 };
@@ -109,9 +110,8 @@ public:
 
     void embed(const Tensor&, const int32_t*, int64_t, float*) override {}
     void matmul(std::span<const MatmulJob> jobs, int64_t) override {
-        const Inputs inputs(jobs);
-        for (std::size_t i = 0; i < inputs.cols.size(); ++i) {
-            if (i == sizes_.size()) sizes_.push_back(0);
+        const Inputs inputs(jobs.first(std::min<std::size_t>(jobs.size(), kMostProducts)));
+        for (int i = 0; i < inputs.count; ++i) {
             const int64_t bytes = prepared_bytes(inputs.cols[i], backend_.chunk());
             backend_.scratch += std::max<int64_t>(bytes - sizes_[i], 0);
             sizes_[i] = std::max(sizes_[i], bytes);
@@ -129,7 +129,7 @@ public:
 
 private:
     Rehearsal& backend_;
-    std::vector<int64_t> sizes_;
+    int64_t sizes_[kMostProducts] = {};
 };
 
 std::unique_ptr<Ops> Rehearsal::make_ops() { return std::make_unique<RehearsalOps>(*this); }
@@ -552,7 +552,7 @@ private:
         const Inputs inputs(jobs);
         Prepare prepare{};
         prepare.tokens = static_cast<int32_t>(tokens);
-        for (std::size_t i = 0; i < inputs.inputs.size(); ++i) {
+        for (int i = 0; i < inputs.count; ++i) {
             const auto tiles = static_cast<int32_t>(tiles_of(inputs.cols[i]));
             prepare.inputs[i] = {inputs.inputs[i], prepared(i, inputs.cols[i]),
                                  static_cast<int32_t>(inputs.cols[i]), tiles};
@@ -595,8 +595,7 @@ private:
     }
 
     // Room for input `i` of a group, of chunk() tokens.
-    void* prepared(std::size_t i, int64_t cols) {
-        if (i == prepared_.size()) prepared_.emplace_back();
+    void* prepared(int i, int64_t cols) {
         const int64_t bytes = prepared_bytes(cols, static_cast<int64_t>(chunk_));
         if (prepared_[i].bytes < bytes) {
             prepared_[i].memory = backend_.allocate(bytes / kFloat);
@@ -623,7 +622,7 @@ private:
     const int32_t* run_of_;
     Plan plan_{};
     std::unique_lock<std::recursive_mutex> lock_;
-    std::vector<Prepared> prepared_;
+    Prepared prepared_[kMostProducts];
     std::map<Shape, Known> known_;
     uint64_t steps_ = 0;
     Known* recorded_ = nullptr;  // that is being recorded

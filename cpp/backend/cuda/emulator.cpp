@@ -6,6 +6,7 @@
 #include <memory>
 #include <numeric>
 #include <random>
+#include <span>
 #include <stdexcept>
 
 #include "base/error.h"
@@ -46,11 +47,10 @@ struct Warp {
     int arrived = 0;
     Complete complete = nullptr;
     std::source_location where;
-    Words given[kLanes], results[kLanes];
+    void* lanes[kLanes];
 };
 
 struct Machine {
-    Index grid, block, index;
     int threads = 0;
     const std::function<void()>* body = nullptr;
     std::vector<Fiber> fibers;
@@ -58,11 +58,12 @@ struct Machine {
     Context main{};
     Fiber* current = nullptr;
     int alive = 0, waiting = 0;
-    uint64_t blocks = 0, interval = 0;
     std::string failure;
     std::mt19937 random{1};
 };
-thread_local Machine machine;
+// Made by the first launch: what code reads often needs no look whether it was.
+thread_local std::unique_ptr<Machine> made;
+constinit thread_local Machine* machine = nullptr;
 std::atomic<Order> order{Order::Up};
 std::atomic<uint64_t> resumed{0};
 
@@ -111,11 +112,11 @@ void prepare(Fiber& fiber) {
 void switch_context(Context& from, Context& to) { rwkv_edge_switch(&from, to); }
 #endif
 
-void leave() { switch_context(machine.current->context, machine.main); }
+void leave() { switch_context(machine->current->context, machine->main); }
 
 void start_fiber() {
-    (*machine.body)();
-    machine.current->done = true;
+    (*machine->body)();
+    machine->current->done = true;
     leave();
 }
 
@@ -124,9 +125,10 @@ std::string place(const std::source_location& where) {
 }
 
 bool resume(Fiber& fiber) {
-    Machine& m = machine;
+    Machine& m = *machine;
     if (fiber.done || fiber.wait != Wait::Nothing) return false;
     m.current = &fiber;
+    here.thread = fiber.id;
     switch_context(m.main, fiber.context);
     if (fiber.done) --m.alive;
     return true;
@@ -134,20 +136,20 @@ bool resume(Fiber& fiber) {
 
 void say_stuck() {
     std::string text;
-    for (const Fiber& fiber : machine.fibers) {
-        if (fiber.id >= machine.threads) break;
+    for (const Fiber& fiber : machine->fibers) {
+        if (fiber.id >= machine->threads) break;
         if (fiber.done && fiber.id % kLanes == 0)
             text += rwkv_edge::cat("; thread ", fiber.id, " has ended");
         if (fiber.done || fiber.id % kLanes != 0) continue;
         text += rwkv_edge::cat("; thread ", fiber.id, " waits at ", place(fiber.where));
     }
-    machine.failure = "not all threads reach a barrier or an exchange" + text;
+    machine->failure = "not all threads reach a barrier or an exchange" + text;
 }
 
 void run_block() {
-    Machine& m = machine;
-    ++m.blocks;
-    ++m.interval;
+    Machine& m = *machine;
+    ++here.blocks;
+    ++here.intervals;
     const int n = m.threads, warps = n / kLanes;
     for (int i = 0; i < n; ++i) {
         Fiber& f = m.fibers[static_cast<std::size_t>(i)];
@@ -161,9 +163,10 @@ void run_block() {
     m.waiting = 0;
     const Order turn = order;
     uint64_t count = 0;
-    std::vector<int> lanes(kLanes), turns(static_cast<std::size_t>(warps));
-    std::iota(lanes.begin(), lanes.end(), 0);
-    std::iota(turns.begin(), turns.end(), 0);
+    int lanes[kLanes], every[1024 / kLanes];
+    std::iota(std::begin(lanes), std::end(lanes), 0);
+    std::iota(std::begin(every), std::end(every), 0);
+    const std::span turns(every, static_cast<std::size_t>(warps));
     while (m.alive > 0) {
         if (turn == Order::Shuffled) std::ranges::shuffle(turns, m.random);
         bool moved = false;
@@ -174,7 +177,7 @@ void run_block() {
                 if (turn == Order::Shuffled) std::ranges::shuffle(lanes, m.random);
                 for (int l = 0; l < kLanes; ++l) {
                     const int lane =
-                        lanes[static_cast<std::size_t>(turn == Order::Down ? kLanes - 1 - l : l)];
+                        lanes[turn == Order::Down ? kLanes - 1 - l : l];
                     if (resume(m.fibers[static_cast<std::size_t>(warp * kLanes + lane)])) {
                         again = true;
                         ++count;
@@ -186,7 +189,7 @@ void run_block() {
         }
         if (m.waiting > 0 && m.waiting == n) {
             m.waiting = 0;
-            ++m.interval;
+            ++here.intervals;
             for (Fiber& f : m.fibers) f.wait = Wait::Nothing;
             moved = true;
         }
@@ -203,33 +206,26 @@ void run_block() {
 void set_order(Order wanted) { order = wanted; }
 uint64_t switches() { return resumed; }
 
-Index thread_index() { return {static_cast<unsigned>(machine.current->id), 0, 0}; }
-Index block_index() { return machine.index; }
-Index block_size() { return machine.block; }
-Index grid_size() { return machine.grid; }
-Now now() {
-    const Machine& m = machine;
-    return {0, m.blocks, m.interval, m.current->id};
-}
+constinit thread_local Here here;
 
 void fail(const std::string& what, const std::source_location& where) {
-    Machine& m = machine;
+    Machine& m = *machine;
     if (m.failure.empty())
         m.failure = rwkv_edge::cat(where.line() == 0 ? "" : place(where) + ": ", what, " (thread ",
-                                   m.current->id, " of block ", m.index.x, ", ", m.index.y, ")");
+                                   here.thread, " of block ", here.block.x, ", ", here.block.y, ")");
     for (;;) leave();
 }
 
 void barrier(const std::source_location& where) {
-    Machine& m = machine;
+    Machine& m = *machine;
     m.current->wait = Wait::Barrier;
     m.current->where = where;
     ++m.waiting;
     leave();
 }
 
-Words collective(const Words& mine, Complete complete, const std::source_location& where) {
-    Machine& m = machine;
+void collective(void* mine, Complete complete, const std::source_location& where) {
+    Machine& m = *machine;
     Fiber& fiber = *m.current;
     Warp& warp = m.warps[static_cast<std::size_t>(fiber.id / kLanes)];
     const int lane = fiber.id % kLanes;
@@ -241,28 +237,31 @@ Words collective(const Words& mine, Complete complete, const std::source_locatio
                  place(warp.where),
              where);
     }
-    warp.given[lane] = mine;
-    fiber.where = where;
+    warp.lanes[lane] = mine;
     if (++warp.arrived < kLanes) {
+        fiber.where = where;
         fiber.wait = Wait::Warp;
         leave();
-    } else {
-        warp.complete(warp.given, warp.results);
-        warp.arrived = 0;
-        for (int i = 0; i < kLanes; ++i)
-            m.fibers[static_cast<std::size_t>(fiber.id - lane + i)].wait = Wait::Nothing;
+        return;
     }
-    return warp.results[lane];
+    warp.complete(warp.lanes);
+    warp.arrived = 0;
+    for (int i = 0; i < kLanes; ++i)
+        m.fibers[static_cast<std::size_t>(fiber.id - lane + i)].wait = Wait::Nothing;
 }
 
 void launch(Index grid, unsigned threads, const std::function<void()>& body) {
-    Machine& m = machine;
+    if (machine == nullptr) {
+        made = std::make_unique<Machine>();
+        machine = made.get();
+    }
+    Machine& m = *machine;
     if (threads == 0 || threads % kLanes != 0 || threads > 1024 || grid.x == 0 || grid.y == 0 ||
         grid.z == 0 || grid.y > 65535 || grid.z > 65535)
         throw std::logic_error(rwkv_edge::cat("a launch of ", grid.x, " x ", grid.y, " x ", grid.z,
                                               " blocks of ", threads, " threads"));
-    m.grid = grid;
-    m.block = {threads, 1, 1};
+    here.grid = grid;
+    here.block_size = {threads, 1, 1};
     m.threads = static_cast<int>(threads);
     m.body = &body;
     m.failure.clear();
@@ -270,14 +269,17 @@ void launch(Index grid, unsigned threads, const std::function<void()>& body) {
     for (Fiber& fiber : m.fibers)
         if (fiber.stack == nullptr) fiber.stack = std::make_unique<char[]>(kStack);
     m.warps.resize(m.fibers.size() / kLanes);
-    std::vector<uint64_t> blocks(uint64_t{grid.x} * grid.y * grid.z);
-    std::iota(blocks.begin(), blocks.end(), uint64_t{0});
-    if (order == Order::Down) std::ranges::reverse(blocks);
-    if (order == Order::Shuffled) std::ranges::shuffle(blocks, m.random);
-    for (const uint64_t block : blocks) {
-        m.index = {static_cast<unsigned>(block % grid.x),
-                   static_cast<unsigned>(block / grid.x % grid.y),
-                   static_cast<unsigned>(block / grid.x / grid.y)};
+    const uint64_t count = uint64_t{grid.x} * grid.y * grid.z;
+    std::vector<uint64_t> shuffled(order == Order::Shuffled ? count : 0);
+    std::iota(shuffled.begin(), shuffled.end(), uint64_t{0});
+    std::ranges::shuffle(shuffled, m.random);
+    for (uint64_t i = 0; i < count; ++i) {
+        const uint64_t block = order == Order::Shuffled ? shuffled[i]
+                               : order == Order::Down   ? count - 1 - i
+                                                        : i;
+        here.block = {static_cast<unsigned>(block % grid.x),
+                      static_cast<unsigned>(block / grid.x % grid.y),
+                      static_cast<unsigned>(block / grid.x / grid.y)};
         run_block();
         if (!m.failure.empty()) throw std::logic_error("emulated GPU: " + m.failure);
     }
@@ -322,30 +324,30 @@ uint32_t integers_to_halves(uint32_t v, int zero) {
 
 void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
          const std::source_location& where) {
-    emulator::Words words{};
-    std::memcpy(words.w, d, 16);
-    std::memcpy(words.w + 4, a, 16);
-    words.w[8] = b0;
-    words.w[9] = b1;
-    words = emulator::collective(
-        words,
-        [](const emulator::Words(&given)[32], emulator::Words(&results)[32]) {
+    struct Given {
+        float* d;
+        const uint32_t* a;
+        uint32_t b[2];
+    } mine{d, a, {b0, b1}};
+    emulator::collective(
+        &mine,
+        [](void* const(&lanes)[32]) {
             // Lane 4g + q has of A rows g and g + 8, columns 2q, 2q + 1 and those plus 8; of B
             // those rows of column g; of D columns 2q and 2q + 1 of rows g and g + 8.
             const float* table = halves().value;
             float left[16][16], right[16][8], sums[16][8];
             for (int lane = 0; lane < 32; ++lane) {
                 const int g = lane / 4, q = lane % 4;
-                const uint32_t* w = given[lane].w;
+                const auto& given = *static_cast<const Given*>(lanes[lane]);
                 for (int e = 0; e < 4; ++e) {
                     float* to = &left[g + e % 2 * 8][2 * q + e / 2 * 8];
-                    to[0] = table[w[4 + e] & 0xffff];
-                    to[1] = table[w[4 + e] >> 16];
-                    sums[g + e / 2 * 8][2 * q + e % 2] = bits_float(w[e]);
+                    to[0] = table[given.a[e] & 0xffff];
+                    to[1] = table[given.a[e] >> 16];
+                    sums[g + e / 2 * 8][2 * q + e % 2] = given.d[e];
                 }
                 for (int e = 0; e < 2; ++e) {
-                    right[2 * q + 8 * e][g] = table[w[8 + e] & 0xffff];
-                    right[2 * q + 8 * e + 1][g] = table[w[8 + e] >> 16];
+                    right[2 * q + 8 * e][g] = table[given.b[e] & 0xffff];
+                    right[2 * q + 8 * e + 1][g] = table[given.b[e] >> 16];
                 }
             }
             for (int row = 0; row < 16; ++row)
@@ -354,11 +356,10 @@ void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
                         sums[row][n] += left[row][k] * right[k][n];
             for (int lane = 0; lane < 32; ++lane)
                 for (int e = 0; e < 4; ++e)
-                    results[lane].w[e] =
-                        float_bits(sums[lane / 4 + e / 2 * 8][2 * (lane % 4) + e % 2]);
+                    static_cast<const Given*>(lanes[lane])->d[e] =
+                        sums[lane / 4 + e / 2 * 8][2 * (lane % 4) + e % 2];
         },
         where);
-    std::memcpy(d, words.w, 16);
 }
 
 }  // namespace rwkv_edge::cuda

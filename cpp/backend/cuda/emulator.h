@@ -46,49 +46,44 @@ void launch(Index grid, unsigned threads, const std::function<void()>& body);
 
 // --- what device code calls ---
 
-Index thread_index();
-Index block_index();
-Index block_size();
-Index grid_size();
+// Where this thread of the process is.
+struct Here {
+    Index block, block_size, grid;
+    int thread = 0;
+    uint64_t blocks = 0, intervals = 0;  // so far: blocks, and what lies between two barriers
+};
+extern constinit thread_local Here here;
+
+inline Index thread_index() { return {static_cast<unsigned>(here.thread), 0, 0}; }
 
 // What is wrong with the program; ends the launch.
 [[noreturn]] void fail(const std::string& what, const std::source_location& where);
 void barrier(const std::source_location& where);
 
 constexpr int kLanes = 32;
-// All lanes of a warp give `mine` and wait for each other; the last one calls complete(all, results)
-// for all of them. Each returns its own result.
-struct Words {
-    uint32_t w[12];
-};
-using Complete = void (*)(const Words (&given)[kLanes], Words (&results)[kLanes]);
-Words collective(const Words& mine, Complete complete, const std::source_location& where);
-
-// Barriers of the running block so far, and the thread that runs.
-struct Now {
-    uint64_t launch, block, interval;
-    int thread;
-};
-Now now();
+// All lanes of a warp give what they have and wait for each other; the last one calls complete()
+// with all of it, which leaves with each what it is to get.
+using Complete = void (*)(void* const (&lanes)[kLanes]);
+void collective(void* mine, Complete complete, const std::source_location& where);
 
 // An element of shared memory, which knows who touched it since the last barrier.
 template <class T>
 class Cell {
 public:
     operator T() const {
-        const Now at = now();
-        if (written_in_ == at.interval && writer_ != at.thread)
+        const Here& at = here;
+        if (written_in_ == at.intervals && writer_ != at.thread)
             fail("a race: read what another thread wrote since the last barrier", {});
-        reader_ = read_in_ == at.interval && reader_ != at.thread ? kMany : at.thread;
-        read_in_ = at.interval;
+        reader_ = read_in_ == at.intervals && reader_ != at.thread ? kMany : at.thread;
+        read_in_ = at.intervals;
         return value_;
     }
     Cell& operator=(T value) {
-        const Now at = now();
-        if ((written_in_ == at.interval && writer_ != at.thread) ||
-            (read_in_ == at.interval && reader_ != at.thread))
+        const Here& at = here;
+        if ((written_in_ == at.intervals && writer_ != at.thread) ||
+            (read_in_ == at.intervals && reader_ != at.thread))
             fail("a race: wrote what another thread touched since the last barrier", {});
-        written_in_ = at.interval;
+        written_in_ = at.intervals;
         writer_ = at.thread;
         value_ = value;
         return *this;
@@ -113,10 +108,9 @@ template <class T, int kLength>
 class Shared {
 public:
     Cell<T>* begin() {
-        const Now at = now();
-        if (block_ != at.block) {
+        if (block_ != here.blocks) {
             for (Cell<T>& cell : cells_) cell.spoil();
-            block_ = at.block;
+            block_ = here.blocks;
         }
         return cells_;
     }
@@ -133,9 +127,9 @@ private:
     emulator::Cell<T>* const name = name##_of_block.begin()
 #define SHARED_POINTER(T) emulator::Cell<T>*
 #define threadIdx (emulator::thread_index())
-#define blockIdx (emulator::block_index())
-#define blockDim (emulator::block_size())
-#define gridDim (emulator::grid_size())
+#define blockIdx (emulator::here.block)
+#define blockDim (emulator::here.block_size)
+#define gridDim (emulator::here.grid)
 #define __syncthreads() emulator::barrier(std::source_location::current())
 
 #define DEVICE [[maybe_unused]] static inline
@@ -160,33 +154,33 @@ uint16_t half_of(float value);
 template <class T>
 T shuffle_xor(T value, int lanes,
               const std::source_location& where = std::source_location::current()) {
-    static_assert(sizeof(T) == 4);
-    emulator::Words words{};
-    std::memcpy(words.w, &value, 4);
-    words.w[1] = static_cast<uint32_t>(lanes);
-    words = emulator::collective(
-        words,
-        [](const emulator::Words(&given)[32], emulator::Words(&results)[32]) {
-            for (uint32_t lane = 0; lane < 32; ++lane)
-                results[lane].w[0] = given[lane ^ given[lane].w[1]].w[0];
+    struct Given {
+        T value, result;
+        int lanes;
+    } mine{value, value, lanes};
+    emulator::collective(
+        &mine,
+        [](void* const(&all)[32]) {
+            for (int lane = 0; lane < 32; ++lane) {
+                auto* own = static_cast<Given*>(all[lane]);
+                own->result = static_cast<Given*>(all[lane ^ own->lanes])->value;
+            }
         },
         where);
-    std::memcpy(&value, words.w, 4);
-    return value;
+    return mine.result;
 }
 DEVICE uint32_t ballot(bool mine,
                        const std::source_location& where = std::source_location::current()) {
-    emulator::Words words{};
-    words.w[0] = mine;
-    words = emulator::collective(
-        words,
-        [](const emulator::Words(&given)[32], emulator::Words(&results)[32]) {
+    uint32_t word = mine;
+    emulator::collective(
+        &word,
+        [](void* const(&lanes)[32]) {
             uint32_t all = 0;
-            for (uint32_t lane = 0; lane < 32; ++lane) all |= given[lane].w[0] << lane;
-            for (emulator::Words& result : results) result.w[0] = all;
+            for (int lane = 0; lane < 32; ++lane) all |= *static_cast<uint32_t*>(lanes[lane]) << lane;
+            for (void* lane : lanes) *static_cast<uint32_t*>(lane) = all;
         },
         where);
-    return words.w[0];
+    return word;
 }
 // The integers in both halves of `v` (each below 1024), less `zero`, as two halves.
 uint32_t integers_to_halves(uint32_t v, int zero);

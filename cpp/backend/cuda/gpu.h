@@ -72,10 +72,7 @@ public:
     void replay(const Recording& recording);
 
     struct Device;  // of launch.h
-    Device& device() {
-        check_process();
-        return *device_;
-    }
+    Device& device();
 
 private:
     void check_process() const;

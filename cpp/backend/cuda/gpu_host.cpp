@@ -59,6 +59,11 @@ Gpu::Gpu(int index)
 }
 Gpu::~Gpu() = default;
 
+Gpu::Device& Gpu::device() {
+    check_process();
+    return *device_;
+}
+
 int64_t Gpu::free_bytes() {
     const std::lock_guard lock(blocks_mutex);
     return device().limit - device_->used;
@@ -80,6 +85,7 @@ void* Gpu::allocate(int64_t bytes) {
 }
 
 void Gpu::give_back(void* memory) noexcept {
+    if (process_ != process_id()) return;
     const std::lock_guard lock(blocks_mutex);
     const auto found = blocks().find(memory);
     if (found == blocks().end()) return;

@@ -21,8 +21,7 @@ struct Grid {
 struct Gpu::Device {
     cudaStream_t stream = nullptr;
     bool overlaps = false;  // a kernel may begin before the one ahead of it has ended
-    std::string name;
-    cudaEvent_t events[4] = {};
+    cudaEvent_t events[8] = {};
     int64_t marks = 0;
 };
 
@@ -54,9 +53,10 @@ struct Gpu::Device {
     int64_t limit = 0, used = 0;
     std::unique_ptr<Recording::Work> recording;
 
-    void run(std::function<void()> work) {
+    template <class Work>
+    void run(const Work& work) {
         if (recording != nullptr)
-            recording->steps.push_back(std::move(work));
+            recording->steps.emplace_back(work);
         else
             work();
     }
@@ -65,9 +65,10 @@ struct Gpu::Device {
 template <class Args>
 void launch(Gpu& gpu, void (*kernel)(Args), const Grid& grid, int threads, const Args& args) {
     gpu.device().run([=] {
+        const auto body = [&] { kernel(args); };
         emulator::launch({static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y),
                           static_cast<unsigned>(grid.z)},
-                         static_cast<unsigned>(threads), [&] { kernel(args); });
+                         static_cast<unsigned>(threads), std::cref(body));
     });
 }
 

@@ -271,7 +271,7 @@ __global__ void __launch_bounds__(32 * kMostSplits) few_kernel(Products p) {
     const Product& job = p.jobs[job_of(p, row_tile)];
     wait_for_previous();
     if (warp < job.w.splits) {
-        float sums[kTiles][2];
+        float sums[kTiles][2] = {};
         part_of<kTiles>(job.w, static_cast<const uint4*>(job.x), row_tile, warp, lane, sums);
 #pragma unroll
         for (int t = 0; t < kTiles; ++t)
@@ -301,10 +301,10 @@ __global__ void __launch_bounds__(32 * kMostSplits) many_kernel(Products p) {
     if (row_tile * kTileRows >= job.rows) return;
     const int64_t first_tile = static_cast<int64_t>(blockIdx.y) * kManyTiles;
     const uint4* x = static_cast<const uint4*>(job.x) + first_tile * job.w.tiles * 64;
-    float totals[kManyTiles][2];
+    float totals[kManyTiles][2] = {};
     part_of<kManyTiles>(job.w, x, row_tile, 0, lane, totals);
     for (int part = 1; part < job.w.splits; ++part) {
-        float sums[kManyTiles][2];
+        float sums[kManyTiles][2] = {};
         part_of<kManyTiles>(job.w, x, row_tile, part, lane, sums);
 #pragma unroll
         for (int t = 0; t < kManyTiles; ++t)
@@ -412,7 +412,9 @@ DEVICE void repack_tile(const Repack& p, const Block* all, int row_tile, int in_
     };
     if (is_float(w.layout)) {
         float largest = 0.0f;
+#pragma unroll 1
         for (int s = 0; s < 4; ++s)
+#pragma unroll 1
             for (int i = 0; i < 8; ++i)
                 largest = fmaxf(largest, fabsf(value_of(element(s, i / 2, i % 2))));
 #pragma unroll
@@ -427,48 +429,55 @@ DEVICE void repack_tile(const Repack& p, const Block* all, int row_tile, int in_
             up = 1.0f / down;
         }
         const int parts = w.layout == Layout::Floats ? 2 : 1;
-        uint4* to = static_cast<uint4*>(const_cast<void*>(w.codes)) + tile * 4 * parts * 32 + lane;
+        uint32_t* to = static_cast<uint32_t*>(const_cast<void*>(w.codes)) +
+                       (tile * 4 * parts * 32 + lane) * 4;
+#pragma unroll 1
         for (int s = 0; s < 4; ++s)
-            for (int part = 0; part < parts; ++part) {
-                uint32_t words[4] = {};
+#pragma unroll 1
+            for (int part = 0; part < parts; ++part)
+#pragma unroll 1
+                for (int e = 0; e < 4; ++e) {
+                    uint32_t word = 0;
 #pragma unroll
-                for (int i = 0; i < 8; ++i) {
-                    const float x = value_of(element(s, i / 2, i % 2)) * up;
-                    uint16_t half = half_of(x);
-                    if (part == 1) half = half_of((x - half_value(half)) * (1.0f / kLow));
-                    words[i / 2] |= static_cast<uint32_t>(half) << (16 * (i % 2));
+                    for (int h = 0; h < 2; ++h) {
+                        const float x = value_of(element(s, e, h)) * up;
+                        uint16_t half = half_of(x);
+                        if (part == 1) half = half_of((x - half_value(half)) * (1.0f / kLow));
+                        word |= static_cast<uint32_t>(half) << (16 * h);
+                    }
+                    to[(s * parts + part) * 128 + e] = word;
                 }
-                to[(s * parts + part) * 32] = uint4{words[0], words[1], words[2], words[3]};
-            }
         if (lane == 0) static_cast<float*>(const_cast<void*>(w.scales))[tile] = down;
         return;
     }
     const int zero = zero_of(w.layout);
-    uint32_t nibbles[4] = {}, bytes[8] = {}, high[2] = {};
-#pragma unroll
-    for (int s = 0; s < 4; ++s)
+    uint32_t* codes = static_cast<uint32_t*>(const_cast<void*>(w.codes));
+    uint32_t fifth = 0, two[2] = {};
+#pragma unroll 1
+    for (int s = 0; s < 4; ++s) {
+        uint32_t nibbles = 0, bytes[2] = {}, bits = 0;
 #pragma unroll
         for (int i = 0; i < 8; ++i) {
             const int e = i / 2, h = i % 2;
             const uint32_t code = static_cast<uint32_t>(element(s, e, h).code + zero);
-            nibbles[s] |= (code & 15) << (4 * e + 16 * h);
-            bytes[2 * s + e / 2] |= (code & 255) << (16 * (e % 2) + 8 * h);
-            if (w.layout == Layout::Q6_K)
-                high[s / 2] |= (code >> 4 & 3) << (s % 2 * 8 + 2 * e + 16 * h);
-            else
-                high[0] |= (code >> 4 & 1) << (4 * s + e + 16 * h);
+            nibbles |= (code & 15) << (4 * e + 16 * h);
+            bytes[e / 2] |= (code & 255) << (16 * (e % 2) + 8 * h);
+            fifth |= (code >> 4 & 1) << (4 * s + e + 16 * h);
+            bits |= (code >> 4 & 3) << (2 * e + 16 * h);
         }
-    uint4* codes = static_cast<uint4*>(const_cast<void*>(w.codes));
-    if (w.layout == Layout::Q8_0) {
-        codes[tile * 64 + lane] = uint4{bytes[0], bytes[1], bytes[2], bytes[3]};
-        codes[tile * 64 + 32 + lane] = uint4{bytes[4], bytes[5], bytes[6], bytes[7]};
-    } else {
-        codes[tile * 32 + lane] = uint4{nibbles[0], nibbles[1], nibbles[2], nibbles[3]};
+        (s < 2 ? two[0] : two[1]) |= bits << (s % 2 * 8);
+        if (w.layout == Layout::Q8_0) {
+            uint32_t* to = codes + ((tile * 2 + s / 2) * 32 + lane) * 4 + s % 2 * 2;
+            to[0] = bytes[0];
+            to[1] = bytes[1];
+        } else {
+            codes[(tile * 32 + lane) * 4 + s] = nibbles;
+        }
     }
     if (w.layout == Layout::Q6_K)
-        static_cast<uint2*>(const_cast<void*>(w.high))[tile * 32 + lane] = uint2{high[0], high[1]};
+        static_cast<uint2*>(const_cast<void*>(w.high))[tile * 32 + lane] = uint2{two[0], two[1]};
     else if (w.high != nullptr)
-        static_cast<uint32_t*>(const_cast<void*>(w.high))[tile * 32 + lane] = high[0];
+        static_cast<uint32_t*>(const_cast<void*>(w.high))[tile * 32 + lane] = fifth;
 }
 
 // The scales of a row of a tile, as the file has them.

@@ -9,7 +9,10 @@ namespace rwkv_edge::cuda {
 
 namespace {
 
-constexpr int kThreads = 256, kWarps = kThreads / 32;
+constexpr int kThreads = 256;
+// Rows of norms up to so long are summed by fewer warps: what their width is decides, so that bits
+// depend on nothing else.
+constexpr int kShortRow = 256, kWarps = 8, kShortWarps = 2;
 
 int64_t blocks_of(int64_t n, int64_t in_each) { return (n + in_each - 1) / in_each; }
 
@@ -25,18 +28,20 @@ __global__ void __launch_bounds__(kThreads) embed_kernel(Embed p) {
 
 // Every block makes the sums of the whole row and writes its share of it, so that no kernel waits
 // for one block.
-__global__ void __launch_bounds__(kThreads) norm_kernel(NormArgs p) {
+template <int kWarps>
+__global__ void __launch_bounds__(32 * kWarps) norm_kernel(NormArgs p) {
     SHARED(float, partial, kWarps);
     wait_for_previous();
     const float* x = p.x + static_cast<int64_t>(blockIdx.y) * p.n;
     const Statistics s = statistics_of<kWarps>(x, p.n, p.eps, partial);
-    const int c = static_cast<int>(blockIdx.x * kThreads + threadIdx.x);
+    const int c = static_cast<int>(blockIdx.x * 32 * kWarps + threadIdx.x);
     if (c < p.n)
         p.y[static_cast<int64_t>(blockIdx.y) * p.n + c] =
             normed(x[c], s, p.norm.weight[c], p.norm.bias[c]);
 }
 
-__global__ void __launch_bounds__(kThreads) shift_kernel(ShiftArgs p) {
+template <int kWarps>
+__global__ void __launch_bounds__(32 * kWarps) shift_kernel(ShiftArgs p) {
     SHARED(float, partial, kWarps);
     wait_for_previous();
     const int64_t t = blockIdx.y;
@@ -46,7 +51,7 @@ __global__ void __launch_bounds__(kThreads) shift_kernel(ShiftArgs p) {
     const Statistics s = statistics_of<kWarps>(x, p.n, p.eps, partial);
     Statistics before{};
     if (!first) before = statistics_of<kWarps>(x - p.n, p.n, p.eps, partial);
-    const int c = static_cast<int>(blockIdx.x * kThreads + threadIdx.x);
+    const int c = static_cast<int>(blockIdx.x * 32 * kWarps + threadIdx.x);
     if (c >= p.n) return;
     const float weight = p.norm.weight[c], bias = p.norm.bias[c];
     const float y = normed(x[c], s, weight, bias);
@@ -91,11 +96,15 @@ void embed(Gpu& gpu, const Embed& p) {
 }
 
 void norm(Gpu& gpu, const NormArgs& p) {
-    launch(gpu, norm_kernel, {blocks_of(p.n, kThreads), p.tokens}, kThreads, p);
+    const int threads = 32 * (p.n <= kShortRow ? kShortWarps : kWarps);
+    launch(gpu, p.n <= kShortRow ? norm_kernel<kShortWarps> : norm_kernel<kWarps>,
+           {blocks_of(p.n, threads), p.tokens}, threads, p);
 }
 
 void shift(Gpu& gpu, const ShiftArgs& p) {
-    launch(gpu, shift_kernel, {blocks_of(p.n, kThreads), p.tokens}, kThreads, p);
+    const int threads = 32 * (p.n <= kShortRow ? kShortWarps : kWarps);
+    launch(gpu, p.n <= kShortRow ? shift_kernel<kShortWarps> : shift_kernel<kWarps>,
+           {blocks_of(p.n, threads), p.tokens}, threads, p);
     if (p.tokens > p.run_count)
         launch(gpu, shift_last_kernel, {blocks_of(p.n, kThreads), p.run_count}, kThreads, p);
 }
