@@ -207,6 +207,14 @@ Bytes view_of(std::shared_ptr<const void> owner, std::span<const std::byte> byte
     return array;
 }
 
+py::bytes read_tensor(const TensorInfo& tensor, std::size_t start, std::size_t size) {
+    const std::span<const std::byte> data = tensor.view->data;
+    if (start > data.size() || size > data.size() - start)
+        throw std::invalid_argument(
+            cat(size, " bytes from ", start, " on, the tensor has ", data.size()));
+    return {reinterpret_cast<const char*>(data.data()) + start, size};
+}
+
 // What an assembled file lives on. It may go in a thread that does not hold the GIL.
 struct Parts {
     py::bytes header;
@@ -336,11 +344,22 @@ py::bytearray get_state(const Session& session) {
     return state;
 }
 
-void set_state(Session& session, const py::bytearray& state) {
-    const std::span<const float> now = floats(state);
-    const std::vector<float> values(now.begin(), now.end());  // others may resize the bytearray
+py::bytearray get_output(const Session& session) {
+    py::bytearray output = new_floats(session.model().config().n_embd);
+    const std::span<float> to = floats(output);
     const Unlocked unlocked;
-    session.set_state(values);
+    session.copy_output(to);
+    return output;
+}
+
+void set_state(Session& session, const py::bytearray& state, const py::bytearray& output) {
+    const auto copy = [](const py::bytearray& bytes) {  // others may resize the bytearray
+        const std::span<const float> now = floats(bytes);
+        return std::vector<float>(now.begin(), now.end());
+    };
+    const std::vector<float> values = copy(state), last = copy(output);
+    const Unlocked unlocked;
+    session.set_state(values, last);
 }
 
 // From row `row` of [rows, n_vocab].
@@ -391,7 +410,8 @@ void bind_files(py::module_& m) {
         .def_property_readonly("offset",
                                [](const TensorInfo& t) { return t.file->offset(*t.view); })
         .def_property_readonly("data",
-                               [](const TensorInfo& t) { return view_of(t.file, t.view->data); });
+                               [](const TensorInfo& t) { return view_of(t.file, t.view->data); })
+        .def("read", &read_tensor, py::arg("start"), py::arg("size"));
     py::class_<MappedFile, std::shared_ptr<MappedFile>>(m, "MappedFile")
         .def(py::init([](const std::filesystem::path& path) {
                  return std::make_shared<MappedFile>(path.string());
@@ -467,7 +487,8 @@ void bind_engine(py::module_& m) {
                                py::cpp_function(&Session::tokens, py::call_guard<Unlocked>()))
         .def("logits", &last_logits)
         .def("get_state", &get_state)
-        .def("set_state", &set_state, py::arg("state"))
+        .def("get_output", &get_output)
+        .def("set_state", &set_state, py::arg("state"), py::arg("output") = py::bytearray())
         .def("reset", &Session::reset, py::call_guard<Unlocked>())
         .def("fork", &Session::fork, py::call_guard<Unlocked>())
         .def("rewind", &Session::rewind, py::arg("to"), py::call_guard<Unlocked>());

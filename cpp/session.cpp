@@ -191,25 +191,33 @@ void Session::rewind(const Session& to) {
 }
 
 void Session::copy_state(std::span<float> to) const {
-    check_size(to.size());
+    check_size("state", to.size(), model().state_size());
     const std::lock_guard lock(mutex_);
     model().backend().read(to, memory_.get());
 }
 
-void Session::set_state(std::span<const float> state) {
-    check_size(state.size());
+void Session::copy_output(std::span<float> to) const {
+    check_size("output", to.size(), model().config().n_embd);
+    const std::lock_guard lock(mutex_);
+    if (tokens_ == 0) throw std::invalid_argument("no token was fed yet that has an output");
+    model().backend().read(to, memory_.get() + model().state_size());
+}
+
+void Session::set_state(std::span<const float> state, std::span<const float> output) {
+    check_size("state", state.size(), model().state_size());
+    if (!output.empty()) check_size("output", output.size(), model().config().n_embd);
     const std::lock_guard lock(mutex_);
     model().backend().write(memory_.get(), state);
-    tokens_ = 0;
+    if (!output.empty()) model().backend().write(memory_.get() + model().state_size(), output);
+    tokens_ = output.empty() ? 0 : 1;
 }
 
 void Session::reset() { set_state(model().initial_state()); }
 
-void Session::check_size(std::size_t size) const {
-    const auto expected = static_cast<std::size_t>(model().state_size());
-    if (size != expected)
+void Session::check_size(const char* what, std::size_t size, int64_t expected) {
+    if (size != static_cast<std::size_t>(expected))
         throw std::invalid_argument(
-            cat("the state has ", size, " values, this model's has ", expected));
+            cat("the ", what, " has ", size, " values, this model's has ", expected));
 }
 
 }  // namespace rwkv_edge

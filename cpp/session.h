@@ -81,11 +81,14 @@ public:
 
     // The state is one block of model().state_size() floats: layer after layer.
     void copy_state(std::span<float> to) const;
-    void set_state(std::span<const float> state);
+    // The last token's output, [n_embd]. Throws std::invalid_argument if there is none.
+    void copy_output(std::span<float> to) const;
+    // With the output of the last token, that one counts as fed: there are logits after it.
+    void set_state(std::span<const float> state, std::span<const float> output = {});
     void reset();
 
 private:
-    void check_size(std::size_t size) const;
+    static void check_size(const char* what, std::size_t size, int64_t expected);
 
     std::shared_ptr<Runner> runner_;
     mutable Lock mutex_;

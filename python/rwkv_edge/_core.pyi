@@ -72,6 +72,8 @@ class TensorInfo:
     @property
     def data(self) -> NDArray[np.uint8]:
         """[nbytes], read-only, in the map of the file."""
+    def read(self, start: int, size: int) -> bytes:
+        """A copy of some bytes of the data, for who does without numpy."""
 
 class MappedFile:
     """A whole file, mapped for reading. OSError where that fails, FormatError where it is empty."""
@@ -147,7 +149,10 @@ class Session:
     def logits(self) -> bytearray:
         """After the last token fed."""
     def get_state(self) -> bytearray: ...
-    def set_state(self, state: bytearray) -> None: ...
+    def get_output(self) -> bytearray:
+        """[n_embd] of the last token fed, from which the head makes its logits."""
+    def set_state(self, state: bytearray, output: bytearray = ...) -> None:
+        """With an output, its token counts as fed: there are logits after it."""
     def reset(self) -> None: ...
     def fork(self) -> Session: ...
     def rewind(self, to: Session) -> None:

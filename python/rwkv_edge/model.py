@@ -15,7 +15,7 @@ from . import _core
 from .files.form import ARCH_KEY
 from .generation import MAX_SEED, Answer, Sampling, Stream, run, whole
 from .lookup import Lookup
-from .model_file import bytes_per_token, default_threads, hint, open_model_file
+from .model_file import bytes_per_token, default_threads, fingerprint, hint, open_model_file
 from .state import State, StateShape
 from .tokenizer import END_OF_TEXT, Tokenizer, tokenizer_from_file
 
@@ -108,6 +108,12 @@ class Model:
     def threads(self) -> int:
         return self._core.threads
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """What tells this model from others of its shape: 64 hex digits. `model_file.fingerprint`
+        says what it covers."""
+        return fingerprint(self._file)
+
     @property
     def hint(self) -> str | None:
         """What would make this model faster on this machine; None where nothing is known to."""
@@ -142,7 +148,7 @@ class Model:
     def session(self, state: State | None = None) -> Session:
         """A new session: from the beginning, from where `state` was copied, or from a tuned state.
 
-        Raises FormatError where the state is of another model.
+        Raises FormatError where the state is of another model; `State.load` has an option.
         """
         session = Session(self, self._core.session())
         if state is not None:
@@ -164,7 +170,7 @@ class Session:
         """For `Model.session` and `Session.fork`."""
         self.model = model
         self._engine = core
-        self._from_start = True  # and not from a state after some text
+        self._before: int | None = 0  # tokens before those that the engine counts; None: unknown
         self._stream: Stream | None = None  # the text that is being generated
         self._lookup = Lookup(0)
         self._read = array("i")  # the last tokens, for a lookup; wrong ones would do no harm
@@ -262,7 +268,21 @@ class Session:
         """
         import numpy as np
 
-        return State(np.frombuffer(self._readable.get_state(), np.float32), self.model._shape)
+        core = self._readable
+        output = np.frombuffer(core.get_output(), np.float32) if core.tokens else None
+        return State(
+            np.frombuffer(core.get_state(), np.float32),
+            self.model._shape,
+            output=output,
+            tokens=None if self._before is None else self._before + core.tokens,
+            fingerprint=self.model.fingerprint,
+            model=self.model.path.name,
+        )
+
+    @property
+    def tokens(self) -> int | None:
+        """How many tokens were read since the beginning; None after a state that does not say."""
+        return None if self._before is None else self._before + self._readable.tokens
 
     def reset(self, state: State | None = None) -> None:
         """Go to the beginning, to where `state` was copied, or to a tuned state.
@@ -271,12 +291,17 @@ class Session:
         """
         if state is None:
             self._writable.reset()
+            self._before = 0
         elif not isinstance(state, State):
             raise TypeError(f"state: found {state!r}, expected a State, as State.load(path) gives")
         else:
-            fitted = state.fitted(self.model._shape, str(self.model.path))
-            self._writable.set_state(bytearray(fitted.data))
-        self._from_start = state is None or state.tuned
+            model = self.model
+            fitted = state.fitted(model._shape, str(model.path), model.fingerprint)
+            output = bytearray() if fitted.output is None else bytearray(fitted.output)
+            self._writable.set_state(bytearray(fitted.data), output)
+            self._before = fitted.tokens
+            if output and fitted.tokens is not None:  # the engine counts the last one
+                self._before = fitted.tokens - 1
         self._read = array("i")
 
     def fork(self) -> Session:
@@ -284,7 +309,7 @@ class Session:
         the text yielded so far ends.
         """
         twin = Session(self.model, self._readable.fork())
-        twin._from_start, twin._read = self._from_start, self._read
+        twin._before, twin._read = self._before, self._read
         return twin
 
     def rewind(self, to: Session) -> None:
@@ -295,7 +320,7 @@ class Session:
         if to.model is not self.model:
             raise ValueError(f"a session of {to.model}, expected one of {self.model}")
         self._writable.rewind(to._readable)
-        self._from_start, self._read = to._from_start, to._read
+        self._before, self._read = to._before, to._read
 
     def generate(
         self,
@@ -350,7 +375,7 @@ class Session:
         ids = self._ids(encode(prompt) if isinstance(prompt, str) else prompt)
         core = self._writable
         if not ids and not core.tokens:
-            if not self._from_start:
+            if self._before != 0:
                 raise ValueError("the prompt is empty, and the last token's logits are not known")
             ids = [END_OF_TEXT]
         self._note(ids)

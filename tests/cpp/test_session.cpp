@@ -121,6 +121,8 @@ TEST(a_session_goes_back_to_where_another_stands) {
         const Floats after = feed_last(session, prompt(5));
         const auto mark = session.fork();
         const Floats there = state_of(session);
+        Floats output(static_cast<std::size_t>(session.model().config().n_embd));
+        session.copy_output(output);
         feed_last(session, prompt(70, 3));
         session.rewind(*mark);
         Floats again(kVocab);
@@ -130,6 +132,12 @@ TEST(a_session_goes_back_to_where_another_stands) {
         CHECK_CASE(state_of(session) == there, version);
         session.set_state(there);
         CHECK(session.tokens() == 0 && mark->tokens() == 5);
+        CHECK_THROWS(std::invalid_argument, "has an output", session.copy_output(output));
+        session.set_state(there, output);
+        session.logits(again.data());
+        CHECK_CASE(session.tokens() == 1 && again == after, version);
+        CHECK_THROWS(std::invalid_argument, "the output has 3 values",
+                     session.set_state(there, Floats(3)));
         Session stranger(model(version, 1));
         CHECK_THROWS(std::invalid_argument, "another model", stranger.rewind(session));
     }

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import checkpoints
@@ -226,6 +227,8 @@ def test_where_generate_begins(model: Path, tmp_path: Path) -> None:
     tuned = checkpoints.write(tmp_path, checkpoints.pth_of(states), "tuned.pth")
     assert text("-p", "The User", "--state", tuned) != text("-p", "The User")
     assert text("-p", "", "--state", tuned) != text("-p", "")
+    assert text("-p", "", "--state", tmp_path / "state") == text("-p", "The User")
+    replace(session.state, output=None).save(tmp_path / "state")
     done = run("generate", model, "-p", "", "--state", tmp_path / "state")
     assert (done.returncode, done.stdout) == (1, b"")
     assert done.stderr.startswith(b"Error: the prompt is empty")
@@ -371,6 +374,7 @@ COMMANDS: dict[str, Callable[[Path], list[str | Path]]] = {
     "chat": lambda path: ["chat", path],
     "generate": lambda path: ["generate", path, "-p", "x"],
     "info": lambda path: ["info", path],
+    "state": lambda path: ["state", "info", path],
     "bench": lambda path: ["bench", path],
     "quantize": lambda path: ["quantize", path, path.parent / "out", "--type", "q8_0"],
     "convert": lambda path: ["convert", path, path.parent / "out"],
@@ -452,7 +456,7 @@ def test_help_names_every_option(name: str) -> None:
     assert result.exit_code == 0
     assert result.stdout.startswith(f"Usage: main {name} [OPTIONS]")
     options = [p for p in commands()[name].params if isinstance(p, click.Option)]
-    assert options or name == "info"
+    assert options or name in ("info", "state")
     for option in options:
         names = ", ".join(sorted(option.opts, key=len))
         assert re.search(rf"^  {names}(?![\w-])", result.stdout, re.MULTILINE), names

@@ -11,8 +11,14 @@ import click
 
 from ..chat import TEMPLATES, Conversation
 from ..files.form import printable
-from ..state import State
-from .options import checked, model_and_threads, open_model, sampling_options, text_options
+from .options import (
+    checked,
+    load_state,
+    model_and_threads,
+    open_model,
+    sampling_options,
+    text_options,
+)
 from .terminal import talk
 
 
@@ -41,6 +47,7 @@ def chat(
     threads: int | None,
     vocab: Path | None,
     state: Path | None,
+    any_model: bool,
     system: str | None,
     paragraphs: bool,
     template: str | None,
@@ -54,7 +61,7 @@ def chat(
         system=system,
         paragraphs=paragraphs,
         template=template,
-        state=None if state is None else State.load(state),
+        state=load_state(state, any_model),
     )
     if sys.stdin.isatty() and sys.stdout.isatty():
         click.echo(f"{printable(loaded.path.name)}. /help lists the commands, Ctrl-D leaves.\n")

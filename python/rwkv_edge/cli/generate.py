@@ -10,10 +10,10 @@ from typing import Any
 
 import click
 
-from ..state import State
 from .options import (
     DEFAULTS,
     checked,
+    load_state,
     model_and_threads,
     open_model,
     sampling_options,
@@ -57,6 +57,7 @@ def generate(
     threads: int | None,
     vocab: Path | None,
     state: Path | None,
+    any_model: bool,
     prompt: str,
     stop: tuple[str, ...],
     lookup: int,
@@ -66,7 +67,7 @@ def generate(
     options = checked(sampling)
     loaded = open_model(model, vocab, threads)
     text = read_prompt() if prompt == "-" else prompt
-    session = loaded.session(None if state is None else State.load(state))
+    session = loaded.session(load_state(state, any_model))
     tokens = loaded.tokenizer.encode(text)
     if tokens:
         with Progress("reading") as bar:

@@ -14,6 +14,7 @@ from .. import _core
 from ..files.form import ALIASES, FILE_TYPES, printable
 from ..generation import Answer, Sampling
 from ..model import Model
+from ..state import State
 
 FILE = click.Path(path_type=Path)
 DEFAULTS = inspect.signature(Answer).parameters
@@ -35,6 +36,9 @@ def model_and_threads(command: Command) -> Command:
 def text_options(command: Command) -> Command:
     """What a model needs beside its weights to read and write text."""
     command = click.option(
+        "--any-model", is_flag=True, help="Take a --state of another model, if it has the shape."
+    )(command)
+    command = click.option(
         "--state", type=FILE, metavar="FILE", help="Where to begin: a saved state or a tuned one."
     )(command)
     return click.option(
@@ -47,6 +51,10 @@ def open_model(path: Path | None, vocab: Path | None, threads: int | None) -> Mo
     if model.hint is not None:
         click.echo(printable(model.hint), err=True)
     return model
+
+
+def load_state(path: Path | None, any_model: bool) -> State | None:
+    return None if path is None else State.load(path, any_model=any_model)
 
 
 def sampling_options(command: Command) -> Command:
