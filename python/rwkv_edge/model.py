@@ -15,7 +15,14 @@ from . import _core
 from .files.form import ARCH_KEY
 from .generation import MAX_SEED, Answer, Sampling, Stream, run, whole
 from .lookup import Lookup
-from .model_file import bytes_per_token, default_threads, fingerprint, hint, open_model_file
+from .model_file import (
+    bytes_per_token,
+    default_threads,
+    fingerprint,
+    hint,
+    open_model_file,
+    stamp,
+)
 from .state import State, StateShape
 from .tokenizer import END_OF_TEXT, Tokenizer, tokenizer_from_file
 
@@ -69,7 +76,10 @@ class Model:
         """
         if threads is not None:
             threads = whole("threads", threads, 1, 1024)
-        self._file = open_model_file(bundled_model() if path is None else path, vocab=vocab)
+        path = Path(bundled_model() if path is None else path)
+        self.stamp = stamp(path)
+        """Of the file when it was opened: its size and its time."""
+        self._file = open_model_file(path, vocab=vocab)
         if self._file.get(ARCH_KEY) is not None:
             raise _core.FormatError(
                 f"{self._file.path}: a saved state, not a model; "
@@ -298,11 +308,22 @@ class Session:
             model = self.model
             fitted = state.fitted(model._shape, str(model.path), model.fingerprint)
             output = bytearray() if fitted.output is None else bytearray(fitted.output)
-            self._writable.set_state(bytearray(fitted.data), output)
-            self._before = fitted.tokens
-            if output and fitted.tokens is not None:  # the engine counts the last one
-                self._before = fitted.tokens - 1
+            self._stand(bytearray(fitted.data), output, fitted.tokens)
+            return
         self._read = array("i")
+
+    def _stand(
+        self,
+        state: bytearray,
+        output: bytearray,
+        tokens: int | None,
+        read: array[int] = array("i"),  # noqa: B008
+    ) -> None:
+        """Go to where so many tokens were read, the last of which had that output, or no token."""
+        self._writable.set_state(state, output)
+        # the engine counts the last one
+        self._before = tokens - 1 if output and tokens is not None else tokens
+        self._read = read[-MOST_LOOKED_UP:]
 
     def fork(self) -> Session:
         """A second session that goes on from here on its own: while text is generated, from where

@@ -92,6 +92,15 @@ def fingerprint(file: ModelFile) -> str:
     return digest.hexdigest()
 
 
+def stamp(path: Path) -> str:
+    """Size and time of a model's file, or of all files in its folder, where it has several."""
+    several = path.is_dir() or (path.suffix == ".json" and path.is_file())
+    folder = path if path.is_dir() else path.parent
+    files = sorted(folder.iterdir()) if several else [path]
+    found = [(file.name, file.stat()) for file in files if file.is_file()]
+    return repr([(name * several, info.st_size, info.st_mtime_ns) for name, info in found])
+
+
 def bytes_by_type(file: ModelFile) -> Counter[str]:
     sizes: Counter[str] = Counter()
     for tensor in file.tensors:
