@@ -34,13 +34,12 @@ from .saved import (
 from .templates import (
     HINTS,
     TEMPLATES,
-    THINK,
     THINK_END,
     THINK_MODES,
     Template,
     find_template,
 )
-from .thinking import Thought, told_apart, without_blanks
+from .thinking import OPEN, Thought, told_apart, without_blanks
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -241,7 +240,7 @@ class Conversation:
         if not HINTS[reply.think]:
             reply.asked = session.fork()
         if reply.think == "fast":
-            session.read(self._encode(f" {THINK}\n{THINK_END}"))
+            session.read(self._encode(f" {OPEN}\n{THINK_END}"))
         read = time.monotonic()
         self.work = Work(len(prompt), read - started)
         try:
@@ -337,8 +336,9 @@ class Conversation:
         self._end_turn()
         left = len(self._turns) - turns
         if turns < 1 or left < 0:
+            said = len(self._turns)
             raise ValueError(
-                f"turns: found {turns}, expected 1 to {len(self._turns)}, as were said"
+                f"found {turns} turns to take back, expected 1 to {said}, as were said"
             )
         if left < self._fixed:
             raise ValueError("what was said by then is known only as a state")
