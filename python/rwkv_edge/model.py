@@ -383,6 +383,16 @@ class Session:
         """
         return self._lookup.drafted, self._lookup.accepted, self._lookup.steps
 
+    @property
+    def generated(self) -> list[int]:
+        """The tokens of the text that was generated last, as far as it was yielded; none once the
+        session has changed.
+        """
+        if self._stream is None:
+            return []
+        number, begun = self._stream.answer.given()
+        return self._stream.answer.tokens[:number] + begun
+
     def _generating(
         self,
         prompt: str | Sequence[int],

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import sqlite3
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import checkpoints as ck
 import numpy as np
@@ -22,8 +24,18 @@ import pytest
 import tiny
 import torture
 from conftest import GetModel
+from program import run
 from refusal import refuses
-from rwkv_edge import FormatError, Model, PrefixCache, Session, State, _core, prefix_cache
+from rwkv_edge import (
+    Conversation,
+    FormatError,
+    Model,
+    PrefixCache,
+    Session,
+    State,
+    _core,
+    prefix_cache,
+)
 from rwkv_edge.files import output
 
 SYSTEM = "System: Be brief.\n\n"
@@ -503,3 +515,53 @@ def test_a_key_is_a_sha_256_of_all_that_decides(model: Model) -> None:
     for tokens in ([1, 2], [1, 2, 3]):
         key = hashlib.sha256(root + np.array(tokens, "<i4").tobytes()).digest()
         assert cache._kept[key].tokens == np.array(tokens, "<i4").tobytes()
+
+
+# ---- in a chat ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("begin", [False, True])
+def test_conversations_share_a_system_text(model: Model, tmp_path: Path, begin: bool) -> None:
+    before = model.session()
+    before.read([5, 6, 7])
+    start = before.state if begin else None
+    told: list[int] = []
+
+    class Listening(PrefixCache):
+        def read(self, *arguments: Any, **options: Any) -> int:
+            told.append(super().read(*arguments, **options))
+            return told[-1]
+
+    chats = []
+    for cache in (None, Listening(tmp_path), Listening(tmp_path)):
+        chat = Conversation(model, system="Be brief.", state=start, cache=cache)
+        texts = ["".join(chat.ask("hello", max_tokens=9, seed=1))]
+        texts.append("".join(chat.ask("and now?", max_tokens=9, seed=2)))
+        chats.append((texts, bits(chat.session)))
+        chat.reset()
+        assert bits(chat.session)[2] == count(model, "System: Be brief.\n\n") + 3 * begin
+    assert chats[0] == chats[1] == chats[2]
+    size = count(model, "System: Be brief.\n\n")
+    assert told[0] == 0
+    assert set(told[1:]) == {size}
+
+
+def test_a_system_text_in_a_file(tmp_path: Path) -> None:
+    """`chat` of another process has read it."""
+    (tmp_path / "system.txt").write_text("Be brief. " * 200, encoding="utf-8")
+    command = ["chat", "--system-file", str(tmp_path / "system.txt"), "--seed", "1"]
+    cached = [*command, "--cache-dir", str(tmp_path / "cache")]
+    outputs = [run(*arguments, stdin="Hello\n/tokens\n") for arguments in (command, cached, cached)]
+    assert [done.returncode for done in outputs] == [0, 0, 0]
+    assert outputs[0].stdout == outputs[1].stdout == outputs[2].stdout
+    assert [done.stderr for done in outputs] == [b""] * 3
+    (file,) = states(tmp_path / "cache")
+    assert (State.load(file).tokens or 0) > 500
+    inside(tmp_path / "cache").joinpath("index.sqlite").unlink()
+    inside(tmp_path / "cache").joinpath("index.sqlite").mkdir()
+    done = run(*cached, stdin="Hello\n/tokens\n")
+    assert done.stdout == outputs[0].stdout
+    assert re.fullmatch(rb"Warning: [^\n]*: a state was not kept, so [^\n]*\n", done.stderr)
+    both = run("chat", "--system", "x", "--system-file", str(tmp_path / "system.txt"))
+    assert both.returncode == 2
+    assert b"exclude each other" in both.stderr
