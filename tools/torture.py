@@ -4,8 +4,10 @@
     python tools/torture.py kill [TIMES]     kill -9 of what writes states and models (1000)
     python tools/torture.py ctrl-c [TIMES]   Ctrl-C in generate, convert and chat (200 in each)
     python tools/torture.py cache [TIMES]    two processes on one cache, kill -9 of one (400)
+    python tools/torture.py long [TOKENS]    one chat, whose memory must not grow (100,000)
 
-Prints counts. Where a file is torn, a text's state is wrong, or anything else is left, it fails.
+Prints counts. Where a file is torn, a text's state is wrong, memory grows, or anything else is
+left, it fails.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from rwkv_edge import Model, PrefixCache, State
+from rwkv_edge import Conversation, Model, PrefixCache, State
 from rwkv_edge.convert import convert
 from rwkv_edge.model import bundled_model
 from rwkv_edge.state import StateShape
@@ -174,6 +176,43 @@ def check_cache(inner: Path, most: int) -> None:
         State.load(inner / name)
 
 
+# ---- a long chat --------------------------------------------------------------------------------
+
+
+def resident() -> int:
+    """Bytes of memory that this process has now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def long(_work: Path, tokens: int, chance: random.Random) -> Counter[str]:
+    """One chat of so many tokens: from a third on its memory grows by its text, and by less than
+    1 MB beside it. Fed at once or token by token, what it has read gives the same bits."""
+    model = Model(threads=1)
+    chat = Conversation(model)
+    words = ["the", "lamp", "and", "a", "boy", "who", "asked", "why", "it", "was", "so", "dark"]
+    warm = most = text = 0
+    while (read := chat.session.tokens or 0) < tokens:
+        question = " ".join(chance.choices(words, k=100))
+        for _ in chat.ask(question, max_tokens=100, temperature=1.5, top_p=0.9, seed=read):
+            pass
+        if read >= tokens / 3:
+            most = max(most, resident())
+            warm = warm or most
+            text += len("".join(chat.turns[-1]))
+    grown = most - warm
+    assert grown - text < 1 << 20, f"{grown} bytes more, {text} of them text"
+    at_once, one_by_one = model.session(), model.session()
+    at_once.read(chat.tokens)
+    for token in chat.tokens:
+        one_by_one.read([token])
+    for session in (at_once, one_by_one):
+        for name in ("data", "output"):
+            found, right = (getattr(each.state, name).tobytes() for each in (session, chat.session))
+            assert found == right, name
+    counts = {"tokens": read, "turns": len(chat.turns), "bytes grown": grown, "of text": text}
+    return Counter(counts)
+
+
 # ---- Ctrl-C -------------------------------------------------------------------------------------
 
 
@@ -270,10 +309,11 @@ def main(arguments: Sequence[str]) -> None:
         "kill": [kill],
         "ctrl-c": [ctrl_c_in_generate, ctrl_c_in_convert, ctrl_c_in_chat],
         "cache": [hammer],
+        "long": [long],
     }
     if what not in known:
         sys.exit(__doc__)
-    often = {"kill": 1000, "ctrl-c": 200, "cache": 400}[what]
+    often = {"kill": 1000, "ctrl-c": 200, "cache": 400, "long": 100_000}[what]
     times = int(arguments[1]) if len(arguments) > 1 else often
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored
     warnings.simplefilter("ignore")  # a model is quantized again here, and numpy has threads
