@@ -328,6 +328,19 @@ py::bytearray feed(Session& session, const std::vector<int32_t>& ids, Session::L
     return feed_together({{&session, ids, mode}}, progress);
 }
 
+// [layers, tokens, n_embd]
+py::bytearray hidden(Session& session, const std::vector<int32_t>& ids,
+                     const std::vector<int64_t>& layers, const py::object& progress) {
+    py::bytearray found =
+        new_floats(std::ssize(layers) * std::ssize(ids) * session.model().config().n_embd);
+    float* to = floats(found).data();
+    Unlocked unlocked;
+    Watch watch(progress, unlocked);
+    const Session::Part part{&session, ids, Session::Logits::None, layers, to};
+    Session::feed_together({&part, 1}, nullptr, std::ref(watch));
+    return found;
+}
+
 py::bytearray last_logits(const Session& session) {
     py::bytearray logits = new_floats(session.model().config().n_vocab);
     float* to = floats(logits).data();
@@ -474,6 +487,8 @@ void bind_engine(py::module_& m) {
             })
         .def_property_readonly("threads",
                                [](const Runner& r) { return r.model().backend().threads(); })
+        .def_property_readonly("backend",
+                               [](const Runner& r) { return r.model().backend().name(); })
         .def("session",
              [](const std::shared_ptr<Runner>& r) { return std::make_unique<Session>(r); });
     py::native_enum<Session::Logits>(m, "Logits", "enum.Enum")
@@ -483,6 +498,8 @@ void bind_engine(py::module_& m) {
         .finalize();
     py::class_<Session>(m, "Session")
         .def("feed", &feed, py::arg("tokens"), py::arg("logits"), py::arg("progress") = py::none())
+        .def("hidden", &hidden, py::arg("tokens"), py::arg("layers"),
+             py::arg("progress") = py::none())
         .def_property_readonly("tokens",
                                py::cpp_function(&Session::tokens, py::call_guard<Unlocked>()))
         .def("logits", &last_logits)

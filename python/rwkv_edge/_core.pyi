@@ -126,6 +126,9 @@ class Runner:
     @property
     def threads(self) -> int: ...
     @property
+    def backend(self) -> str:
+        """What computes: "cpu avx2"."""
+    @property
     def state_parts(self) -> list[tuple[str, tuple[int, ...]]]:
         """Names and shapes of what makes up each layer's part of a state, in order."""
     def session(self) -> Session: ...
@@ -143,6 +146,14 @@ class Session:
         self, tokens: list[int], logits: Logits, progress: Callable[[int], object] | None = None
     ) -> bytearray:
         """Feeds all tokens or, where `progress` or a signal handler raises, none."""
+    def hidden(
+        self,
+        tokens: list[int],
+        layers: list[int],
+        progress: Callable[[int], object] | None = None,
+    ) -> bytearray:
+        """As `feed`; gives the residual stream when so many layers have run, [layers, tokens,
+        n_embd]."""
     @property
     def tokens(self) -> int:
         """Fed since the session was reset or its state was set."""

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 # Tokens that a lookup knows at most.
 MOST_LOOKED_UP = 8192
 
+# Of a long text; each takes n_embd floats.
+EMBEDDED_AT_ONCE = 512
+
 T = TypeVar("T")
 FeedProgress = Callable[[int, int], None]  # tokens fed, tokens in all
 
@@ -165,6 +168,43 @@ class Model:
             session.reset(state)
         return session
 
+    def embed(
+        self,
+        texts: Iterable[str | bytes],
+        *,
+        layer: int | None = None,
+        pooling: Literal["mean", "last"] = "mean",
+    ) -> NDArray[np.float32]:
+        """A vector for each text, float32 [len(texts), n_embd], of length 1; so the dot of two is
+        their cosine.
+
+        It is the residual stream after `layer` layers, as `Session.hidden` counts them, averaged
+        over the text's tokens; or with `pooling` "last" that of its last token. Each text is read
+        by itself, as the beginning of a document. No RWKV was trained to give such vectors. By
+        default it is after two thirds of the layers: the first know words, the last know what word
+        comes next.
+
+        Raises ValueError for an empty text, and for a layer that the model lacks.
+        """
+        import numpy as np
+
+        if pooling not in ("mean", "last"):
+            raise ValueError(f"pooling: found {pooling!r}, expected 'mean' or 'last'")
+        depth = (2 * self.n_layer + 1) // 3 if layer is None else layer
+        vectors = []
+        for i, text in enumerate(texts):
+            ids = self.tokenizer.encode(text)
+            if not ids:
+                raise ValueError(f"text {i} is empty")
+            session = self.session()
+            session.read([END_OF_TEXT])
+            total = np.zeros(self.n_embd)
+            for start in range(0, len(ids), EMBEDDED_AT_ONCE):
+                (found,) = session.hidden(ids[start : start + EMBEDDED_AT_ONCE], [depth])
+                total = found[-1] if pooling == "last" else total + found.sum(0, np.float64)
+            vectors.append(total / np.linalg.norm(total))
+        return np.array(vectors, np.float32).reshape(-1, self.n_embd)
+
     def batch(self, sessions: Iterable[Session]) -> Batch:
         """Sessions of this model, to go on together.
 
@@ -241,6 +281,31 @@ class Session:
     ) -> None:
         """Read tokens as `feed` does, for `generate` to go on from there."""
         self._feed(self._checked(tokens), _core.Logits.none, progress)
+
+    def hidden(
+        self,
+        tokens: Iterable[SupportsIndex],
+        layers: Iterable[SupportsIndex],
+        *,
+        progress: FeedProgress | None = None,
+    ) -> NDArray[np.float32]:
+        """Read tokens as `feed` does, and return what the model makes of them on the way.
+
+        That is the residual stream, float32 [len(layers), T, n_embd]: for each of `layers`, after
+        each token, what it holds when so many layers have run. 0 is the embedding after its norm,
+        what the first layer reads. `model.n_layer` or -1 is what the head reads before the last
+        norm, and other negative numbers count from there.
+        Raises ValueError for a layer that the model lacks, and as `feed` does.
+        """
+        import numpy as np
+
+        last = self.model.n_layer
+        numbers = [whole("layer", layer, -last - 1, last) % (last + 1) for layer in layers]
+        ids = self._checked(tokens)
+        found = self._writable.hidden(ids, numbers, of_all(progress, len(ids)))
+        self._note(ids)
+        shape = (len(numbers), len(ids), self.model.n_embd)
+        return np.frombuffer(found, np.float32).reshape(shape)
 
     def _checked(self, tokens: Iterable[SupportsIndex]) -> list[int]:
         ids = self._ids(tokens)

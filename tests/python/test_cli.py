@@ -381,6 +381,8 @@ COMMANDS: dict[str, Callable[[Path], list[str | Path]]] = {
     "generate": lambda path: ["generate", path, "-p", "x"],
     "info": lambda path: ["info", path],
     "state": lambda path: ["state", "info", path],
+    "tokenize": lambda path: ["tokenize", path, "-p", "x"],
+    "embed": lambda path: ["embed", path, "-p", "x"],
     "bench": lambda path: ["bench", path],
     "quantize": lambda path: ["quantize", path, path.parent / "out", "--type", "q8_0"],
     "convert": lambda path: ["convert", path, path.parent / "out"],

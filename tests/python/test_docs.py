@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -21,6 +22,7 @@ def run_console(text: str) -> None:
     for part in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
         command, _, expected = part.partition("\n")
         line = command.replace("rwkv-edge", shlex.join(PROGRAM))
+        line = line.replace("python3", shlex.quote(sys.executable))
         done = subprocess.run(
             line, shell=True, capture_output=True, text=True, timeout=SECONDS, check=False
         )

@@ -508,7 +508,7 @@ def test_a_key_is_a_sha_256_of_all_that_decides(model: Model) -> None:
     for path in (model.path, engine):
         info = path.stat()
         parts.append(f"[('', {info.st_size}, {info.st_mtime_ns})]".encode())
-    parts.insert(4, _core.isa().encode())
+    parts.insert(4, f"cpu {_core.isa()}".encode())
     root = hashlib.sha256(
         b"".join(len(part).to_bytes(8, "little") + part for part in parts)
     ).digest()

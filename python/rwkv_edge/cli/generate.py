@@ -8,7 +8,7 @@ from contextlib import closing
 
 import click
 
-from .options import DEFAULTS, Writer, writing_options
+from .options import DEFAULTS, Writer, read_prompt, writing_options
 from .terminal import Progress, write
 
 
@@ -41,8 +41,3 @@ def generate(writer: Writer, *, prompt: str, stop: tuple[str, ...]) -> None:
         click.echo(
             f"lookup: {right} of {guessed} guessed tokens were right, {steps} steps", err=True
         )
-
-
-def read_prompt() -> bytes:
-    """All of stdin but for one newline at its end, which `echo` and editors add."""
-    return sys.stdin.buffer.read().removesuffix(b"\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +14,13 @@ from typing import Any, cast
 import click
 
 from .. import _core
-from ..files.form import ALIASES, FILE_TYPES, printable
+from ..files.form import ALIASES, FILE_TYPES, printable, read_bytes
 from ..generation import Answer, Sampling
 from ..model import Model
 from ..state import State
 
 FILE = click.Path(path_type=Path)
+MOST_BYTES = 1 << 30  # of a text
 DEFAULTS = inspect.signature(Answer).parameters
 TYPE = click.Choice([*FILE_TYPES, *ALIASES], case_sensitive=False)
 Command = Callable[..., Any]
@@ -160,6 +162,51 @@ def changed(sampling: Sampling, name: str, value: str) -> Sampling:
         return checked({**sampling, name.replace("-", "_"): new})
     except click.UsageError as error:
         raise ValueError(f"{name}: {error.message}") from None
+
+
+def read_prompt() -> bytes:
+    """All of stdin but for one newline at its end, which `echo` and editors add."""
+    return sys.stdin.buffer.read().removesuffix(b"\n")
+
+
+def texts_options(command: Command) -> Command:
+    """MODEL, and texts from arguments, files and stdin, which the command gets as `texts`."""
+    prompt = click.option(
+        "-p",
+        "--prompt",
+        multiple=True,
+        metavar="TEXT",
+        help="A text; - : stdin, less a last newline. Repeatable.",
+    )
+    file = click.option(
+        "-f",
+        "--file",
+        multiple=True,
+        type=FILE,
+        metavar="FILE",
+        help="A text in a file. Repeatable.",
+    )
+    lines = click.option("--lines", is_flag=True, help="Each line is a text, but for empty ones.")
+    vocab = click.option(
+        "--vocab", type=FILE, metavar="FILE", help="Vocabulary, where the model file has none."
+    )
+
+    @functools.wraps(command)
+    def with_texts(
+        *, prompt: tuple[str, ...], file: tuple[Path, ...], lines: bool, **rest: Any
+    ) -> Any:
+        texts = [
+            read_prompt() if text == "-" else text.encode("utf-8", "surrogateescape")
+            for text in prompt
+        ]
+        texts += [read_bytes(path, MOST_BYTES, "a text") for path in file]
+        if not texts:
+            raise click.UsageError("no text: name one with -p TEXT or -f FILE")
+        if lines:
+            texts = [line for text in texts for line in text.splitlines() if line.strip()]
+        return command(texts=texts, **rest)
+
+    return model_and_threads(vocab(prompt(file(lines(with_texts)))))
 
 
 def type_options(command: Command) -> Command:
