@@ -473,6 +473,7 @@ void bind_engine(py::module_& m) {
                      std::make_shared<Model>(file, make_cpu_backend(threads)));
              }),
              py::arg("file"), py::arg("threads") = 0, py::call_guard<Unlocked>())
+        .def_property_readonly("device", [](const Runner& r) { return r.model().backend().name(); })
         .def_property_readonly("arch", [=](const Runner& r) { return config(r).arch; })
         .def_property_readonly("n_layer", [=](const Runner& r) { return config(r).n_layer; })
         .def_property_readonly("n_embd", [=](const Runner& r) { return config(r).n_embd; })
@@ -487,8 +488,6 @@ void bind_engine(py::module_& m) {
             })
         .def_property_readonly("threads",
                                [](const Runner& r) { return r.model().backend().threads(); })
-        .def_property_readonly("backend",
-                               [](const Runner& r) { return r.model().backend().name(); })
         .def("session",
              [](const std::shared_ptr<Runner>& r) { return std::make_unique<Session>(r); });
     py::native_enum<Session::Logits>(m, "Logits", "enum.Enum")

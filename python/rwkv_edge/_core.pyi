@@ -116,6 +116,9 @@ class Runner:
 
     def __init__(self, file: ModelFile, threads: int = 0) -> None: ...
     @property
+    def device(self) -> str:
+        """Such as "cpu avx2"."""
+    @property
     def arch(self) -> str: ...
     @property
     def n_layer(self) -> int: ...
@@ -125,9 +128,6 @@ class Runner:
     def n_vocab(self) -> int: ...
     @property
     def threads(self) -> int: ...
-    @property
-    def backend(self) -> str:
-        """What computes: "cpu avx2"."""
     @property
     def state_parts(self) -> list[tuple[str, tuple[int, ...]]]:
         """Names and shapes of what makes up each layer's part of a state, in order."""

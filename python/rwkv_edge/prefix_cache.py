@@ -309,7 +309,7 @@ def root_of(model: Model, start: State | None, salt: bytes) -> bytes:
         salt,
         model.fingerprint.encode(),
         model.stamp.encode(),
-        model._core.backend.encode(),
+        model._core.device.encode(),
         stamp(Path(_core.__file__)).encode(),
         *begin,
     ):
