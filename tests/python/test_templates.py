@@ -21,12 +21,7 @@ from scripted import bits, bits_after, byte_tokens, play, talkative_model
 LLAMA_CPP = """{%- for message in messages -%}{{- 'User: ' + message.content -}}{%- endfor -%}
 {%- if add_generation_prompt -%}{{- 'Assistant:' + ' <think>\\n</think>' -}}{%- endif -%}"""
 CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor %}"
-NAME, FILE, WORDS, TOKENIZER = (
-    "from its name",
-    "from its name",
-    "from the chat template in the file",
-    "from its tokenizer",
-)
+NAME, WORDS, TOKENIZER = "by its name", "by its chat template", "by its tokenizer"
 
 
 @pytest.mark.parametrize(
@@ -38,7 +33,7 @@ NAME, FILE, WORDS, TOKENIZER = (
         ("RWKV-x070-World-0.4B-v2.9", "a.gguf", LLAMA_CPP, "world", NAME),
         ("RWKV-4-Raven-7B-v12", "a.gguf", None, "raven", NAME),
         ("RWKV-4-Pile-430M", "a.gguf", None, "raven", NAME),
-        (None, "rwkv7-g1-1.5b.gguf", WORLD, "g1", FILE),
+        (None, "rwkv7-g1-1.5b.gguf", WORLD, "g1", NAME),
         ("my model", "a.gguf", G1, "g1", WORDS),
         ("my model", "a.gguf", LLAMA_CPP, "g1", WORDS),
         ("my model", "a.gguf", WORLD, "world", WORDS),

@@ -156,12 +156,12 @@ def find_template(model: Model) -> tuple[Template, str]:
     get = model._file.get
     for name in (*map(get, NAME_KEYS), model.path.name):
         if isinstance(name, str) and (found := template_by_name(name)):
-            return found, "from its name"
+            return found, "by its name"
     jinja = get(JINJA_KEY)
     if isinstance(jinja, str) and (found := template_by_words(jinja)):
-        return found, "from the chat template in the file"
+        return found, "by its chat template"
     # That of the Pile models is the only tokenizer that comes from Hugging Face.
-    return (RAVEN if model.tokenizer.kind == "huggingface" else WORLD), "from its tokenizer"
+    return (RAVEN if model.tokenizer.kind == "huggingface" else WORLD), "by its tokenizer"
 
 
 def template_by_name(name: str) -> Template | None:

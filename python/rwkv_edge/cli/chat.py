@@ -9,9 +9,8 @@ from pathlib import Path
 import click
 
 from ..chat import TEMPLATES, THINK_MODES, Conversation, Template, load_template
-from ..files.form import printable
 from .options import Writer, writing_options
-from .talk import Talk
+from .talk import Talk, say
 
 
 @click.command()
@@ -67,7 +66,7 @@ def chat(
         state=state,
     )
     if sys.stdin.isatty() and sys.stdout.isatty():
-        click.echo(f"{printable(model.path.name)}: {first_line(conversation)}\n")
+        say(f"{model.path.name}: {first_line(conversation)}\n")
     talk = Talk(
         conversation,
         writer.sampling,
@@ -92,7 +91,4 @@ def first_line(conversation: Conversation) -> str:
     """What was found out about a model, and where to go from here."""
     template, source = conversation.template, conversation.template_source
     thinks = f", thinking {conversation.think}" if template.think else ""
-    return (
-        f"template {printable(template.name)} ({source}){thinks}. "
-        "/help lists the commands, Ctrl-D leaves."
-    )
+    return f"template {template.name} ({source}){thinks}. /help lists the commands."
