@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import checkpoints as ck
 import pile
@@ -459,6 +460,24 @@ def test_reading_again_is_all_or_nothing(
     assert seen[-1][0] <= seen[-1][1]
     assert (chat.turns, chat.system) == (turns, "")
     assert bits(chat.session) == bits_of(model, "", turns)
+
+
+@pytest.mark.parametrize("think", ["off", "on"])
+def test_an_interrupt_where_an_answer_ends(
+    model: Model, monkeypatch: pytest.MonkeyPatch, think: str
+) -> None:
+    """It falls where the turn is read again; whoever looks at the session next completes that."""
+    chat = Conversation(model, template="g1", think=think)
+    thought = byte_tokens(">Hm</think") if think == "on" else []
+    play(monkeypatch, [*thought, *byte_tokens("> the"), 0])
+    pieces = chat.ask("hi")
+    text = [next(pieces), next(pieces)]
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "read", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            pieces.close()
+    assert chat.turns == (("hi", "".join(text).strip()),)
+    assert bits(chat.session) == bits_of(model, "", chat.turns)
 
 
 def test_the_memory_of_a_long_conversation(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -38,6 +37,8 @@ class Transcript:
 
 
 def digest(state: State) -> str:
+    import hashlib
+
     return hashlib.sha256(state.data.tobytes()).hexdigest()
 
 
