@@ -179,7 +179,7 @@ def test_a_template_from_a_file(model: Path, tmp_path: Path) -> None:
     expected = "--template: found 'none.json', which is no file; expected one or world, g1, raven"
     assert expected in refused(model, "", "--template", "none.json")
     path.write_text("{{ bos }}")
-    assert f"Error: {path}: expected a chat template" in refused(model, "", "--template", str(path))
+    assert f"Error: {path}: found a Jinja text" in refused(model, "", "--template", str(path))
 
 
 def test_short() -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -158,10 +159,14 @@ def test_one_that_thinks(model: Model, monkeypatch: pytest.MonkeyPatch, tmp_path
 
 
 BAD: dict[str, tuple[object, str]] = {
-    "a Jinja text": (CHATML, "expected a chat template as a JSON object .*; Jinja texts are not"),
-    "deep": ("[" * 60000, "expected a chat template as a JSON object"),
-    "long": (" " * (MOST_BYTES + 1), f"found more than {MOST_BYTES} bytes, expected a chat templ"),
-    "no object": ([1], r"found \[1\], expected a JSON object"),
+    "a Jinja text": (CHATML, "a Jinja text, which is not executed; expected a chat template as"),
+    "deep": ("[" * 60000, "the chat template is no proper JSON"),
+    "long": (" " * (MOST_BYTES + 1), f"not a chat template, larger than {MOST_BYTES} bytes"),
+    "no object": ([1], "the chat template is no JSON object"),
+    "twice": (
+        '{"user": "", "user": ""}',
+        "the chat template is no proper JSON .'user' appears twi",
+    ),
     "unknown": (
         {**OWN, "bos": "x"},
         "found the field 'bos', expected user, assistant, stop, system",
@@ -192,6 +197,9 @@ def test_a_template_that_is_wrong(tmp_path: Path, found: object, message: str) -
         load_template(path)
 
 
-def test_a_template_that_is_not_there(tmp_path: Path) -> None:
+def test_a_template_that_is_no_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with refuses(FormatError, tmp_path / "pipe", "a pipe or a device"):
+        load_template(tmp_path / "pipe")
     with pytest.raises(OSError, match="own"):
         load_template(tmp_path / "own.json")

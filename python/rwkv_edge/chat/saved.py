@@ -11,6 +11,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..files.form import read_bytes
 from ..files.output import OutputFile
 from ..state import State
 from .templates import Template, errors_of_fields, fields_of_template, template_from_fields
@@ -92,8 +93,7 @@ def read_conversation(path: Path) -> tuple[State, str | None]:
     """A state, and its text where that is known."""
     state = State.load(path)
     try:
-        with beside(path).open("rb") as file:
-            found: Any = json.loads(file.read(MOST_BYTES))
+        found: Any = json.loads(read_bytes(beside(path), MOST_BYTES, "text of a conversation"))
         if found["state"] == digest(state) and isinstance(found["text"], str):
             return state, found["text"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):

@@ -8,7 +8,6 @@ Two newlines end a turn there, so no text of ours may hold them.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .._core import FormatError
-from ..files.form import is_g1, shown
+from ..files.form import is_g1, read_bytes, shown
 from ..model import Model
 
 TURN_END = "\n\n"
@@ -186,17 +185,18 @@ def load_template(path: str | PathLike[str]) -> Template:
 
     Raises FormatError for anything else, OSError where it cannot be read.
     """
+    from ..files.safetensors import json_object
+
     path = Path(path)
-    with path.open("rb") as file:
-        data = file.read(MOST_BYTES + 1)
-    if len(data) > MOST_BYTES:
-        raise FormatError(f"{path}: found more than {MOST_BYTES} bytes, expected a chat template")
+    data = read_bytes(path, MOST_BYTES, "a chat template")
     try:
-        found = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        found = json_object(f"{path}: the chat template", data)
+    except FormatError:
+        if b"{%" not in data and b"{{" not in data:
+            raise
         raise FormatError(
-            f"{path}: expected a chat template as a JSON object ({error}); "
-            "Jinja texts are not executed"
+            f"{path}: found a Jinja text, which is not executed; expected a chat template as JSON "
+            "(docs/chat.md)"
         ) from None
     return template_from_fields(found, path.name, str(path))
 
