@@ -344,7 +344,7 @@ def bits_of(model: Model, system: str, turns: Sequence[tuple[str, str]]) -> byte
     tokens = encode(f"System: {system}\n\n") if system else []
     for user, answer in turns:
         tokens += encode(f"User: {user}\n\nAssistant:")
-        tokens += encode(f" {answer}" if answer else "") + encode("\n\n")
+        tokens += encode((f" {answer}" if answer else "") + "\n\n")
     return bits_after(model, tokens)
 
 
@@ -407,6 +407,41 @@ def test_tokens_that_a_text_does_not_encode_to(
         model, [*asked(model, "hi"), *byte_tokens(" the"), TURN_END]
     )
     assert chat.tokens == [*asked(model, "hi"), THE, TURN_END]
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The tokens that sessions read, those that they write aside."""
+    found: list[int] = []
+    real = Session.read
+
+    def listen(self: Session, tokens: list[int], **options: Any) -> None:
+        found.extend(tokens)
+        real(self, tokens, **options)
+
+    monkeypatch.setattr(Session, "read", listen)
+    return found
+
+
+@pytest.mark.parametrize("lookup", [0, 4])
+def test_a_token_of_the_answer_and_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: list[int], lookup: int
+) -> None:
+    """As the World vocabulary has for Chinese. It is kept, as in training, and nothing before it is
+    read again."""
+    made = tiny.tiny_model(tiny.SHAPES["d128"], "f32", 1)
+    texts = [repr(bytes([byte]))[2:-1] for byte in range(256)]
+    words = ["。\n", "User", "Assistant", "ing", "\n\n"]
+    tokens = ["<s>", *texts, *(repr(word.encode())[2:-1] for word in words)]
+    padded = tokens + [f"[PAD{i}]" for i in range(len(tokens), tiny.SHAPES["d128"].vocab)]
+    made.file.put("tokenizer.ggml.tokens", tiny.ARRAY, tiny.array(tiny.STRING, padded))
+    model = Model(tiny.write(tmp_path, "a.gguf", made), threads=1)
+    chat, end = Conversation(model), [THE, *byte_tokens("\n")]
+    play(monkeypatch, [BLANK, ING, ING, *end])
+    assert "".join(chat.ask("hi", lookup=lookup)) == "inging。"
+    assert read == [*asked(model, "hi"), *end]
+    expected = [*asked(model, "hi"), BLANK, ING, ING, *end]
+    assert bits(chat.session) == bits_after(model, expected) == bits_of(model, "", chat.turns)
 
 
 def test_undo(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -527,20 +562,6 @@ def told_apart(pieces: Iterable[str]) -> tuple[str, str]:
     for piece in pieces:
         (thoughts if isinstance(piece, Thought) else answer).append(piece)
     return "".join(thoughts), "".join(answer)
-
-
-@pytest.fixture
-def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The tokens that sessions read, those that they write aside."""
-    found: list[int] = []
-    real = Session.read
-
-    def listen(self: Session, tokens: list[int], **options: Any) -> None:
-        found.extend(tokens)
-        real(self, tokens, **options)
-
-    monkeypatch.setattr(Session, "read", listen)
-    return found
 
 
 @pytest.mark.parametrize("mode", ["bit", "on", "lot"])

@@ -91,7 +91,7 @@ def test_the_template_in_it(tmp_path: Path) -> None:
     (tmp_path / "own.json").write_text(text)
     template = load_template(tmp_path / "own.json")
     assert template.asked("hi") == "Question: hi\n\nAnswer:"
-    assert template.answered("ho") == (" ho", "\n\n")
+    assert template.answered("ho") == " ho\n\n"
 
 
 def test_every_session_is_found() -> None:

@@ -146,7 +146,7 @@ def test_a_template_of_ones_own(
     expected = encode("<|system|>Be kind.<|end|>\n")
     # Its turns do not end at a blank line, so texts may hold some.
     expected += encode("<|user|>{0} \n\n{}<|end|>\n<|model|>")
-    expected += encode(" Yes.\n\nNo.") + encode("<|end|>\n")
+    expected += encode(" Yes.\n\nNo.<|end|>\n")
     assert bits(chat.session) == bits_after(model, expected)
 
 

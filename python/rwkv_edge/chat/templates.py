@@ -74,11 +74,11 @@ class Template:
         thinks = " " + THINK if HINTS[think] else ""
         return self.user.replace(PLACE, text + HINTS[think]) + self._lead.rstrip(" ") + thinks
 
-    def answered(self, text: str) -> tuple[str, str]:
-        """What is read for an answer behind `asked`, and what ends its turn."""
+    def answered(self, text: str) -> str:
+        """What is read for an answer behind `asked`, with what ends its turn."""
         lead, end = self._lead, self.assistant.partition(PLACE)[2]
         # Models were trained on ": text", and write the blank themselves.
-        return (lead[len(lead.rstrip(" ")) :] + text if text else ""), end
+        return (lead[len(lead.rstrip(" ")) :] + text if text else "") + end
 
     @property
     def _lead(self) -> str:
