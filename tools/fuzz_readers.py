@@ -22,8 +22,11 @@ import pile
 import tiny
 from fuzz import Files, Reader
 from reference import Weights
-from rwkv_edge import Model, State
+from rwkv_edge import FormatError, Model, State
 from rwkv_edge._core import ModelFile
+from rwkv_edge.chat import TEMPLATES, Turn, load_template
+from rwkv_edge.chat.saved import Transcript, text_of, transcript_of
+from rwkv_edge.chat.templates import fields_of_template
 from rwkv_edge.convert import convert, quantize
 from rwkv_edge.convert.vocab import read_vocabulary
 from rwkv_edge.describe import describe
@@ -825,6 +828,37 @@ def in_a_file(path: Path) -> None:
     tokenize(tokenizer_from_file(ModelFile.assemble(path, header(metadata, []), [])))
 
 
+# ---- chat ---------------------------------------------------------------------------------------
+
+
+def template(rng: random.Random) -> Files:
+    found = fields_of_template(rng.choice(list(TEMPLATES.values())))
+    if rng.random() < 0.7:
+        found = change_json(rng, found)
+    return {"template.json": maybe(rng, as_json(rng, found), 0.1)}
+
+
+def write_turn(path: Path) -> None:
+    found = load_template(path)
+    found.told("a"), found.asked("b"), found.answered("c"), found.stops(paragraphs=True)
+
+
+def conversation(rng: random.Random) -> Files:
+    turns = (Turn("a", "b"), Turn("c", ""))
+    found = json.loads(text_of(Transcript(TEMPLATES["g1"], "system", turns, None)))
+    if rng.random() < 0.7:
+        found = change_json(rng, found)
+    return {"text": maybe(rng, as_json(rng, found), 0.1)}
+
+
+def read_turns(path: Path) -> None:
+    found = transcript_of(path.read_text("utf-8", "surrogateescape"))
+    if found is None:
+        raise FormatError(f"{path}: no conversation")
+    found.template.told(found.system)
+    assert all(found.template.asked(turn.user) and turn.answer is not None for turn in found.turns)
+
+
 # ---- all ----------------------------------------------------------------------------------------
 
 USES: Sequence[Callable[[Path], object]] = (describe, talk_with_vocabulary, converted)
@@ -845,6 +879,8 @@ READERS = dict(
         reader("state", state, describe, begin),
         reader("tuned", tuned, describe, begin, merge),
         reader("adapter", adapter, describe, merge_adapter),
+        reader("template", template, write_turn),
+        reader("conversation", conversation, read_turns),
         reader("world", world, describe, in_a_file),
         reader("tokenizer", tokenizer, describe, in_a_file),
         reader("sentencepiece", sentencepiece, describe, in_a_file),

@@ -449,7 +449,7 @@ class Session:
         return self._lookup.drafted, self._lookup.accepted, self._lookup.steps
 
     @property
-    def generated(self) -> list[int]:
+    def _generated(self) -> list[int]:
         """The tokens of the text that was generated last, as far as it was yielded; none once the
         session has changed.
         """
@@ -457,6 +457,23 @@ class Session:
             return []
         number, begun = self._stream.answer.given()
         return self._stream.answer.tokens[:number] + begun
+
+    def _amend(self, tokens: list[int]) -> bool:
+        """Read these tokens in place of those that were generated last; False, and nothing has
+        changed, where the state that it needs is not known any more.
+        """
+        given = self._generated
+        mark = None if self._stream is None else self._stream.mark
+        if tokens[: len(given)] == given:
+            rest = tokens[len(given) :]
+        elif mark is not None and tokens[: mark[0]] == given[: mark[0]]:
+            self._writable.rewind(mark[1])
+            rest = tokens[mark[0] :]
+        else:
+            return False
+        if rest:
+            self.read(rest)
+        return True
 
     def _generating(
         self,

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import checkpoints as ck
 import pile
@@ -343,7 +344,7 @@ def bits_of(model: Model, system: str, turns: Sequence[tuple[str, str]]) -> byte
     tokens = encode(f"System: {system}\n\n") if system else []
     for user, answer in turns:
         tokens += encode(f"User: {user}\n\nAssistant:")
-        tokens += encode(f" {answer}" if answer else "") + encode("\n\n")
+        tokens += encode((f" {answer}" if answer else "") + "\n\n")
     return bits_after(model, tokens)
 
 
@@ -408,6 +409,41 @@ def test_tokens_that_a_text_does_not_encode_to(
     assert chat.tokens == [*asked(model, "hi"), THE, TURN_END]
 
 
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The tokens that sessions read, those that they write aside."""
+    found: list[int] = []
+    real = Session.read
+
+    def listen(self: Session, tokens: list[int], **options: Any) -> None:
+        found.extend(tokens)
+        real(self, tokens, **options)
+
+    monkeypatch.setattr(Session, "read", listen)
+    return found
+
+
+@pytest.mark.parametrize("lookup", [0, 4])
+def test_a_token_of_the_answer_and_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: list[int], lookup: int
+) -> None:
+    """As the World vocabulary has for Chinese. It is kept, as in training, and nothing before it is
+    read again."""
+    made = tiny.tiny_model(tiny.SHAPES["d128"], "f32", 1)
+    texts = [repr(bytes([byte]))[2:-1] for byte in range(256)]
+    words = ["。\n", "User", "Assistant", "ing", "\n\n"]
+    tokens = ["<s>", *texts, *(repr(word.encode())[2:-1] for word in words)]
+    padded = tokens + [f"[PAD{i}]" for i in range(len(tokens), tiny.SHAPES["d128"].vocab)]
+    made.file.put("tokenizer.ggml.tokens", tiny.ARRAY, tiny.array(tiny.STRING, padded))
+    model = Model(tiny.write(tmp_path, "a.gguf", made), threads=1)
+    chat, end = Conversation(model), [THE, *byte_tokens("\n")]
+    play(monkeypatch, [BLANK, ING, ING, *end])
+    assert "".join(chat.ask("hi", lookup=lookup)) == "inging。"
+    assert read == [*asked(model, "hi"), *end]
+    expected = [*asked(model, "hi"), BLANK, ING, ING, *end]
+    assert bits(chat.session) == bits_after(model, expected) == bits_of(model, "", chat.turns)
+
+
 def test_undo(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     fed: list[int] = []
     chat = Conversation(model, system="x")
@@ -461,6 +497,24 @@ def test_reading_again_is_all_or_nothing(
     assert bits(chat.session) == bits_of(model, "", turns)
 
 
+@pytest.mark.parametrize("think", ["off", "on"])
+def test_an_interrupt_where_an_answer_ends(
+    model: Model, monkeypatch: pytest.MonkeyPatch, think: str
+) -> None:
+    """It falls where the turn is read again; whoever looks at the session next completes that."""
+    chat = Conversation(model, template="g1", think=think)
+    thought = byte_tokens(">Hm</think") if think == "on" else []
+    play(monkeypatch, [*thought, *byte_tokens("> the"), 0])
+    pieces = chat.ask("hi")
+    text = [next(pieces), next(pieces)]
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "read", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            pieces.close()
+    assert chat.turns == (("hi", "".join(text).strip()),)
+    assert bits(chat.session) == bits_of(model, "", chat.turns)
+
+
 def test_the_memory_of_a_long_conversation(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     sessions: weakref.WeakSet[Session] = weakref.WeakSet()
     fork = Session.fork
@@ -508,20 +562,6 @@ def told_apart(pieces: Iterable[str]) -> tuple[str, str]:
     for piece in pieces:
         (thoughts if isinstance(piece, Thought) else answer).append(piece)
     return "".join(thoughts), "".join(answer)
-
-
-@pytest.fixture
-def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The tokens that sessions read, those that they write aside."""
-    found: list[int] = []
-    real = Session.read
-
-    def listen(self: Session, tokens: list[int], **options: Any) -> None:
-        found.extend(tokens)
-        real(self, tokens, **options)
-
-    monkeypatch.setattr(Session, "read", listen)
-    return found
 
 
 @pytest.mark.parametrize("mode", ["bit", "on", "lot"])

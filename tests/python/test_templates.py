@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,7 @@ from scripted import bits, bits_after, byte_tokens, play, talkative_model
 LLAMA_CPP = """{%- for message in messages -%}{{- 'User: ' + message.content -}}{%- endfor -%}
 {%- if add_generation_prompt -%}{{- 'Assistant:' + ' <think>\\n</think>' -}}{%- endif -%}"""
 CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor %}"
-NAME, FILE, WORDS, TOKENIZER = (
-    "from its name",
-    "from its name",
-    "from the chat template in the file",
-    "from its tokenizer",
-)
+NAME, WORDS, TOKENIZER = "by its name", "by its chat template", "by its tokenizer"
 
 
 @pytest.mark.parametrize(
@@ -38,7 +34,7 @@ NAME, FILE, WORDS, TOKENIZER = (
         ("RWKV-x070-World-0.4B-v2.9", "a.gguf", LLAMA_CPP, "world", NAME),
         ("RWKV-4-Raven-7B-v12", "a.gguf", None, "raven", NAME),
         ("RWKV-4-Pile-430M", "a.gguf", None, "raven", NAME),
-        (None, "rwkv7-g1-1.5b.gguf", WORLD, "g1", FILE),
+        (None, "rwkv7-g1-1.5b.gguf", WORLD, "g1", NAME),
         ("my model", "a.gguf", G1, "g1", WORDS),
         ("my model", "a.gguf", LLAMA_CPP, "g1", WORDS),
         ("my model", "a.gguf", WORLD, "world", WORDS),
@@ -150,7 +146,7 @@ def test_a_template_of_ones_own(
     expected = encode("<|system|>Be kind.<|end|>\n")
     # Its turns do not end at a blank line, so texts may hold some.
     expected += encode("<|user|>{0} \n\n{}<|end|>\n<|model|>")
-    expected += encode(" Yes.\n\nNo.") + encode("<|end|>\n")
+    expected += encode(" Yes.\n\nNo.<|end|>\n")
     assert bits(chat.session) == bits_after(model, expected)
 
 
@@ -163,10 +159,14 @@ def test_one_that_thinks(model: Model, monkeypatch: pytest.MonkeyPatch, tmp_path
 
 
 BAD: dict[str, tuple[object, str]] = {
-    "a Jinja text": (CHATML, "expected a chat template as a JSON object .*; Jinja texts are not"),
-    "deep": ("[" * 60000, "expected a chat template as a JSON object"),
-    "long": (" " * (MOST_BYTES + 1), f"found more than {MOST_BYTES} bytes, expected a chat templ"),
-    "no object": ([1], r"found \[1\], expected a JSON object"),
+    "a Jinja text": (CHATML, "a Jinja text, which is not executed; expected a chat template as"),
+    "deep": ("[" * 60000, "the chat template is no proper JSON"),
+    "long": (" " * (MOST_BYTES + 1), f"not a chat template, larger than {MOST_BYTES} bytes"),
+    "no object": ([1], "the chat template is no JSON object"),
+    "twice": (
+        '{"user": "", "user": ""}',
+        "the chat template is no proper JSON .'user' appears twi",
+    ),
     "unknown": (
         {**OWN, "bos": "x"},
         "found the field 'bos', expected user, assistant, stop, system",
@@ -197,6 +197,9 @@ def test_a_template_that_is_wrong(tmp_path: Path, found: object, message: str) -
         load_template(path)
 
 
-def test_a_template_that_is_not_there(tmp_path: Path) -> None:
+def test_a_template_that_is_no_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with refuses(FormatError, tmp_path / "pipe", "a pipe or a device"):
+        load_template(tmp_path / "pipe")
     with pytest.raises(OSError, match="own"):
         load_template(tmp_path / "own.json")

@@ -3,13 +3,15 @@
 
 What the model remembers is what can be seen: the state is, to the bit, that of a fresh session
 which reads the system text and then each turn. The question of a turn with the beginning of the
-answer ("User: hi\\n\\nAssistant:"), the answer (" Hello"), and what ends it ("\\n\\n") are encoded
-each by itself. What the model thought, and tokens that it wrote in another way, are not in there:
-where there were some, the turn is read again, without them.
+answer ("User: hi\\n\\nAssistant:"), and the answer with what ends it (" Hello\\n\\n") are encoded
+each by itself; with the World vocabulary that gives the tokens of the whole text. What the model
+thought, and tokens that it wrote in another way, are not in there: where there were some, the turn
+is read again, without them.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Generator, Sequence
 from contextlib import closing
@@ -26,10 +28,8 @@ from .saved import (
     Transcript,
     Turn,
     digest,
-    read_conversation,
     text_of,
     transcript_of,
-    write_conversation,
     write_markdown,
 )
 from .templates import (
@@ -292,10 +292,14 @@ class Conversation:
         self, stop: str | Sequence[str], lookup: int, sampling: Sampling
     ) -> Generator[str, None, None]:
         try:
-            with closing(self._session.generate(stop=stop, lookup=lookup, **sampling)) as pieces:
+            pieces = self._session.generate(stop=stop, lookup=lookup, **sampling)
+            stream = self._session._stream
+            assert stream is not None
+            stream.keeps_mark = True  # until the turn is ended
+            with closing(pieces):
                 yield from pieces
         finally:
-            self.work.written += len(self._session.generated)
+            self.work.written += len(self._session._generated)
 
     def _end_turn(self) -> None:
         """End the turn of an answer, which may be half-way; then the session is where the text
@@ -316,10 +320,10 @@ class Conversation:
     def _finish(self, session: Session, reply: Reply, turn: Turn) -> None:
         """Bring the session of a reply, or a fork of it, to where its turn ends."""
         assert reply.before is not None
-        tokens, given = self._answer(turn.answer), self._session.generated
-        if not reply.thought and tokens[: len(given)] == given:
-            tokens = tokens[len(given) :]
-        elif reply.asked is not None:
+        tokens = self._answer(turn.answer)
+        if session is self._session and not reply.thought and session._amend(tokens):
+            return
+        if reply.asked is not None:
             session.rewind(reply.asked)
         else:
             session.rewind(reply.before)
@@ -422,7 +426,7 @@ class Conversation:
             turns = (*turns, turn)
         begin = None if self._begin is None else digest(self._begin)
         text = text_of(Transcript(self.template, self._system, turns, begin))
-        write_conversation(Path(path), session.state, text)
+        dataclasses.replace(session.state, text=text).save(path)
 
     def load(self, path: str | PathLike[str]) -> None:
         """Go on with a saved conversation, and with its template and system text. Its turns are
@@ -431,8 +435,8 @@ class Conversation:
         Raises FormatError for a file that is no state or of another model, OSError where it cannot
         be read; the conversation is then what it was.
         """
-        state, text = read_conversation(Path(path))
-        found = None if text is None else transcript_of(text)
+        state = State.load(path)
+        found = None if state.text is None else transcript_of(state.text)
         first = self._first[0]
         self._session.reset(state)
         self._reply, self._marks, self._stands = None, [], True
@@ -472,8 +476,7 @@ class Conversation:
         return self._encode(self.template.told(system))
 
     def _answer(self, text: str) -> list[int]:
-        answer, end = self.template.answered(text)
-        return [*self._encode(answer), *self._encode(end)]
+        return self._encode(self.template.answered(text))
 
     def _turn(self, turn: Turn) -> list[int]:
         return [*self._encode(self.template.asked(turn.user)), *self._answer(turn.answer)]

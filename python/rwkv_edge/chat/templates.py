@@ -8,7 +8,6 @@ Two newlines end a turn there, so no text of ours may hold them.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .._core import FormatError
-from ..files.form import is_g1, shown
+from ..files.form import is_g1, read_bytes, shown
 from ..model import Model
 
 TURN_END = "\n\n"
@@ -75,11 +74,11 @@ class Template:
         thinks = " " + THINK if HINTS[think] else ""
         return self.user.replace(PLACE, text + HINTS[think]) + self._lead.rstrip(" ") + thinks
 
-    def answered(self, text: str) -> tuple[str, str]:
-        """What is read for an answer behind `asked`, and what ends its turn."""
+    def answered(self, text: str) -> str:
+        """What is read for an answer behind `asked`, with what ends its turn."""
         lead, end = self._lead, self.assistant.partition(PLACE)[2]
         # Models were trained on ": text", and write the blank themselves.
-        return (lead[len(lead.rstrip(" ")) :] + text if text else ""), end
+        return (lead[len(lead.rstrip(" ")) :] + text if text else "") + end
 
     @property
     def _lead(self) -> str:
@@ -156,12 +155,12 @@ def find_template(model: Model) -> tuple[Template, str]:
     get = model._file.get
     for name in (*map(get, NAME_KEYS), model.path.name):
         if isinstance(name, str) and (found := template_by_name(name)):
-            return found, "from its name"
+            return found, "by its name"
     jinja = get(JINJA_KEY)
     if isinstance(jinja, str) and (found := template_by_words(jinja)):
-        return found, "from the chat template in the file"
+        return found, "by its chat template"
     # That of the Pile models is the only tokenizer that comes from Hugging Face.
-    return (RAVEN if model.tokenizer.kind == "huggingface" else WORLD), "from its tokenizer"
+    return (RAVEN if model.tokenizer.kind == "huggingface" else WORLD), "by its tokenizer"
 
 
 def template_by_name(name: str) -> Template | None:
@@ -186,17 +185,18 @@ def load_template(path: str | PathLike[str]) -> Template:
 
     Raises FormatError for anything else, OSError where it cannot be read.
     """
+    from ..files.safetensors import json_object
+
     path = Path(path)
-    with path.open("rb") as file:
-        data = file.read(MOST_BYTES + 1)
-    if len(data) > MOST_BYTES:
-        raise FormatError(f"{path}: found more than {MOST_BYTES} bytes, expected a chat template")
+    data = read_bytes(path, MOST_BYTES, "a chat template")
     try:
-        found = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        found = json_object(f"{path}: the chat template", data)
+    except FormatError:
+        if b"{%" not in data and b"{{" not in data:
+            raise
         raise FormatError(
-            f"{path}: expected a chat template as a JSON object ({error}); "
-            "Jinja texts are not executed"
+            f"{path}: found a Jinja text, which is not executed; expected a chat template as JSON "
+            "(docs/chat.md)"
         ) from None
     return template_from_fields(found, path.name, str(path))
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import click
 
 from ..chat import TEMPLATES, THINK_MODES, Conversation, Template, load_template
-from ..files.form import printable, read_bytes
+from ..files.form import read_bytes
 from ..prefix_cache import PrefixCache
 from .options import FILE, Writer, writing_options
-from .talk import Talk
+from .talk import Talk, say
 from .terminal import warnings_as_lines
 
 MOST_BYTES = 1 << 26  # of a system text
@@ -87,7 +87,7 @@ def chat(
             cache=cache,
         )
     if sys.stdin.isatty() and sys.stdout.isatty():
-        click.echo(f"{printable(model.path.name)}: {first_line(conversation)}\n")
+        say(f"{model.path.name}: {first_line(conversation)}\n")
     talk = Talk(
         conversation,
         writer.sampling,
@@ -113,7 +113,4 @@ def first_line(conversation: Conversation) -> str:
     """What was found out about a model, and where to go from here."""
     template, source = conversation.template, conversation.template_source
     thinks = f", thinking {conversation.think}" if template.think else ""
-    return (
-        f"template {printable(template.name)} ({source}){thinks}. "
-        "/help lists the commands, Ctrl-D leaves."
-    )
+    return f"template {template.name} ({source}){thinks}. /help lists the commands."

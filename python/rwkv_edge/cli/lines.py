@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -47,7 +47,7 @@ HISTORY_BYTES = 1 << 20
 NEWLINE = "\v"  # inside a line of the history
 
 
-def messages(read: ReadLine, *, interactive: bool) -> Iterator[tuple[str, bool]]:
+def messages(read: Callable[[str], str], *, interactive: bool) -> Iterator[tuple[str, bool]]:
     """What was said, and whether it may be a command: one line that stands in no block.
 
     A line that begins with three quotes begins a block, which ends with a line that ends with them,
@@ -76,7 +76,7 @@ def messages(read: ReadLine, *, interactive: bool) -> Iterator[tuple[str, bool]]
             yield text, not block and "\n" not in text
 
 
-def read_block(text: str, read: ReadLine) -> str:
+def read_block(text: str, read: Callable[[str], str]) -> str:
     while not text.rstrip().endswith(BLOCK):
         try:
             text += "\n" + read(". ")

@@ -39,14 +39,17 @@ class Screen:
         self._clever = self._terminal and clever()
         self._wrap = Wrap()
         self._thinking = False
+        self._blank = ""  # at the end of the thoughts so far
+        self._begun = False
 
     def write(self, piece: str) -> None:
+        self._begun = True
         if isinstance(piece, Thought) != self._thinking:
             self._change()
-        if not self._terminal:
-            click.echo(piece, nl=False)
-            return
-        text = printable(piece, lines=True)
+        text = piece if not self._terminal else printable(self._blank + piece, lines=True)
+        if self._thinking:  # white space at its end would be more than what is put there
+            self._blank = text[len(text.rstrip()) :]
+            text = text.rstrip()
         columns = shutil.get_terminal_size().columns
         click.echo(self._wrap(text, columns) if self._clever else text, nl=False)
 
@@ -54,12 +57,14 @@ class Screen:
         self._thinking = not self._thinking
         before, after = (DIM, f"{PLAIN}\n\n") if self._clever else ("<think>\n", "\n</think>\n\n")
         click.echo(before if self._thinking else after, nl=False)
-        self._wrap = Wrap()
+        self._wrap, self._blank = Wrap(), ""
 
     def end(self) -> None:
+        """Leave the text, which may be half-way in a thought."""
         if self._thinking:
-            self._change()
-        click.echo()
+            click.echo(PLAIN if self._clever else "\n</think>", nl=False)
+        if self._begun or not self._terminal:
+            click.echo()
 
 
 class Talk:
@@ -118,6 +123,8 @@ class Talk:
             )
             self._show(answer, progress, screen)
             screen.end()
+            if self._interactive and not self._chat.turns[-1].answer:
+                click.echo("(no answer; /retry asks again)", err=True)
             if self._verbose:
                 click.echo(self._facts(), err=True)
         if self._interactive:
@@ -139,6 +146,8 @@ class Talk:
                     screen.write(piece)
                 if progress is not None and progress.interrupts.pressed:
                     break
+        if progress is not None:
+            progress.bar.clear()
 
     def _facts(self) -> str:
         work = self._chat.work

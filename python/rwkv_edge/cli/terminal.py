@@ -137,13 +137,18 @@ class Wrap:
     """
 
     def __init__(self) -> None:
+        self._columns = 0  # of the terminal, at the last letter
         self._column = 0
         self._word = ""  # the letters since the last place where a line may be broken
         self._cells = 0  # which they take
 
     def __call__(self, text: str, columns: int) -> str:
         """What to write for the next piece of a text."""
-        room = columns - 1  # a cursor behind the last column would not step back as others do
+        room = max(columns - 1, 1)  # a cursor behind the last column would not step back
+        if columns != self._columns:
+            # A narrower terminal has folded the line by itself, perhaps in the word.
+            self._column, self._word, self._cells = self._column % columns, "", 0
+            self._columns = columns
         return "".join(self._letter(letter, room) for letter in text)
 
     def _letter(self, letter: str, room: int) -> str:
@@ -161,8 +166,9 @@ class Wrap:
                 before, self._word, self._cells = "\n", "", 0
             self._column = self._cells
         self._column += size
-        # Between wide letters, those of Chinese or Japanese, a line may be broken anywhere.
-        if size > 1 or letter.isspace():
+        # Between wide letters, those of Chinese or Japanese, a line may be broken anywhere. Where
+        # terminals do not agree on the width, nothing is taken back.
+        if size > 1 or letter.isspace() or joins(letter):
             self._word, self._cells = "", 0
         else:
             self._word, self._cells = self._word + letter, self._cells + size
@@ -176,6 +182,18 @@ def cells(letter: str) -> int:
     if unicodedata.category(letter) in ("Mn", "Me", "Cf"):
         return 0
     return 2 if unicodedata.east_asian_width(letter) in "WF" else 1
+
+
+def joins(letter: str) -> bool:
+    """Whether the letter makes one sign with its neighbours, of which not all terminals know: those
+    of emoji (joiners, variants, flags), Korean vowels, and marks that may stand beside a letter.
+    """
+    return (
+        letter in "\u200d\ufe0e\ufe0f\u20e3"
+        or "\u1160" <= letter <= "\u11ff"
+        or "\U0001f1e6" <= letter <= "\U0001f1ff"
+        or unicodedata.category(letter) == "Mc"
+    )
 
 
 def error_text(error: BaseException) -> str:
