@@ -6,14 +6,18 @@ from __future__ import annotations
 import math
 import os
 from bisect import bisect_right
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from numbers import Real
 from operator import index
-from typing import SupportsIndex, TypedDict
+from typing import TYPE_CHECKING, Any, SupportsIndex, TypedDict
 
 from . import _core
 from .lookup import Lookup
 from .tokenizer import END_OF_TEXT, StreamDecoder, Tokenizer
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 Floats = bytearray
 """Of 32 bits, as the engine takes and gives them. Text is generated without numpy, which takes
@@ -28,6 +32,10 @@ MOST_AGAIN = 3
 NEVER_FREQUENT = b" \t0123456789"
 
 
+LogitsHook = Callable[["NDArray[np.float32]", list[int]], None]
+"""Changes the logits [n_vocab] after the tokens that were generated so far."""
+
+
 class Sampling(TypedDict, total=False):
     """The options of `Session.generate`, which says what they mean."""
 
@@ -35,10 +43,18 @@ class Sampling(TypedDict, total=False):
     temperature: float
     top_k: int
     top_p: float
+    min_p: float
+    typical_p: float
     presence_penalty: float
     frequency_penalty: float
     penalty_decay: float
+    penalty_window: int
     seed: int | None
+    logit_bias: Mapping[int, float]
+    banned: Iterable[int]
+    forced: Iterable[int]
+    stop_tokens: Iterable[int]
+    logits_hook: LogitsHook | None
 
 
 class Answer:
@@ -50,19 +66,28 @@ class Answer:
     def __init__(
         self,
         tokenizer: Tokenizer,
-        banned: list[int],
+        n_vocab: int,
+        without_text: Sequence[int],
         *,
         stop: str | Sequence[str] = (),
         max_tokens: int = 256,
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 0.3,
+        min_p: float = 0.0,
+        typical_p: float = 1.0,
         presence_penalty: float = 0.0,
         frequency_penalty: float = 0.0,
         penalty_decay: float = 0.996,
+        penalty_window: int = 0,
         seed: int | None = None,
+        logit_bias: Mapping[int, float] | None = None,
+        banned: Iterable[int] = (),
+        forced: Iterable[int] = (),
+        stop_tokens: Iterable[int] = (),
+        logits_hook: LogitsHook | None = None,
     ) -> None:
-        """`Session.generate` says what the options mean.
+        """`Session.generate` says what the options mean. The ids `without_text` are banned too.
 
         Raises ValueError for one out of range, TypeError for one of another kind.
         """
@@ -72,12 +97,21 @@ class Answer:
             temperature=real("temperature", temperature),
             top_k=whole("top_k", top_k, 0, 2**63 - 1),
             top_p=real("top_p", top_p),
+            min_p=real("min_p", min_p),
+            typical_p=real("typical_p", typical_p),
             presence_penalty=real("presence_penalty", presence_penalty),
             frequency_penalty=real("frequency_penalty", frequency_penalty),
             penalty_decay=real("penalty_decay", penalty_decay),
+            penalty_window=whole("penalty_window", penalty_window, 0, 2**63 - 1),
             seed=whole("seed", seed, 0, MAX_SEED),
-            banned=banned,
+            logit_bias=biases(logit_bias, n_vocab),
+            banned=[*without_text, *token_ids("banned", banned, n_vocab)],
+            forced=token_ids("forced", forced, n_vocab),
         )
+        if logits_hook is not None and not callable(logits_hook):
+            raise TypeError(f"logits_hook: found {logits_hook!r}, expected a function")
+        self._hook = logits_hook
+        self._ends_text = {END_OF_TEXT, *token_ids("stop_tokens", stop_tokens, n_vocab)}
         self._stops = stop_bytes(stop)
         self._left = whole("max_tokens", max_tokens, 0)
         self._tokenizer = tokenizer
@@ -86,7 +120,7 @@ class Answer:
         self._given = 0  # bytes of the tokens' text that were returned
         self._ends: list[int] = []  # where the text of each token ends
         self.tokens: list[int] = []
-        """All that were sampled, but for the one that ends a document."""
+        """All that were sampled, but for the one that ends the text."""
         self.complete = False
         """Whether no token follows."""
 
@@ -101,8 +135,8 @@ class Answer:
         Returns the text that is now certain: whole characters that begin no stop string. Unless the
         answer is complete, the last of `tokens` is the one to feed next.
         """
-        token = self._sampler.sample(logits, row, n_vocab) if self._left else END_OF_TEXT
-        if token == END_OF_TEXT:
+        token = self._sample(logits, row, n_vocab) if self._left else END_OF_TEXT
+        if token in self._ends_text:
             return self._finish(self._held)
         self._left -= 1
         data = self._tokenizer.token_bytes(token)
@@ -120,6 +154,19 @@ class Answer:
         self._held = self._held[cut:]
         self._given = self._ends[-1] - len(self._held) - self._decoder.pending
         return text
+
+    def _sample(self, logits: Floats, row: int, n_vocab: int) -> int:
+        if self._hook is not None:
+            import numpy as np
+
+            rows = np.frombuffer(logits, np.float32).reshape(-1, n_vocab or len(logits) // 4)
+            result: Any = self._hook(rows[row], list(self.tokens))
+            if result is not None:
+                raise TypeError(
+                    f"logits_hook: it returned {type(result).__name__}, expected None: "
+                    "it changes the array that it is given"
+                )
+        return self._sampler.sample(logits, row, n_vocab)
 
     def _finish(self, rest: bytes) -> str:
         self.complete = True
@@ -277,6 +324,26 @@ def real(name: str, value: float) -> float:
         return float(value)
     except OverflowError:
         return math.inf
+
+
+def token_ids(name: str, tokens: Iterable[SupportsIndex], n_vocab: int) -> list[int]:
+    """An option that is a list of tokens."""
+    if isinstance(tokens, (str, bytes)) or not isinstance(tokens, Iterable):
+        raise TypeError(f"{name}: found {tokens!r}, expected a list of whole numbers")
+    return [whole(name, token, 0, n_vocab - 1) for token in tokens]
+
+
+def biases(found: Mapping[int, float] | None, n_vocab: int) -> list[tuple[int, float]]:
+    """The option `logit_bias`."""
+    if found is None:
+        return []
+    if not isinstance(found, Mapping):
+        raise TypeError(f"logit_bias: found {found!r}, expected a dict of tokens and numbers")
+    ids = token_ids("logit_bias", found, n_vocab)
+    return [
+        (token, real(f"logit_bias of token {token}", bias))
+        for token, bias in zip(ids, found.values(), strict=True)
+    ]
 
 
 def stop_bytes(stop: str | Sequence[str]) -> list[bytes]:

@@ -313,12 +313,23 @@ class Session:
         whatever changes the session ends the text. An empty prompt goes on from the last token fed;
         at the very beginning it stands for the token that ends a document.
 
-        Of the tokens, the most likely are kept: as few as hold `top_p` (0.3) of the probability (1:
-        all), and at most `top_k` (0: any number). Then `temperature` (1) sharpens (< 1) or flattens
-        (> 1) their probabilities; 0 always takes the first. A token's logit is lowered by
-        `presence_penalty` (0) once it was generated, and by `frequency_penalty` (0) times its
-        count, of which each later token leaves `penalty_decay` (0.996); digits and blanks are not
-        counted. Equal seeds give equal text; `seed` None is random.
+        The logits of the model are changed first. `logits_hook(logits, tokens)` may change them in
+        place: float32 [n_vocab], after the tokens generated so far. `logit_bias` ({token: number})
+        is added. A token's logit is lowered by `presence_penalty` (0) once it was generated, and by
+        `frequency_penalty` (0) times its count, of which each later token leaves `penalty_decay`
+        (0.996); digits and blanks are not counted, nor are tokens further back than
+        `penalty_window` (0: all count). `banned` tokens are never chosen.
+
+        Then some tokens are kept, one rule after the other, each by the probabilities that the one
+        before it has left. `typical_p` (1: off): those whose information, -ln p, is closest to the
+        expected one, as many as hold this probability. `top_p` (0.3; 1: off): the likeliest ones,
+        as few as hold this probability. `top_k` (0: off): so many of the likeliest. `min_p`
+        (0: off): those with this share of the largest probability. At last `temperature` (1)
+        sharpens (< 1) or flattens (> 1) what is left; 0 always takes the first of all. Equal seeds
+        give equal text; `seed` None is random.
+
+        The text begins with the tokens `forced`, whatever the logits say. It also ends at one of
+        the `stop_tokens`, which is neither yielded nor read.
 
         With `lookup`, up to so many tokens are taken from the text so far, as a guess of what
         follows, and read in one step; the text that comes out is the same. Where it repeats itself
@@ -345,7 +356,7 @@ class Session:
         sampling: Sampling,
     ) -> Stream:
         model = self.model
-        answer = Answer(model.tokenizer, model._without_text, stop=stop, **sampling)
+        answer = Answer(model.tokenizer, model.n_vocab, model._without_text, stop=stop, **sampling)
         encode = model.tokenizer.encode
         ids = self._ids(encode(prompt) if isinstance(prompt, str) else prompt)
         core = self._writable

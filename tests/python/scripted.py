@@ -40,10 +40,11 @@ class ScriptedSampler:
 
     script: ClassVar[list[int | type[BaseException]]] = []
     accepted: ClassVar[list[tuple[int, float]]] = []
-    options: ClassVar[dict[str, float]] = {}
+    options: ClassVar[dict[str, object]] = {}
+    banned: ClassVar[list[int]] = []
 
-    def __init__(self, banned: list[int], **options: float) -> None:
-        self.banned = banned
+    def __init__(self, banned: list[int], **options: object) -> None:
+        type(self).banned = banned
         self.options.update(options)
 
     def sample(self, _logits: bytearray, _row: int, _n_vocab: int) -> int:

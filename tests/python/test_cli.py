@@ -71,6 +71,7 @@ def test_the_options_of_chat(model: Path, monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setattr("rwkv_edge.cli.chat.Conversation", Recorder)
     options = {"temperature": 0.5, "top_k": 7, "top_p": 0.9, "presence_penalty": 0.1}
     options |= {"frequency_penalty": 0.2, "penalty_decay": 0.9, "seed": 5, "max_tokens": 6}
+    options |= {"min_p": 0.05, "typical_p": 0.8, "penalty_window": 9}
     arguments = ["chat", str(model), "-t", "1", "--system", "Be kind."]
     for name, value in options.items():
         arguments += [f"--{name.replace('_', '-')}", str(value)]
