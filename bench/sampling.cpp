@@ -79,10 +79,10 @@ int main(int argc, char** argv) {
         {"top_p 0.5", {.temperature = 0.8, .top_p = 0.5, .banned = banned}},
         {"top_p 0.9, penalties",
          {.top_p = 0.9, .presence_penalty = 0.2, .frequency_penalty = 0.2, .banned = banned}},
-        {"top_k 50", {.top_p = 1.0, .top_k = 50, .banned = banned}},
+        {"top_k 50", {.top_k = 50, .top_p = 1.0, .banned = banned}},
 #ifndef BEFORE
         {"min_p 0.05", {.top_p = 1.0, .min_p = 0.05, .banned = banned}},
-        {"typical_p 0.9", {.typical_p = 0.9, .top_p = 1.0, .banned = banned}},
+        {"typical_p 0.9", {.top_p = 1.0, .typical_p = 0.9, .banned = banned}},
 #endif
         {"all tokens", {.top_p = 1.0, .banned = banned}},
     };

@@ -358,8 +358,8 @@ int32_t sample(Sampler& sampler, const py::bytearray& logits, std::size_t row, s
     const std::span<const float> values = row_of(logits, row, n_vocab);
     if (!allowed) return sampler.sample(values);
     const std::string_view bits = *allowed;
-    return sampler.sample(
-        values, std::span(reinterpret_cast<const uint8_t*>(bits.data()), bits.size()));
+    return sampler.sample(values,
+                          std::span(reinterpret_cast<const uint8_t*>(bits.data()), bits.size()));
 }
 
 std::vector<std::pair<int32_t, double>> logprobs_of(const py::bytearray& logits, std::size_t row,

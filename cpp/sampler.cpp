@@ -86,17 +86,40 @@ void each_weight(std::span<const float> values, float top, float factor, Use&& u
     });
 }
 
-// The sum of e^(x - top), and where wanted that of (x - top) e^(x - top): in floats within a block,
-// in doubles from there on.
+// A sum of many floats: in floats over a few blocks, in doubles from there on.
+class Sum {
+public:
+    void add(const float* block) {
+        for (std::size_t j = 0; j < kBlock; ++j) lanes_[j] += block[j];
+        if (++added_ % 16 == 0) flush();
+    }
+    double total() {
+        flush();
+        return total_;
+    }
+
+private:
+    void flush() {
+        total_ += folded(lanes_);
+        std::fill_n(lanes_, kBlock, 0.0f);
+    }
+
+    float lanes_[kBlock] = {};
+    std::size_t added_ = 0;
+    double total_ = 0.0;
+};
+
+// The sum of e^(x - top), and where wanted that of (x - top) e^(x - top).
 double sum_of_exp(std::span<const float> values, float top, double* products = nullptr) {
-    double sum = 0.0;
+    Sum sum, more;
     each_weight(values, top, 1.0f, [&](const float* powers, float* weights, std::size_t) {
-        sum += folded(weights);
+        sum.add(weights);
         if (products == nullptr) return;
         for (std::size_t j = 0; j < kBlock; ++j) weights[j] *= powers[j];
-        *products += folded(weights);
+        more.add(weights);
     });
-    return sum;
+    if (products != nullptr) *products = more.total();
+    return sum.total();
 }
 
 // weights = e^((x - top) * factor); `sums` gets those of the blocks.
@@ -182,8 +205,7 @@ float cutoff(std::span<const float> keys, std::span<const float> weights, double
             high = item.key > high ? item.key : high;
         }
         if (low == high) break;
-        const double scale =
-            (kBins - 1) / (static_cast<double>(high) - static_cast<double>(low));
+        const double scale = (kBins - 1) / (static_cast<double>(high) - static_cast<double>(low));
         const auto bin_of = [=](const Item& item) {
             const double distance = static_cast<double>(item.key) - static_cast<double>(low);
             return static_cast<std::size_t>(distance * scale);
@@ -269,7 +291,8 @@ int32_t Sampler::sample(std::span<const float> logits,
     const float top = largest(logits_, best_);
     if (top == -kInfinity)
         throw std::invalid_argument(
-            "no token is left to choose: all are banned, not allowed, or have a logit of -infinity");
+            "no token is left to choose: all are banned, not allowed, or have a logit of "
+            "-infinity");
     if (options_.temperature == 0.0 ||
         (options_.typical_p == 1.0 && (options_.top_k == 1 || options_.top_p == 0.0))) {
         const auto block = std::find(best_.begin(), best_.end(), top) - best_.begin();
@@ -289,8 +312,8 @@ int32_t Sampler::sample(std::span<const float> logits,
         if (left < 0.0) return ids_[i];
     }
     // Rounding ate the last bit.
-    return ids_[static_cast<std::size_t>(
-        std::find(candidates_.begin(), candidates_.end(), best) - candidates_.begin())];
+    return ids_[static_cast<std::size_t>(std::find(candidates_.begin(), candidates_.end(), best) -
+                                         candidates_.begin())];
 }
 
 template <class Keep>

@@ -14,8 +14,8 @@
 
 namespace rwkv_edge {
 
-// Biases, penalties and bans change the logits. Then typical_p cuts, then top_p, top_k and min_p, by
-// the probabilities that are left before the temperature is applied.
+// Biases, penalties and bans change the logits. Then typical_p cuts, then top_p, top_k and min_p,
+// by the probabilities that are left before the temperature is applied.
 struct SamplerOptions {
     double temperature = 1.0;  // 0: the most likely token
     int64_t top_k = 0;         // 0: off
