@@ -42,7 +42,7 @@ PYTHON_LAYERS = (
     ("files", "lookup", "tokenizer"),
     ("convert",),
     ("model_file", "state"),
-    ("generation",),
+    ("asynchronous", "generation"),
     ("model",),
     ("bench", "chat", "describe"),
     ("__init__",),

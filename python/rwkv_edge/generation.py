@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from bisect import bisect_right
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from numbers import Real
 from operator import index
-from typing import TYPE_CHECKING, Any, SupportsIndex, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, SupportsIndex, TypedDict
 
 from . import _core
 from .lookup import Lookup
@@ -55,6 +58,53 @@ class Sampling(TypedDict, total=False):
     forced: Iterable[int]
     stop_tokens: Iterable[int]
     logits_hook: LogitsHook | None
+    logprobs: int | None
+
+
+class Options(Sampling, total=False):
+    """All options of `Session.generate`."""
+
+    stop: str | Sequence[str]
+    lookup: int
+
+
+FinishReason = Literal["stop", "length", "end", "cancelled"]
+
+
+class TokenLogprob(NamedTuple):
+    """What the model thought of a token that was chosen."""
+
+    token: int
+    logprob: float
+    """ln p, at temperature 1 and before biases, penalties and cuts."""
+    top: list[tuple[int, float]]
+    """The likeliest tokens with theirs, best first."""
+
+
+@dataclass(frozen=True)
+class Details:
+    """The facts about a text, as far as it was yielded."""
+
+    tokens: list[int]
+    """The text's tokens. Where a stop string begins inside one, it is the last."""
+    logprobs: list[TokenLogprob] | None
+    """One for each of `tokens`, where they were asked for."""
+    finish_reason: FinishReason | None
+    """stop: a stop string, a stop token or the end of a grammar. length: `max_tokens`. end: the
+    token that ends a document. cancelled: the iterator was closed, or the session used otherwise.
+    None: there is more to come."""
+    prompt_tokens: int
+    sampled_tokens: int
+    """All that were chosen, with those of a stop string."""
+    prompt_seconds: float
+    """What the engine took until the first token was chosen,"""
+    seconds: float
+    """and from there on. What the caller did in between is not counted."""
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of all tokens but the first; 0 where there are no others."""
+        return max(self.sampled_tokens - 1, 0) / self.seconds if self.seconds else 0.0
 
 
 class Answer:
@@ -86,6 +136,7 @@ class Answer:
         forced: Iterable[int] = (),
         stop_tokens: Iterable[int] = (),
         logits_hook: LogitsHook | None = None,
+        logprobs: int | None = None,
     ) -> None:
         """`Session.generate` says what the options mean. The ids `without_text` are banned too.
 
@@ -111,7 +162,8 @@ class Answer:
         if logits_hook is not None and not callable(logits_hook):
             raise TypeError(f"logits_hook: found {logits_hook!r}, expected a function")
         self._hook = logits_hook
-        self._ends_text = {END_OF_TEXT, *token_ids("stop_tokens", stop_tokens, n_vocab)}
+        self._stop_tokens = set(token_ids("stop_tokens", stop_tokens, n_vocab))
+        self.top = None if logprobs is None else whole("logprobs", logprobs, 0, n_vocab)
         self._stops = stop_bytes(stop)
         self._left = whole("max_tokens", max_tokens, 0)
         self._tokenizer = tokenizer
@@ -121,8 +173,14 @@ class Answer:
         self._ends: list[int] = []  # where the text of each token ends
         self.tokens: list[int] = []
         """All that were sampled, but for the one that ends the text."""
-        self.complete = False
+        self.logprobs: list[TokenLogprob] = []
+        """Of these tokens, where they were asked for."""
+        self.finish_reason: FinishReason | None = None
+
+    @property
+    def complete(self) -> bool:
         """Whether no token follows."""
+        return self.finish_reason is not None
 
     @property
     def all_given(self) -> bool:
@@ -135,20 +193,25 @@ class Answer:
         Returns the text that is now certain: whole characters that begin no stop string. Unless the
         answer is complete, the last of `tokens` is the one to feed next.
         """
-        token = self._sample(logits, row, n_vocab) if self._left else END_OF_TEXT
-        if token in self._ends_text:
-            return self._finish(self._held)
+        if not self._left:
+            return self._finish("length", self._held)
+        token = self._sample(logits, row, n_vocab)
+        if token in self._stop_tokens or token == END_OF_TEXT:
+            return self._finish("stop" if token in self._stop_tokens else "end", self._held)
         self._left -= 1
         data = self._tokenizer.token_bytes(token)
         self._ends.append((self._ends[-1] if self._ends else 0) + len(data))
         self.tokens.append(token)
+        if self.top is not None:
+            own, *best = _core.logprobs(logits, row, n_vocab, token, self.top)
+            self.logprobs.append(TokenLogprob(*own, best))
         self._sampler.accept(token, 0.0 if data in NEVER_FREQUENT else 1.0)
         self._held += data
         stop = find_stop(self._held, self._stops)
         if stop >= 0:
-            return self._finish(self._held[:stop])
+            return self._finish("stop", self._held[:stop])
         if not self._left:
-            return self._finish(self._held)
+            return self._finish("length", self._held)
         cut = len(self._held) - held_back(self._held, self._stops)
         text = self._decoder.push(self._held[:cut])
         self._held = self._held[cut:]
@@ -168,8 +231,8 @@ class Answer:
                 )
         return self._sampler.sample(logits, row, n_vocab)
 
-    def _finish(self, rest: bytes) -> str:
-        self.complete = True
+    def _finish(self, reason: FinishReason, rest: bytes) -> str:
+        self.finish_reason = reason
         self._given += self._decoder.pending + len(rest)
         return self._decoder.push(rest) + self._decoder.flush()
 
@@ -199,7 +262,9 @@ class Stream:
         self.lookup = lookup
         self.ended = False
         """Whether no text follows, and the session stands where it ends."""
+        self.prompt_seconds = self.seconds = 0.0
         self._core = core
+        self._prompt_tokens = len(prompt)
         self._prompt: list[int] | None = prompt or None
         self._start = core.tokens + len(prompt)
         self._draft: list[int] = []  # fed, or to be fed, and not yet sampled
@@ -226,8 +291,12 @@ class Stream:
         self._skip = len(sampled) - 1 if draft else 0
         return self._core, sampled + draft, _core.Logits.all if draft else _core.Logits.last
 
-    def take(self, logits: Floats, row: int = 0, n_vocab: int = 0) -> str:
-        """The text that is certain after the logits of `part`, which begin at a row."""
+    def take(self, logits: Floats, row: int, n_vocab: int, seconds: float = 0.0) -> str:
+        """The text that is certain after the logits of `part`, which begin at a row, and which took
+        so long.
+        """
+        start = time.perf_counter() - seconds
+        begun = bool(self.answer.tokens)
         self._prompt = None
         known, draft = len(self.answer.tokens), self._draft
         row += self._skip
@@ -248,13 +317,33 @@ class Stream:
             self.lookup.extend(self.answer.tokens[known:])
             if draft:
                 self.lookup.learn(len(draft), accepted)
-        if self.answer.complete:
-            self.settle()
+        if begun:
+            self.seconds += time.perf_counter() - start
+        else:
+            self.prompt_seconds += time.perf_counter() - start
         return text
 
-    def take_last(self) -> str:
-        """The text that is certain after the last token fed, where there is no prompt."""
-        return "" if self._prompt else self.take(self._core.logits())
+    @property
+    def goes_on(self) -> bool:
+        """Whether the first token comes after the last one that was fed."""
+        return self._prompt is None and not self.answer.tokens and not self.answer.complete
+
+    def last_logits(self) -> bytearray:
+        return self._core.logits()
+
+    def details(self) -> Details:
+        answer = self.answer
+        whole, begun = answer.given()
+        count = whole + bool(begun)
+        return Details(
+            tokens=answer.tokens[:count],
+            logprobs=None if answer.top is None else answer.logprobs[:count],
+            finish_reason=answer.finish_reason or ("cancelled" if self.ended else None),
+            prompt_tokens=self._prompt_tokens,
+            sampled_tokens=len(answer.tokens),
+            prompt_seconds=self.prompt_seconds,
+            seconds=self.seconds,
+        )
 
     def settle(self) -> None:
         """End, and leave the session where the text ends that was returned."""
@@ -282,26 +371,111 @@ class Stream:
             core.feed(rest, _core.Logits.none)
 
 
-def run(streams: Sequence[Stream], n_vocab: int) -> Generator[tuple[int, str], None, None]:
-    """Feed streams of one model together until all have ended; yields the texts with the numbers
-    of their streams. Whenever it stops, the sessions stand where their texts end.
+Work = Callable[[], "bytearray | None"]
+Piece = tuple[int, str]  # the number of the stream, its text
+Flow = Generator[Work | Piece, bytearray | None, None]
+
+
+def flow(
+    streams: Sequence[Stream], n_vocab: int, progress: Callable[[int], None] | None = None
+) -> Flow:
+    """The way in which all texts come about, of one stream or of several that are fed together.
+
+    It yields pieces of text, and in between work for the engine: whoever drives it does that, in
+    this thread or another, and sends the result. Whenever it stops, the sessions stand where the
+    texts end that were yielded. `progress` is called in the middle of long work, and may raise.
     """
     try:
         for i, stream in enumerate(streams):
-            if not stream.ended and (text := stream.take_last()):
-                yield i, text
-        while active := [i for i, stream in enumerate(streams) if not stream.ended]:
-            parts = [streams[i].part() for i in active]
-            logits = _core.feed_together(parts)
-            row = 0
-            for i, (_, ids, mode) in zip(active, parts, strict=True):
-                # the one who got the text before may have ended this stream
-                if not streams[i].ended and (text := streams[i].take(logits, row, n_vocab)):
-                    yield i, text
-                row += len(ids) if mode == _core.Logits.all else 1
+            if stream.goes_on:
+                yield from step([(i, stream, 1)], stream.last_logits, n_vocab)
+        while active := [(i, s) for i, s in enumerate(streams) if not s.ended]:
+            parts = [stream.part() for _, stream in active]
+            members = [
+                (i, stream, len(ids) if mode == _core.Logits.all else 1)
+                for (i, stream), (_, ids, mode) in zip(active, parts, strict=True)
+            ]
+            yield from step(members, partial(_core.feed_together, parts, progress), n_vocab)
     finally:
         for stream in streams:
             stream.settle()
+
+
+def step(members: Iterable[tuple[int, Stream, int]], work: Work, n_vocab: int) -> Flow:
+    """One step of some streams, given with their numbers and rows of logits."""
+    start = time.perf_counter()
+    logits = yield work
+    assert logits is not None
+    seconds = time.perf_counter() - start
+    row = 0
+    for i, stream, rows in members:
+        # the one who got the text before may have ended this stream
+        if not stream.ended:
+            if text := stream.take(logits, row, n_vocab, seconds):
+                yield i, text
+            if stream.answer.complete:
+                yield stream.settle
+        row += rows
+
+
+def run(streams: Sequence[Stream], n_vocab: int) -> Generator[Piece, None, None]:
+    """The pieces of a flow, whose work is done here."""
+    steps = flow(streams, n_vocab)
+    result = None
+    try:
+        while True:
+            found = steps.send(result)
+            if isinstance(found, tuple):
+                result = None
+                yield found
+            else:
+                result = found()
+    except StopIteration:
+        return
+    finally:
+        steps.close()
+
+
+class Generation(Iterator[str]):
+    """A text as it comes: its pieces, and the facts about it."""
+
+    def __init__(self, stream: Stream, n_vocab: int) -> None:
+        """For `Session.generate`."""
+        self._stream = stream
+        self._pieces = run([stream], n_vocab)
+
+    def __next__(self) -> str:
+        return next(self._pieces)[1]
+
+    def close(self) -> None:
+        """End the text where it stands."""
+        self._pieces.close()
+
+    @property
+    def details(self) -> Details:
+        """Of the pieces so far; of the whole text when there are no more."""
+        return self._stream.details()
+
+
+class BatchGeneration(Iterator[Piece]):
+    """Several texts as they come: numbers and pieces, and the facts about each."""
+
+    def __init__(self, streams: Sequence[Stream], n_vocab: int) -> None:
+        """For `Batch.generate`."""
+        self._streams = streams
+        self._pieces = run(streams, n_vocab)
+
+    def __next__(self) -> Piece:
+        return next(self._pieces)
+
+    def close(self) -> None:
+        """End all texts where they stand."""
+        self._pieces.close()
+
+    @property
+    def details(self) -> list[Details]:
+        """Of each text so far."""
+        return [stream.details() for stream in self._streams]
 
 
 def whole(name: str, value: SupportsIndex, least: int, most: int | None = None) -> int:

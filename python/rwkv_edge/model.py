@@ -4,16 +4,25 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from operator import index
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeVar, cast, overload
 
 from . import _core
 from .files.form import ARCH_KEY
-from .generation import MAX_SEED, Answer, Sampling, Stream, run, whole
+from .generation import (
+    MAX_SEED,
+    Answer,
+    BatchGeneration,
+    Generation,
+    Options,
+    Sampling,
+    Stream,
+    whole,
+)
 from .lookup import Lookup
 from .model_file import bytes_per_token, default_threads, hint, open_model_file
 from .state import State, StateShape
@@ -23,6 +32,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from typing_extensions import Unpack
+
+    from .asynchronous import AsyncGeneration
 
 # Tokens that a lookup knows at most.
 MOST_LOOKED_UP = 8192
@@ -304,8 +315,9 @@ class Session:
         stop: str | Sequence[str] = (),
         lookup: int = 0,
         **sampling: Unpack[Sampling],
-    ) -> Generator[str, None, None]:
-        """Read the prompt and yield what follows, piece by piece, in whole characters.
+    ) -> Generation:
+        """Read the prompt and yield what follows, piece by piece, in whole characters. The iterator
+        has the facts as `details`: tokens, finish reason, counts, times.
 
         It ends after `max_tokens` (256) tokens, at the token that ends a document, or before a stop
         string. Then, or when the iterator is closed early, the session stands exactly behind the
@@ -331,6 +343,9 @@ class Session:
         The text begins with the tokens `forced`, whatever the logits say. It also ends at one of
         the `stop_tokens`, which is neither yielded nor read.
 
+        `logprobs` (None: off) lets `details` have what the model thought of each token, and of so
+        many of the likeliest: ln p, before all of the above but the hook.
+
         With `lookup`, up to so many tokens are taken from the text so far, as a guess of what
         follows, and read in one step; the text that comes out is the same. Where it repeats itself
         it comes sooner; `lookups` says how many guesses were right.
@@ -338,8 +353,28 @@ class Session:
         Raises ValueError for options out of range, and for an empty prompt after a state was set;
         TypeError for options of another kind.
         """
-        stream = self._generating(prompt, stop, lookup, sampling)
-        return (text for _, text in run([stream], self.model.n_vocab))
+        stream = self._generating(prompt, {**sampling, "stop": stop, "lookup": lookup})
+        return Generation(stream, self.model.n_vocab)
+
+    def agenerate(
+        self,
+        prompt: str | Sequence[int] = "",
+        *,
+        stop: str | Sequence[str] = (),
+        lookup: int = 0,
+        **sampling: Unpack[Sampling],
+    ) -> AsyncGeneration:
+        """As `generate`, for `async for`: the engine works in another thread, and other tasks of
+        the event loop run meanwhile.
+
+        Where the task is cancelled, the session stands where the text ends that was yielded. The
+        session is not to be used by others until then. After a `break`, call `aclose`, or use the
+        session again, which ends the text too.
+        """
+        from .asynchronous import AsyncGeneration
+
+        stream = self._generating(prompt, {**sampling, "stop": stop, "lookup": lookup})
+        return AsyncGeneration(stream, self.model.n_vocab)
 
     @property
     def lookups(self) -> tuple[int, int, int]:
@@ -348,15 +383,11 @@ class Session:
         """
         return self._lookup.drafted, self._lookup.accepted, self._lookup.steps
 
-    def _generating(
-        self,
-        prompt: str | Sequence[int],
-        stop: str | Sequence[str],
-        lookup: int,
-        sampling: Sampling,
-    ) -> Stream:
+    def _generating(self, prompt: str | Sequence[int], options: Options) -> Stream:
         model = self.model
-        answer = Answer(model.tokenizer, model.n_vocab, model._without_text, stop=stop, **sampling)
+        lookup = options.get("lookup", 0)
+        own = cast(Sampling, {name: options[name] for name in options if name != "lookup"})  # type: ignore[literal-required]
+        answer = Answer(model.tokenizer, model.n_vocab, model._without_text, **own)
         encode = model.tokenizer.encode
         ids = self._ids(encode(prompt) if isinstance(prompt, str) else prompt)
         core = self._writable
@@ -433,26 +464,27 @@ class Batch:
         self,
         prompts: str | Iterable[str | Sequence[int]] = "",
         *,
-        stop: str | Sequence[str] = (),
-        lookup: int = 0,
-        **sampling: Unpack[Sampling],
-    ) -> Generator[tuple[int, str], None, None]:
+        each: Iterable[Options] | None = None,
+        **options: Unpack[Options],
+    ) -> BatchGeneration:
         """Read a prompt for each session, or the same for all, and yield what follows: (number of
-        the session, piece), as the pieces come.
+        the session, piece), as the pieces come. The iterator has the facts as `details`, a list.
 
         Each session's text is what `Session.generate` would yield with these options; the one of
-        session i has the seed `seed` + i. Raises ValueError as it does.
+        session i has the seed `seed` + i. `each` has a dict of options for each session, which go
+        before those for all. Raises ValueError and TypeError as it does.
         """
-        each = [prompts] * len(self.sessions) if isinstance(prompts, str) else prompts
+        if isinstance(prompts, str):
+            prompts = [prompts] * len(self.sessions)
+        asked = self._each(prompts, "prompts")
+        own = [Options()] * len(self.sessions) if each is None else self._each(each, "each")
         streams = []
-        for i, (session, prompt) in enumerate(
-            zip(self.sessions, self._each(each, "prompts"), strict=True)
-        ):
-            own = sampling.copy()
-            if (seed := own.get("seed")) is not None:
-                own["seed"] = (whole("seed", seed, 0, MAX_SEED) + i) % (MAX_SEED + 1)
-            streams.append(session._generating(prompt, stop, lookup, own))
-        return run(streams, self.model.n_vocab)
+        for i, session in enumerate(self.sessions):
+            found: Options = {**options, **own[i]}
+            if "seed" not in own[i] and (seed := options.get("seed")) is not None:
+                found["seed"] = (whole("seed", seed, 0, MAX_SEED) + i) % (MAX_SEED + 1)
+            streams.append(session._generating(asked[i], found))
+        return BatchGeneration(streams, self.model.n_vocab)
 
     def _each(self, values: Iterable[T], name: str) -> list[T]:
         found = list(values)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from rwkv_edge import Model, Session
-from rwkv_edge.generation import Answer
+from rwkv_edge.generation import Answer, Details, Generation
 from scripted import (
     ING,
     THE,
@@ -463,3 +463,83 @@ def test_a_hook_that_returns_or_raises(model: Model) -> None:
     with pytest.raises(TypeError, match="logits_hook: it returned ndarray, expected None"):
         next(pieces)
     assert bits(session) == bits_after(model, [*PROMPT, THE, ING])
+
+
+def details_of(pieces: Generation) -> tuple[str, Details]:
+    return "".join(pieces), pieces.details
+
+
+REASONS: dict[str, tuple[list[int], dict[str, Any], str, list[int], int]] = {
+    "length": ([THE, ING, USER], {"max_tokens": 2}, "length", [THE, ING], 2),
+    "nothing": ([THE], {"max_tokens": 0}, "length", [], 0),
+    "end of document": ([THE, 0], {}, "end", [THE], 1),
+    "stop string": ([THE, TURN_END, USER], {"stop": "\n\nU"}, "stop", [THE], 3),
+    "inside a token": ([THE, ING], {"stop": "n"}, "stop", [THE, ING], 2),
+    "stop token": ([THE, ING, USER], {"stop_tokens": [USER]}, "stop", [THE, ING], 2),
+}
+
+
+@pytest.mark.parametrize("case", REASONS.values(), ids=REASONS)
+@pytest.mark.parametrize("lookup", [0, 4])
+def test_the_facts_about_a_text(
+    model: Model,
+    monkeypatch: pytest.MonkeyPatch,
+    case: tuple[list[int], dict[str, Any], str, list[int], int],
+    lookup: int,
+) -> None:
+    script, options, reason, tokens, sampled = case
+    play(monkeypatch, list(script))
+    pieces = model.session().generate(PROMPT, lookup=lookup, **options)
+    before = pieces.details
+    assert (before.finish_reason, before.tokens, before.prompt_seconds) == (None, [], 0)
+    _, details = details_of(pieces)
+    assert (details.finish_reason, details.tokens) == (reason, tokens)
+    assert details.sampled_tokens == sampled
+    assert details.prompt_tokens == len(PROMPT)
+    assert details.logprobs is None
+    assert details.prompt_seconds > 0
+    assert (details.seconds > 0) == (len(script) > 1 and options.get("max_tokens") != 0)
+    assert (details.tokens_per_second > 0) == (sampled > 1)
+
+
+def test_the_facts_in_the_middle(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are those of the text that was yielded, as the session is."""
+    play(monkeypatch, [THE, ING, TURN_END, USER])
+    session = model.session()
+    pieces = session.generate(PROMPT, stop="\n\nx", max_tokens=4)
+    assert [next(pieces), next(pieces)] == [" the", "ing"]
+    assert pieces.details.tokens == [THE, ING]
+    assert pieces.details.finish_reason is None
+    assert next(pieces) == "\n\nUser"
+    assert pieces.details.finish_reason == "length"
+    for use in (lambda p: p.close(), lambda _: session.feed([1])):
+        play(monkeypatch, [THE, TURN_END, USER])
+        pieces = session.generate(PROMPT, stop="\n\nx", max_tokens=4)
+        assert next(pieces) == " the"
+        use(pieces)
+        assert (pieces.details.finish_reason, pieces.details.tokens) == ("cancelled", [THE])
+        assert list(pieces) == []
+
+
+@pytest.mark.parametrize("lookup", [0, 5])
+def test_logprobs_of_a_text(model: Model, lookup: int) -> None:
+    options: dict[str, Any] = {"max_tokens": 20, "seed": 3, "top_p": 1, "presence_penalty": 2}
+    text, details = details_of(
+        model.session().generate("ababab", logprobs=3, lookup=lookup, **options)
+    )
+    assert text == "".join(model.session().generate("ababab", **options))
+    assert details.logprobs is not None
+    assert [each.token for each in details.logprobs] == details.tokens
+    session = model.session()
+    rows = session.feed([*model.tokenizer.encode("ababab"), *details.tokens], logits="all")
+    for row, found in zip(rows[5:], details.logprobs, strict=False):
+        x = row.astype(np.float64)
+        right = x - x.max() - np.log(np.exp(x - x.max()).sum())
+        assert abs(found.logprob - right[found.token]) < 1e-4
+        assert [token for token, _ in found.top] == np.argsort(-x, kind="stable")[:3].tolist()
+    _, own = details_of(model.session().generate("x", max_tokens=1, logprobs=0))
+    assert own.logprobs is not None
+    assert own.logprobs[0].top == []
+    for bad in (-1, 301):
+        with pytest.raises(ValueError, match=f"logprobs: found {bad}, expected 0 to 300"):
+            model.session().generate("x", logprobs=bad)
