@@ -39,7 +39,7 @@ FOLLOWS_POINTERS = re.compile(
 # The modules and folders of python/rwkv_edge, low to high.
 PYTHON_LAYERS = (
     ("_core",),
-    ("files", "lookup", "tokenizer"),
+    ("files", "grammar", "lookup", "tokenizer"),
     ("convert",),
     ("model_file", "state"),
     ("asynchronous", "generation"),

@@ -15,6 +15,7 @@ from operator import index
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, SupportsIndex, TypedDict
 
 from . import _core
+from .grammar import Constraint
 from .lookup import Lookup
 from .tokenizer import END_OF_TEXT, StreamDecoder, Tokenizer
 
@@ -39,8 +40,8 @@ LogitsHook = Callable[["NDArray[np.float32]", list[int]], None]
 """Changes the logits [n_vocab] after the tokens that were generated so far."""
 
 
-class Sampling(TypedDict, total=False):
-    """The options of `Session.generate`, which says what they mean."""
+class Choosing(TypedDict, total=False):
+    """How tokens are chosen. `Session.generate` says what the options mean."""
 
     max_tokens: int
     temperature: float
@@ -59,6 +60,15 @@ class Sampling(TypedDict, total=False):
     stop_tokens: Iterable[int]
     logits_hook: LogitsHook | None
     logprobs: int | None
+
+
+class Sampling(Choosing, total=False):
+    """The options of `Session.generate` but for those that depend on the prompt."""
+
+    schema: dict[str, Any] | str | None
+    regex: str | None
+    choices: Iterable[str] | None
+    grammar: str | None
 
 
 class Options(Sampling, total=False):
@@ -137,6 +147,7 @@ class Answer:
         stop_tokens: Iterable[int] = (),
         logits_hook: LogitsHook | None = None,
         logprobs: int | None = None,
+        constraint: Constraint | None = None,
     ) -> None:
         """`Session.generate` says what the options mean. The ids `without_text` are banned too.
 
@@ -162,6 +173,7 @@ class Answer:
         if logits_hook is not None and not callable(logits_hook):
             raise TypeError(f"logits_hook: found {logits_hook!r}, expected a function")
         self._hook = logits_hook
+        self._constraint = constraint
         self._stop_tokens = set(token_ids("stop_tokens", stop_tokens, n_vocab))
         self.top = None if logprobs is None else whole("logprobs", logprobs, 0, n_vocab)
         self._stops = stop_bytes(stop)
@@ -197,7 +209,8 @@ class Answer:
             return self._finish("length", self._held)
         token = self._sample(logits, row, n_vocab)
         if token in self._stop_tokens or token == END_OF_TEXT:
-            return self._finish("stop" if token in self._stop_tokens else "end", self._held)
+            asked = token in self._stop_tokens or self._constraint
+            return self._finish("stop" if asked else "end", self._held)
         self._left -= 1
         data = self._tokenizer.token_bytes(token)
         self._ends.append((self._ends[-1] if self._ends else 0) + len(data))
@@ -210,6 +223,10 @@ class Answer:
         stop = find_stop(self._held, self._stops)
         if stop >= 0:
             return self._finish("stop", self._held[:stop])
+        if self._constraint is not None:
+            self._constraint.accept(token)
+            if self._constraint.complete:
+                return self._finish("stop", self._held)
         if not self._left:
             return self._finish("length", self._held)
         cut = len(self._held) - held_back(self._held, self._stops)
@@ -229,7 +246,8 @@ class Answer:
                     f"logits_hook: it returned {type(result).__name__}, expected None: "
                     "it changes the array that it is given"
                 )
-        return self._sampler.sample(logits, row, n_vocab)
+        allowed = None if self._constraint is None else self._constraint.allowed()
+        return self._sampler.sample(logits, row, n_vocab, allowed)
 
     def _finish(self, reason: FinishReason, rest: bytes) -> str:
         self.finish_reason = reason

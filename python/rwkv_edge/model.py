@@ -17,12 +17,14 @@ from .generation import (
     MAX_SEED,
     Answer,
     BatchGeneration,
+    Choosing,
     Generation,
     Options,
     Sampling,
     Stream,
     whole,
 )
+from .grammar import FORMS, Grammars, form_of
 from .lookup import Lookup
 from .model_file import bytes_per_token, default_threads, hint, open_model_file
 from .state import State, StateShape
@@ -145,6 +147,10 @@ class Model:
         """The ids that no text can produce, but for END_OF_TEXT."""
         tokenizer = self.tokenizer
         return [*tokenizer.without_text(), *range(tokenizer.n_vocab, self.n_vocab)]
+
+    @cached_property
+    def _grammars(self) -> Grammars:
+        return Grammars(self.tokenizer, self.n_vocab)
 
     @property
     def _shape(self) -> StateShape:
@@ -343,6 +349,11 @@ class Session:
         The text begins with the tokens `forced`, whatever the logits say. It also ends at one of
         the `stop_tokens`, which is neither yielded nor read.
 
+        The text can be given a form, of which nothing else is ever written: JSON of a `schema` (a
+        dict, or its JSON), a `regex`, one of some `choices`, or a `grammar` in Lark's notation. It
+        ends where the form allows nothing more, or where it may end and the model wants to; after
+        `max_tokens` it may be cut short. This needs the package llguidance (rwkv-edge[grammar]).
+
         `logprobs` (None: off) lets `details` have what the model thought of each token, and of so
         many of the likeliest: ln p, before all of the above but the hook.
 
@@ -351,7 +362,7 @@ class Session:
         it comes sooner; `lookups` says how many guesses were right.
 
         Raises ValueError for options out of range, and for an empty prompt after a state was set;
-        TypeError for options of another kind.
+        TypeError for options of another kind; UnsupportedError where a package is missing.
         """
         stream = self._generating(prompt, {**sampling, "stop": stop, "lookup": lookup})
         return Generation(stream, self.model.n_vocab)
@@ -386,8 +397,13 @@ class Session:
     def _generating(self, prompt: str | Sequence[int], options: Options) -> Stream:
         model = self.model
         lookup = options.get("lookup", 0)
-        own = cast(Sampling, {name: options[name] for name in options if name != "lookup"})  # type: ignore[literal-required]
-        answer = Answer(model.tokenizer, model.n_vocab, model._without_text, **own)
+        form = form_of(options)
+        constraint = None if form is None else model._grammars.constraint(*form)
+        mine = ("lookup", *FORMS)
+        own = cast(Choosing, {name: options[name] for name in options if name not in mine})  # type: ignore[literal-required]
+        answer = Answer(
+            model.tokenizer, model.n_vocab, model._without_text, constraint=constraint, **own
+        )
         encode = model.tokenizer.encode
         ids = self._ids(encode(prompt) if isinstance(prompt, str) else prompt)
         core = self._writable

@@ -47,11 +47,14 @@ class ScriptedSampler:
         type(self).banned = banned
         self.options.update(options)
 
-    def sample(self, _logits: bytearray, _row: int, _n_vocab: int) -> int:
+    def sample(
+        self, _logits: bytearray, _row: int, _n_vocab: int, allowed: bytes | None = None
+    ) -> int:
         token = self.script.pop(0)
         if not isinstance(token, int):
             raise token
         assert token not in self.banned
+        assert allowed is None or allowed[token // 8] >> token % 8 & 1
         return token
 
     def accept(self, token: int, weight: float) -> None:
