@@ -65,6 +65,11 @@ def bundled_model() -> Path:
     return path
 
 
+def device_name(device: str | None) -> str:
+    """The device that is meant where none is named."""
+    return device or os.environ.get("RWKV_EDGE_DEVICE") or "cpu"
+
+
 class Model:
     """An RWKV model: its weights, mapped from a file, and its tokenizer.
 
@@ -110,7 +115,7 @@ class Model:
         self._core = _core.Runner(
             self._file,
             threads or default_threads(bytes_per_token(self._file)),
-            device or os.environ.get("RWKV_EDGE_DEVICE") or "cpu",
+            device_name(device),
         )
         self.path = Path(self._file.path)
 

@@ -640,14 +640,25 @@ std::vector<std::string> cuda_devices() {
     return names;
 }
 
-std::shared_ptr<Backend> make_cuda_backend(int index) {
-    if (const std::string why = why_no_gpu(); !why.empty()) throw UnsupportedError(why);
+static void check_index(int index) {
+    if (const std::string why = why_no_gpu(); !why.empty())
+        throw UnsupportedError(cat("device 'cuda:", index, "': ", why));
     const int count = gpu_count();
     if (index < 0 || index >= count)
         throw std::invalid_argument(cat("device 'cuda:", index, "', expected ",
                                         count == 1 ? "'cuda:0', the only GPU"
                                                    : cat("'cuda:0' to 'cuda:", count - 1, "'")));
+}
+
+std::shared_ptr<Backend> make_cuda_backend(int index) {
+    check_index(index);
     return std::make_shared<CudaBackend>(index);
+}
+
+DeviceLimits cuda_limits(int index) {
+    check_index(index);
+    Gpu gpu(index);
+    return limits_of(gpu);
 }
 
 }  // namespace rwkv_edge

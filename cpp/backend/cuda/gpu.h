@@ -47,6 +47,7 @@ public:
     int index() const { return index_; }
     int64_t free_bytes();
     int64_t total_bytes();
+    int64_t processors() const;  // that run blocks side by side
     // How many tokens go through the layers together at most.
     int64_t step_tokens() const;
 

@@ -103,6 +103,12 @@ int64_t Gpu::total_bytes() {
     check(cudaMemGetInfo(&free, &total), "asking for free memory");
     return static_cast<int64_t>(total);
 }
+int64_t Gpu::processors() const {
+    int count = 0;
+    check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, index_),
+          "asking what a GPU can do");
+    return count;
+}
 int64_t Gpu::step_tokens() const { return kStepTokens; }
 
 void* Gpu::allocate(int64_t bytes) {

@@ -69,6 +69,7 @@ int64_t Gpu::free_bytes() {
     return device().limit - device_->used;
 }
 int64_t Gpu::total_bytes() { return device().limit; }
+int64_t Gpu::processors() const { return 1; }
 // Short, so that tests cross its end.
 int64_t Gpu::step_tokens() const { return 64; }
 

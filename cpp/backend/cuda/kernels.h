@@ -16,7 +16,7 @@
 #include <stdint.h>
 
 #include "backend/cuda/gpu.h"
-#include "backend/ops.h"
+#include "backend/backend.h"
 
 namespace rwkv_edge::cuda {
 
@@ -199,5 +199,8 @@ struct Wkv7Args {
     int32_t heads, size, run_count;
 };
 void wkv7(Gpu& gpu, const Wkv7Args& args);
+
+// Takes a quarter of a second. Throws NoMemory.
+DeviceLimits limits_of(Gpu& gpu);
 
 }  // namespace rwkv_edge::cuda

@@ -11,9 +11,9 @@ import click
 
 from .. import _core
 from ..files.form import amount, printable
-from ..model import Model, bundled_model
+from ..model import Model, bundled_model, device_name
 from ..model_file import by_input, bytes_per_token, open_model_file
-from .options import model_argument
+from .options import device_option, model_argument
 from .terminal import Progress
 
 
@@ -34,6 +34,7 @@ def counts(_ctx: object, param: click.Parameter, text: str | None) -> list[int]:
     help="Numbers of threads; by default what a chat would take: one for each idle core, "
     "at most 8, and one for a small model.",
 )
+@device_option
 @click.option(
     "-p",
     "--prompt",
@@ -66,6 +67,7 @@ def bench(
     *,
     model: Path | None,
     threads: list[int],
+    device: str | None,
     prompt: int,
     max_tokens: int,
     sessions: list[int],
@@ -74,7 +76,7 @@ def bench(
 ) -> None:
     """Measure reading (pp) and writing (tg) in tokens per second.
 
-    Each figure is the median of the repeats, with its share of what this machine gives at most.
+    Each figure is the median of the repeats, with its share of what the device gives at most.
     Reading is limited by arithmetic: the share is of the peak of the weights' types. Writing is
     limited by memory, because every step reads all weights: the share is of the bandwidth. Several
     sessions that write together read them once. Shares count a matrix that lies by input
@@ -83,11 +85,16 @@ def bench(
     from .. import bench as benchmark
 
     path = model or bundled_model()
+    device = device_name(device)
+    on_cpu = device == "cpu"
+    if threads and not on_cpu:
+        raise click.UsageError(f"--threads is for --device cpu, found --device {device}")
     with Progress("measuring") as bar:
         results = list(
             benchmark.measure(
                 path,
-                threads or [Model(path).threads],
+                threads or [Model(path, device=device).threads if on_cpu else 1],
+                device=device,
                 prompt=prompt,
                 generated=max_tokens,
                 sessions=sessions,
@@ -99,10 +106,16 @@ def bench(
     sparse = sum(tensor.nbytes for tensor in by_input(file))
     if as_json:
         rows = [dataclasses.asdict(r) for r in results]
-        found = {"model": str(path), "isa": _core.isa(), "bytes_by_input": sparse, "results": rows}
+        found = {
+            "model": str(path),
+            "isa": _core.isa(),
+            "bytes_by_input": sparse,
+            "results": rows,
+        }
         click.echo(json.dumps(found, indent=2))
         return
-    click.echo(f"{printable(str(path))}, {_core.isa()} kernels, median of {repeats}")
+    where = results[0].device if results and not on_cpu else f"{_core.isa()} kernels"
+    click.echo(f"{printable(str(path))}, {where}, median of {repeats}")
     if sparse:
         whole = bytes_per_token(file)
         click.echo(
@@ -121,8 +134,11 @@ def bench(
             bandwidth = r.limits.bandwidth_gb
             share = f"{r.share * bandwidth:6.2f} GB/s, {r.share:.0%} of {bandwidth:.2f} GB/s"
         else:
-            peaks = f"f32 {r.limits.float_gops:.1f}, int8 {r.limits.int8_gops:.1f} GOPS"
+            peaks = f"f16 {r.limits.float_gops / 1e3:.1f} TFLOPS"
+            if on_cpu:
+                peaks = f"f32 {r.limits.float_gops:.1f}, int8 {r.limits.int8_gops:.1f} GOPS"
             share = f"{r.share:.0%} of the peak ({peaks})"
         rate = f"{r.tokens_per_second:9.2f} tokens/s"
         together = f"{r.sessions:3} sessions  " if sessions != [1] else ""
-        click.echo(f"{r.threads:3} threads  {together}{r.test:<8} {rate}  {share}")
+        own = f"{r.threads:3} threads  " if on_cpu else ""
+        click.echo(f"{own}{together}{r.test:<8} {rate}  {share}")

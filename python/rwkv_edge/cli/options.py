@@ -27,14 +27,23 @@ Command = Callable[..., Any]
 model_argument = click.argument("model", required=False, type=FILE)
 
 
-def model_and_threads(command: Command) -> Command:
+device_option = click.option(
+    "--device",
+    metavar="NAME",
+    help="Where the model runs: cpu, cuda, or cuda:1 for the second GPU. `rwkv-edge info` lists "
+    "what there is.",
+)
+
+
+def model_options(command: Command) -> Command:
+    """MODEL, and what it runs on."""
     threads = click.option(
         "-t",
         "--threads",
         type=click.IntRange(min=1),
         help="Threads; by default one for each idle core, at most 8, and one for a small model.",
     )
-    return model_argument(threads(command))
+    return model_argument(threads(device_option(command)))
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,7 @@ class Writer:
 
     path: Path | None
     threads: int | None
+    device: str | None
     vocab: Path | None
     state: Path | None
     any_model: bool
@@ -52,7 +62,7 @@ class Writer:
 
     def open(self) -> tuple[Model, State | None]:
         """The model, and the state to begin with."""
-        model = open_model(self.path, self.vocab, self.threads)
+        model = open_model(self.path, self.vocab, self.threads, self.device)
         if self.state is None:
             return model, None
         return model, State.load(self.state, any_model=self.any_model)
@@ -95,6 +105,7 @@ def writing_options(least: int, most: int, help: str) -> Callable[[Command], Com
             *,
             model: Path | None,
             threads: int | None,
+            device: str | None,
             vocab: Path | None,
             state: Path | None,
             any_model: bool,
@@ -103,19 +114,21 @@ def writing_options(least: int, most: int, help: str) -> Callable[[Command], Com
         ) -> Any:
             names = ("max_tokens", *(name.replace("-", "_") for name in SAMPLING))
             sampling = checked({name: rest.pop(name) for name in names})
-            writer = Writer(model, threads, vocab, state, any_model, lookup, sampling)
+            writer = Writer(model, threads, device, vocab, state, any_model, lookup, sampling)
             return command(writer, **rest)
 
         made: Command = sampling_options(with_writer)
-        for option in (any_model, state, vocab, lookup, limit, model_and_threads):
+        for option in (any_model, state, vocab, lookup, limit, model_options):
             made = option(made)
         return made
 
     return decorate
 
 
-def open_model(path: Path | None, vocab: Path | None, threads: int | None) -> Model:
-    model = Model(path, vocab=vocab, threads=threads)
+def open_model(
+    path: Path | None, vocab: Path | None, threads: int | None, device: str | None
+) -> Model:
+    model = Model(path, vocab=vocab, threads=threads, device=device)
     if model.hint is not None:
         click.echo(printable(model.hint), err=True)
     return model
@@ -209,7 +222,7 @@ def texts_options(command: Command) -> Command:
             texts = [line for text in texts for line in text.splitlines() if line.strip()]
         return command(texts=texts, **rest)
 
-    return model_and_threads(vocab(prompt(file(lines(with_texts)))))
+    return model_options(vocab(prompt(file(lines(with_texts)))))
 
 
 def type_options(command: Command) -> Command:
