@@ -44,6 +44,12 @@ def why_no_cuda() -> str:
 def cuda_devices() -> list[str]:
     """The names of the GPUs here, by index."""
 
+def cuda_limits(index: int) -> tuple[float, float]:
+    """GB/s read from a GPU's memory, and GOPS of its tensor cores on halves, two per product.
+
+    UnsupportedError, ValueError and MemoryError as for a Runner on it.
+    """
+
 def available_memory() -> int:
     """Bytes of memory that the system can give to this process, mapped files included."""
 

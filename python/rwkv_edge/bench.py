@@ -69,6 +69,14 @@ class Limits:
             _core.read_bandwidth(threads), _core.float_peak(threads), _core.int8_peak(threads)
         )
 
+    @classmethod
+    def measure_gpu(cls, index: int) -> Limits:
+        """Of a GPU, which multiplies all types as halves. An input is two of them, so half of its
+        peak can be reached at most.
+        """
+        bandwidth, peak = _core.cuda_limits(index)
+        return cls(bandwidth, peak, peak)
+
     def rate(self, work: Work, test: str, sessions: int = 1) -> float:
         """Tokens per second of a test where nothing but the limit takes time.
 
@@ -118,6 +126,7 @@ def measure(
     sessions: list[int],
     repeats: int,
     progress: Callable[[int, int], None],
+    device: str = "cpu",
 ) -> Iterator[Result]:
     """Yield the results for each number of threads, and of sessions that write together; 0 tokens
     leave a test out.
@@ -128,8 +137,11 @@ def measure(
         tests += [("tg", generated, together) for together in sessions]
     done, total = 0, len(threads) * (repeats + 1) * len(tests)
     for count in threads:
-        limits = Limits.measure(count)
-        model = Model(path, threads=count)
+        model = Model(path, threads=count, device=device)
+        if model.device.startswith("cuda:"):
+            limits = Limits.measure_gpu(int(model.device.split()[0].removeprefix("cuda:")))
+        else:
+            limits = Limits.measure(count)
         tokens = np.random.default_rng(0).integers(1, model.n_vocab, max(prompt, 1))
         rates: dict[tuple[str, int, int], list[float]] = {test: [] for test in tests}
         for run in range(repeats + 1):

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // A model on one GPU: its weights, states and scratch memory there, and the verbs as launches.
 #include <algorithm>
+#include <chrono>
 #include <deque>
 #include <map>
 #include <mutex>
@@ -163,14 +164,15 @@ public:
     std::shared_ptr<Backend> rehearsal() override { return std::make_shared<Rehearsal>(chunk()); }
     void prepare(const ModelFile& file, const Backend& rehearsal, int64_t state) override {
         const auto& counted = dynamic_cast<const Rehearsal&>(rehearsal);
-        const int64_t free = gpu_.free_bytes(), upload = 2 * kUploadBytes;
+        upload_bytes_ = std::clamp(counted.weights, kLeastArena, kUploadBytes);
+        const int64_t free = gpu_.free_bytes(), upload = 2 * upload_bytes_;
         // one state for a session, and one to go back to
         const int64_t later = counted.scratch + 2 * aligned(state);
         if (counted.weights + std::max(later, upload) > free)
             throw NoMemory(cat(file.path(), ": the model takes ", mebibytes(counted.weights),
                                ", the state of a session ", mebibytes(state),
-                               " and scratch memory ", mebibytes(counted.scratch), ", and ",
-                               name(), " has ", mebibytes(free), " free of ",
+                               ", scratch memory ", mebibytes(counted.scratch),
+                               " and, before that, its upload ", mebibytes(upload), "; ", name(), " has ", mebibytes(free), " free of ",
                                mebibytes(gpu_.total_bytes())));
         file_ = &file;
         new_arena(counted.weights);
@@ -349,7 +351,7 @@ private:
         }
     }
     void reserve_staging(int64_t least) {
-        const int64_t bytes = std::max(least, kUploadBytes);
+        const int64_t bytes = std::max(least, upload_bytes_);
         if (staging_ && staging_->bytes >= bytes) return;
         if (staging_) gpu_.wait();
         staging_.reset();
@@ -376,6 +378,7 @@ private:
     std::recursive_mutex mutex_;
     PinnedMemory bounce_;
     const ModelFile* file_ = nullptr;  // while the model is placed
+    int64_t upload_bytes_ = kUploadBytes;
     std::optional<Staging> staging_;
     std::vector<Arena> arenas_;
     std::deque<Weights> weights_;
@@ -640,14 +643,58 @@ std::vector<std::string> cuda_devices() {
     return names;
 }
 
-std::shared_ptr<Backend> make_cuda_backend(int index) {
+namespace {
+
+void check_index(int index) {
     if (const std::string why = why_no_gpu(); !why.empty()) throw UnsupportedError(why);
     const int count = gpu_count();
     if (index < 0 || index >= count)
         throw std::invalid_argument(cat("device 'cuda:", index, "', expected ",
                                         count == 1 ? "'cuda:0', the only GPU"
                                                    : cat("'cuda:0' to 'cuda:", count - 1, "'")));
+}
+
+// The best of some times, in seconds: others may use the GPU too.
+template <class Work>
+double least_seconds(Gpu& gpu, const Work& work) {
+    double best = 1e30;
+    for (int i = 0; i < 8; ++i) {
+        gpu.wait();
+        const auto start = std::chrono::steady_clock::now();
+        work();
+        gpu.wait();
+        const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - start;
+        best = std::min(best, taken.count());
+    }
+    return best;
+}
+
+}  // namespace
+
+std::shared_ptr<Backend> make_cuda_backend(int index) {
+    check_index(index);
     return std::make_shared<CudaBackend>(index);
+}
+
+CudaLimits cuda_limits(int index) {
+    check_index(index);
+    Gpu gpu(index);
+    const int64_t bytes = gpu.measured_bytes(), blocks = gpu.full_blocks();
+    const DeviceMemory memory(gpu.allocate(bytes), DeviceFree{&gpu});
+    if (memory == nullptr)
+        throw NoMemory(cat("cuda:", index, ": no memory left for ", mebibytes(bytes),
+                           ", to measure how fast it is read"));
+    auto* floats = static_cast<float*>(memory.get());
+    CudaLimits limits{};
+    limits.bandwidth_gb =
+        static_cast<double>(bytes) / 1e9 / least_seconds(gpu, [&] {
+            read_memory(gpu, {memory.get(), bytes / 16, 0x12345678, floats}, blocks);
+        });
+    int64_t operations = 0;
+    const double seconds = least_seconds(
+        gpu, [&] { operations = multiply(gpu, {gpu.measured_rounds(), floats}, blocks); });
+    limits.product_gops = static_cast<double>(operations) / 1e9 / seconds;
+    return limits;
 }
 
 }  // namespace rwkv_edge

@@ -15,8 +15,6 @@
 #include <source_location>
 #include <string>
 
-#pragma GCC diagnostic ignored "-Wunknown-pragmas"  // unroll
-
 #define __global__
 #define __device__
 #define __forceinline__ inline

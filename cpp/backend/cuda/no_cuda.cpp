@@ -14,4 +14,6 @@ std::vector<std::string> cuda_devices() { return {}; }
 
 std::shared_ptr<Backend> make_cuda_backend(int) { throw UnsupportedError(why_no_cuda()); }
 
+CudaLimits cuda_limits(int) { throw UnsupportedError(why_no_cuda()); }
+
 }  // namespace rwkv_edge

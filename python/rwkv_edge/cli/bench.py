@@ -13,7 +13,7 @@ from .. import _core
 from ..files.form import amount, printable
 from ..model import Model, bundled_model
 from ..model_file import by_input, bytes_per_token, open_model_file
-from .options import model_argument
+from .options import device_option, model_argument
 from .terminal import Progress
 
 
@@ -60,6 +60,7 @@ def counts(_ctx: object, param: click.Parameter, text: str | None) -> list[int]:
     show_default=True,
     help="Numbers of sessions that write together, such as 1,2,4,8,16,32.",
 )
+@device_option
 @click.option("-r", "--repeats", type=click.IntRange(min=1), default=3, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def bench(
@@ -69,6 +70,7 @@ def bench(
     prompt: int,
     max_tokens: int,
     sessions: list[int],
+    device: str | None,
     repeats: int,
     as_json: bool,
 ) -> None:
@@ -78,31 +80,42 @@ def bench(
     Reading is limited by arithmetic: the share is of the peak of the weights' types. Writing is
     limited by memory, because every step reads all weights: the share is of the bandwidth. Several
     sessions that write together read them once. Shares count a matrix that lies by input
-    (--sparse-ffn) as if every row of it was read.
+    (--sparse-ffn) as if every row of it was read. Of a GPU the peak is that of its tensor cores.
     """
     from .. import bench as benchmark
 
     path = model or bundled_model()
+    opened = Model(path, device=device)  # says at once what is wrong
+    place = opened.device.removeprefix("cpu ")
+    device, usual = opened.device.split()[0], opened.threads
+    del opened
     with Progress("measuring") as bar:
         results = list(
             benchmark.measure(
                 path,
-                threads or [Model(path).threads],
+                threads or [usual],
                 prompt=prompt,
                 generated=max_tokens,
                 sessions=sessions,
                 repeats=repeats,
                 progress=bar,
+                device=device,
             )
         )
     file = open_model_file(path)
     sparse = sum(tensor.nbytes for tensor in by_input(file))
     if as_json:
         rows = [dataclasses.asdict(r) for r in results]
-        found = {"model": str(path), "isa": _core.isa(), "bytes_by_input": sparse, "results": rows}
+        found = {
+            "model": str(path),
+            "isa": _core.isa(),
+            "device": device,
+            "bytes_by_input": sparse,
+            "results": rows,
+        }
         click.echo(json.dumps(found, indent=2))
         return
-    click.echo(f"{printable(str(path))}, {_core.isa()} kernels, median of {repeats}")
+    click.echo(f"{printable(str(path))}, {place} kernels, median of {repeats}")
     if sparse:
         whole = bytes_per_token(file)
         click.echo(

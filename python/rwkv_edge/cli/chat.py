@@ -39,6 +39,7 @@ def chat(
     *,
     model: Path | None,
     threads: int | None,
+    device: str | None,
     vocab: Path | None,
     state: Path | None,
     system: str | None,
@@ -48,7 +49,7 @@ def chat(
 ) -> None:
     """Talk with a model; /help inside lists the commands."""
     options = checked(sampling)
-    loaded = open_model(model, vocab, threads)
+    loaded = open_model(model, vocab, threads, device)
     conversation = Conversation(
         loaded,
         system=system,

@@ -55,6 +55,7 @@ def generate(
     *,
     model: Path | None,
     threads: int | None,
+    device: str | None,
     vocab: Path | None,
     state: Path | None,
     prompt: str,
@@ -64,7 +65,7 @@ def generate(
 ) -> None:
     """Write what follows a prompt. An empty one begins a document."""
     options = checked(sampling)
-    loaded = open_model(model, vocab, threads)
+    loaded = open_model(model, vocab, threads, device)
     text = read_prompt() if prompt == "-" else prompt
     session = loaded.session(None if state is None else State.load(state))
     tokens = loaded.tokenizer.encode(text)

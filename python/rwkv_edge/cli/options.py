@@ -22,6 +22,13 @@ Command = Callable[..., Any]
 model_argument = click.argument("model", required=False, type=FILE)
 
 
+device_option = click.option(
+    "--device",
+    metavar="DEVICE",
+    help="cpu, cuda, or cuda:1 for the second GPU; by default RWKV_EDGE_DEVICE, or cpu.",
+)
+
+
 def model_and_threads(command: Command) -> Command:
     threads = click.option(
         "-t",
@@ -29,7 +36,7 @@ def model_and_threads(command: Command) -> Command:
         type=click.IntRange(min=1),
         help="Threads; by default one for each idle core, at most 8, and one for a small model.",
     )
-    return model_argument(threads(command))
+    return model_argument(threads(device_option(command)))
 
 
 def text_options(command: Command) -> Command:
@@ -42,9 +49,11 @@ def text_options(command: Command) -> Command:
     )(command)
 
 
-def open_model(path: Path | None, vocab: Path | None, threads: int | None) -> Model:
-    model = Model(path, vocab=vocab, threads=threads)
-    if model.hint is not None:
+def open_model(
+    path: Path | None, vocab: Path | None, threads: int | None, device: str | None
+) -> Model:
+    model = Model(path, vocab=vocab, threads=threads, device=device)
+    if model.device.startswith("cpu") and model.hint is not None:
         click.echo(printable(model.hint), err=True)
     return model
 
