@@ -28,6 +28,9 @@ KERNEL_HEADERS = ("quant/blocks.h", "kernels/kernels.h", "kernels/levels.h")
 # The operating system is asked in one place; dispatch.cpp asks it about the CPU.
 SYSTEM = re.compile(r"<(unistd|fcntl|sched|pthread|windows|asm/\w+|sys/\w+)\.h>")
 MAY_ASK = ("base/system.cpp", "kernels/dispatch.cpp")
+# CUDA is the business of one folder, and what depends on the card of one file.
+CUDA = re.compile(r"<(cuda|cub/|mma|cooperative_groups)[\w/.]*>")
+CUDA_FOLDER, CARDS = "backend/cuda/", "backend/cuda/device.h"
 # The model speaks to the hardware through backend/ops.h alone. A pointer that a backend gave may be
 # of another address space: the model adds to it and passes it on, and never follows it.
 MODEL_MAY_NOT = ("kernels/", "backend/cpu")
@@ -78,6 +81,10 @@ def include_error(path: str, target: str) -> str | None:
     if is_kernel(path) or path == "quant/blocks.h":
         local = path != "quant/blocks.h" and (name in KERNEL_HEADERS or name.endswith(".inl"))
         return None if local or C_SUBSET.fullmatch(target) else "kernels use a C subset"
+    if CUDA.match(target) and not path.startswith(CUDA_FOLDER):
+        return "only backend/cuda/ knows CUDA"
+    if not path.startswith("backend/") and name.startswith(CUDA_FOLDER):
+        return "CUDA is behind backend/backend.h"
     if target.startswith("<"):
         allowed = path in MAY_ASK or not SYSTEM.fullmatch(target)
         return None if allowed else "base/system.cpp asks the operating system"
@@ -100,6 +107,8 @@ def check_source(path: str, text: str) -> Iterator[str]:
     forbidden: dict[str, str | re.Pattern[str]] = {**FORBIDDEN}
     if path.startswith("model/"):
         forbidden["reads memory that may be a device's"] = FOLLOWS_POINTERS
+    if path != CARDS:
+        forbidden["depends on the card"] = r"\b__CUDA_ARCH__\b"
     for what, pattern in forbidden.items():
         for match in re.finditer(pattern, code):
             line = code.count("\n", 0, match.start()) + 1

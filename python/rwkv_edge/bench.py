@@ -75,6 +75,14 @@ class Limits:
             _core.read_bandwidth(threads), _core.float_peak(threads), _core.int8_peak(threads)
         )
 
+    @classmethod
+    def measure_gpu(cls, index: int) -> Limits:
+        """Of a GPU, which multiplies all types as halves. An input is two of them, so half of its
+        peak can be reached at most.
+        """
+        bandwidth, peak = _core.cuda_limits(index)
+        return cls(bandwidth, peak, peak)
+
     def rate(self, work: Work, test: str, sessions: int = 1) -> float:
         """Tokens per second of a test where nothing but the limit takes time.
 
@@ -127,6 +135,7 @@ def measure(
     sessions: list[int],
     repeats: int,
     progress: Callable[[int, int], None],
+    device: str = "cpu",
 ) -> Iterator[Result]:
     """Yield the results for each number of threads, and of sessions that write together; 0 tokens
     leave a test out. A GPU has no threads, so one number of them will do.

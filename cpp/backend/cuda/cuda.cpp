@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // A model on one GPU: its weights, states and scratch memory there, and the verbs as launches.
 #include <algorithm>
+#include <chrono>
 #include <deque>
 #include <map>
 #include <mutex>
@@ -163,14 +164,15 @@ public:
     std::shared_ptr<Backend> rehearsal() override { return std::make_shared<Rehearsal>(chunk()); }
     void prepare(const ModelFile& file, const Backend& rehearsal, int64_t state) override {
         const auto& counted = dynamic_cast<const Rehearsal&>(rehearsal);
-        const int64_t free = gpu_.free_bytes(), upload = 2 * kUploadBytes;
+        upload_bytes_ = std::clamp(counted.weights, kLeastArena, kUploadBytes);
+        const int64_t free = gpu_.free_bytes(), upload = 2 * upload_bytes_;
         // one state for a session, and one to go back to
         const int64_t later = counted.scratch + 2 * aligned(state);
         if (counted.weights + std::max(later, upload) > free)
             throw NoMemory(cat(file.path(), ": the model takes ", mebibytes(counted.weights),
                                ", the state of a session ", mebibytes(state),
-                               " and scratch memory ", mebibytes(counted.scratch), ", and ",
-                               name(), " has ", mebibytes(free), " free of ",
+                               ", scratch memory ", mebibytes(counted.scratch),
+                               " and, before that, its upload ", mebibytes(upload), "; ", name(), " has ", mebibytes(free), " free of ",
                                mebibytes(gpu_.total_bytes())));
         file_ = &file;
         new_arena(counted.weights);
@@ -349,7 +351,7 @@ private:
         }
     }
     void reserve_staging(int64_t least) {
-        const int64_t bytes = std::max(least, kUploadBytes);
+        const int64_t bytes = std::max(least, upload_bytes_);
         if (staging_ && staging_->bytes >= bytes) return;
         if (staging_) gpu_.wait();
         staging_.reset();
@@ -376,6 +378,7 @@ private:
     std::recursive_mutex mutex_;
     PinnedMemory bounce_;
     const ModelFile* file_ = nullptr;  // while the model is placed
+    int64_t upload_bytes_ = kUploadBytes;
     std::optional<Staging> staging_;
     std::vector<Arena> arenas_;
     std::deque<Weights> weights_;

@@ -21,4 +21,6 @@ DeviceLimits cuda_limits(int index) {
     return {};
 }
 
+CudaLimits cuda_limits(int) { throw UnsupportedError(why_no_cuda()); }
+
 }  // namespace rwkv_edge

@@ -61,6 +61,7 @@ def counts(_ctx: object, param: click.Parameter, text: str | None) -> list[int]:
     show_default=True,
     help="Numbers of sessions that write together, such as 1,2,4,8,16,32.",
 )
+@device_option
 @click.option("-r", "--repeats", type=click.IntRange(min=1), default=3, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def bench(
@@ -71,6 +72,7 @@ def bench(
     prompt: int,
     max_tokens: int,
     sessions: list[int],
+    device: str | None,
     repeats: int,
     as_json: bool,
 ) -> None:
@@ -80,7 +82,7 @@ def bench(
     Reading is limited by arithmetic: the share is of the peak of the weights' types. Writing is
     limited by memory, because every step reads all weights: the share is of the bandwidth. Several
     sessions that write together read them once. Shares count a matrix that lies by input
-    (--sparse-ffn) as if every row of it was read.
+    (--sparse-ffn) as if every row of it was read. Of a GPU the peak is that of its tensor cores.
     """
     from .. import bench as benchmark
 
@@ -100,6 +102,7 @@ def bench(
                 sessions=sessions,
                 repeats=repeats,
                 progress=bar,
+                device=device,
             )
         )
     file = open_model_file(path)

@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Models on a GPU, or on its emulation: against the oracle, beside the CPU, and what can go wrong.
+
+In a build with RWKV_EDGE_CUDA=EMULATE the GPU is emulated. There the variable RWKV_EDGE_DEVICE=cuda
+runs other tests of models on it as well.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import ggml_types as ggml
+import numpy as np
+import pytest
+import tiny
+from click.testing import CliRunner
+from conftest import GetModel
+from reference import comparable, oracle
+from rwkv_edge import Model, UnsupportedError, _core, cli
+from rwkv_edge.convert import quantize
+from rwkv_edge.model_file import open_model_file
+from tolerances import F32_BOUND, worst
+
+WHY = _core.why_no_cuda()
+on_gpu = pytest.mark.skipif(bool(WHY), reason=WHY or "there is a GPU")
+emulated = pytest.mark.skipif(
+    _core.cuda_devices()[:1] != ["emulated GPU"], reason="needs a build that emulates"
+)
+
+# The K types come in blocks of 256 columns.
+CASES = [(version, kind, "d256") for version in tiny.VERSIONS for kind in ggml.K_TYPES]
+CASES += [
+    (version, kind, "d192")
+    for version in tiny.VERSIONS
+    for kind in ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1")
+]
+TOKENS = np.random.default_rng(5).integers(0, 64, 22).tolist()
+
+
+def bits(array: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> bytes:
+    return array.tobytes()
+
+
+@on_gpu
+@pytest.mark.parametrize(("version", "kind", "shape"), CASES)
+def test_every_version_and_type_agrees_with_the_oracle(
+    tiny_model: GetModel, version: str, kind: str, shape: str
+) -> None:
+    """Weights are exact and inputs have 22 bits, so the bound is that of single precision. Tokens
+    taken one by one, of which all but the first are recordings, give the same bits."""
+    path, made = tiny_model(kind, shape, version)
+    right, end = oracle(made.weights).forward(TOKENS)
+    session = Model(path, device="cuda").session()
+    found = session.feed(TOKENS, logits="all")
+    assert worst(found - right)[1:].max() < F32_BOUND * right.std()
+    state, expected = comparable(session.state.numpy()), comparable(end)
+    for part in expected:
+        error = np.abs(state[part] - expected[part]).max()
+        assert error < F32_BOUND * expected[part].std(), part
+    again = session.model.session()
+    parts = [again.feed(TOKENS[:17], logits="all")]
+    parts += [again.feed([token], logits="all") for token in TOKENS[17:]]
+    assert bits(np.concatenate(parts)) == bits(found)
+    assert bits(again.state.data) == bits(session.state.data)
+
+
+@on_gpu
+@pytest.mark.parametrize("kind", ["f32", "f16", "bf16"])  # of others the CPU rounds inputs
+def test_a_matrix_by_input_agrees_with_one_by_output(
+    tmp_path: Path, tiny_model: GetModel, kind: str
+) -> None:
+    path, _ = tiny_model("f32", "d128")
+    target = tmp_path / "sparse.gguf"
+    quantize(path, target, type=kind, sparse_ffn=True)
+    on_cpu, on_gpu = (Model(target, device=device).session() for device in ("cpu", "cuda"))
+    right, found = (session.feed(TOKENS, logits="all") for session in (on_cpu, on_gpu))
+    assert worst(found - right)[1:].max() < F32_BOUND * right.std()
+    steps = Model(target, device="cuda").session()
+    assert bits(np.concatenate([steps.feed([t], logits="all") for t in TOKENS])) == bits(found)
+
+
+@on_gpu
+@pytest.mark.parametrize("version", tiny.VERSIONS)
+def test_states_move_between_devices(tiny_model: GetModel, version: str) -> None:
+    path, _ = tiny_model("f16", "d128", version)
+    on_cpu, on_gpu = Model(path, device="cpu"), Model(path, device="cuda")
+    assert on_cpu.device.startswith("cpu ")
+    assert on_gpu.device.startswith("cuda:0 ")
+    for here, there in ((on_cpu, on_gpu), (on_gpu, on_cpu)):
+        first = here.session()
+        first.feed(TOKENS)
+        second = there.session(first.state)
+        assert bits(second.state.data) == bits(first.state.data)
+        right, found = first.feed([7, 3]), second.feed([7, 3])
+        assert np.abs(found - right).max() < F32_BOUND * right.std()
+
+
+@on_gpu
+def test_text_is_that_of_the_cpu() -> None:
+    prompt = "User: hi\n\nAssistant:"
+    texts = [
+        "".join(Model(device=device).session().generate(prompt, max_tokens=8, temperature=0))
+        for device in ("cpu", "cuda")
+    ]
+    assert texts[0] == texts[1] != ""
+
+
+@on_gpu
+def test_company_and_interruption_change_no_bit(tiny_model: GetModel) -> None:
+    model = Model(tiny_model("q4_0", "d192")[0], device="cuda")
+    sessions = [model.session() for _ in range(5)]
+    prompts = [TOKENS[:n] for n in (1, 22, 3, 9, 1)]
+    batch = model.batch(sessions)
+
+    def stop(done: int, total: int) -> None:  # noqa: ARG001
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        batch.feed([[1] * 50] * 5, progress=stop)
+    together = [batch.feed(prompts)]
+    together += [batch.feed([[token]] * 5) for token in (4, 5, 6)]
+    for i, prompt in enumerate(prompts):
+        alone = model.session()
+        rows = [alone.feed(prompt), *(alone.feed([token]) for token in (4, 5, 6))]
+        assert bits(np.array(rows)) == bits(np.array([step[i] for step in together]))
+
+
+def test_a_device_that_is_not_there() -> None:
+    with pytest.raises(ValueError, match="device 'gpu', expected 'cpu', 'cuda' or 'cuda:1'"):
+        Model(device="gpu")
+    with pytest.raises(ValueError if not WHY else UnsupportedError, match=WHY or "'cuda:99', exp"):
+        Model(device="cuda:99")
+    assert Model(device="cpu").device == f"cpu {_core.isa()}"
+    assert f"cpu {_core.isa()}" in CliRunner().invoke(cli.main, ["info"]).output
+
+
+@pytest.mark.skipif(not WHY, reason="this build has CUDA")
+@pytest.mark.parametrize("command", ["generate", "chat", "bench"])
+def test_the_program_says_why_there_is_no_gpu(command: str) -> None:
+    prompt = ["-p", "a"] if command == "generate" else []
+    result = CliRunner().invoke(cli.main, [command, *prompt, "--device", "cuda"])
+    assert result.exit_code == 1
+    assert result.stderr == f"Error: {WHY}\n"
+
+
+def child(code: str, **environment: str) -> str:
+    """What a program that may fail says last."""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    return (done.stdout + done.stderr).strip().splitlines()[-1]
+
+
+@emulated
+@pytest.mark.parametrize(
+    ("count", "why"), [("-1", "there is no NVIDIA driver here"), ("0", "finds no GPU here")]
+)
+def test_without_a_driver_or_a_gpu(count: str, why: str) -> None:
+    code = "from rwkv_edge import Model; Model(device='cuda')"
+    said = child(code, RWKV_EDGE_EMULATED_GPUS=count)
+    assert "UnsupportedError: " in said
+    assert why in said
+
+
+@emulated
+def test_a_model_that_does_not_fit_is_refused_before_anything_is_uploaded() -> None:
+    said = child(
+        "from rwkv_edge import Model; Model(device='cuda')", RWKV_EDGE_EMULATED_MEMORY="6000000"
+    )
+    assert said.startswith("MemoryError: ")
+    for part in ("the model takes", "the state of a session", "scratch memory", "6 MiB free of"):
+        assert part in said
+
+
+@emulated
+def test_the_hundredth_session_finds_no_memory_and_the_others_go_on() -> None:
+    code = """
+from rwkv_edge import Model
+model = Model(device="cuda")
+sessions = [model.session()]
+sessions[0].feed([1])  # takes the scratch memory
+try:
+    while True:
+        sessions.append(model.session())
+except MemoryError as error:
+    said = str(error)
+sessions[0].feed([1, 2])
+spare = sessions.pop()
+before = sessions[0].state.data.tobytes()
+del spare
+model.session().feed([3])
+assert sessions[0].state.data.tobytes() == before
+print(len(sessions) > 5, said)
+"""
+    said = child(code, RWKV_EDGE_EMULATED_MEMORY=str(24 << 20))
+    assert said.startswith("True cuda:0 emulated GPU: no memory left for 1 MiB")
+    assert "of 24 MiB are free" in said
+
+
+@emulated
+def test_after_a_fork_the_gpu_is_not_touched() -> None:
+    code = """
+import os
+from rwkv_edge import Model
+model = Model(device="cuda")
+session = model.session()
+if os.fork() == 0:
+    try:
+        session.feed([1])
+    except RuntimeError as error:
+        print(error, flush=True)
+    del session, model
+    os._exit(0)
+os.wait()
+session.feed([1])
+"""
+    assert "forked from one that had a model on a GPU" in child(code)
+
+
+@on_gpu
+def test_a_file_that_is_cut_while_it_is_uploaded(tmp_path: Path, tiny_model: GetModel) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(tiny_model("f32", "d128")[0].read_bytes())
+    file = open_model_file(path)
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(OSError, match="cut short while the model was read"):
+        _core.Runner(file, device="cuda")
