@@ -84,13 +84,6 @@ std::string why_no_cuda();
 // Of the GPUs here, by index: "NVIDIA H100 80GB HBM3".
 std::vector<std::string> cuda_devices();
 
-// What a GPU gives at most, in 10^9 per second: bytes read from its memory, and operations of its
-// tensor cores on halves, two for a product. Takes a moment. Throws what make_cuda_backend throws.
-struct CudaLimits {
-    double bandwidth_gb, product_gops;
-};
-CudaLimits cuda_limits(int index);
-
 // By the name of a device: "cpu", "cuda", "cuda:1". Throws what the two above throw, and
 // std::invalid_argument for another name.
 std::shared_ptr<Backend> make_backend(const std::string& device, int threads);

@@ -61,7 +61,8 @@ class Limits:
     """Operations on float32, two per product, at the kernel level in use; of a GPU on float16, in
     its tensor cores."""
     int8_gops: float
-    """The same of 8-bit products; of a GPU that of float16, which all its products are made of."""
+    """The same of 8-bit products. A GPU makes all products of float16, two for each, so that half
+    of its peak is the most that can be reached."""
 
     @classmethod
     def measure(cls, threads: int, device: str = "cpu") -> Limits:
@@ -74,14 +75,6 @@ class Limits:
         return cls(
             _core.read_bandwidth(threads), _core.float_peak(threads), _core.int8_peak(threads)
         )
-
-    @classmethod
-    def measure_gpu(cls, index: int) -> Limits:
-        """Of a GPU, which multiplies all types as halves. An input is two of them, so half of its
-        peak can be reached at most.
-        """
-        bandwidth, peak = _core.cuda_limits(index)
-        return cls(bandwidth, peak, peak)
 
     def rate(self, work: Work, test: str, sessions: int = 1) -> float:
         """Tokens per second of a test where nothing but the limit takes time.
@@ -135,7 +128,6 @@ def measure(
     sessions: list[int],
     repeats: int,
     progress: Callable[[int, int], None],
-    device: str = "cpu",
 ) -> Iterator[Result]:
     """Yield the results for each number of threads, and of sessions that write together; 0 tokens
     leave a test out. A GPU has no threads, so one number of them will do.

@@ -134,7 +134,8 @@ def test_a_device_that_is_not_there() -> None:
     with pytest.raises(ValueError if not WHY else UnsupportedError, match=WHY or "'cuda:99', exp"):
         Model(device="cuda:99")
     assert Model(device="cpu").device == f"cpu {_core.isa()}"
-    assert f"cpu {_core.isa()}" in CliRunner().invoke(cli.main, ["info"]).output
+    devices = f"cpu (no cuda: {WHY})" if WHY else f"cpu, cuda:0 {_core.cuda_devices()[0]}"
+    assert f"\ndevices       {devices}" in CliRunner().invoke(cli.main, ["info"]).output
 
 
 @pytest.mark.skipif(not WHY, reason="this build has CUDA")
@@ -143,7 +144,7 @@ def test_the_program_says_why_there_is_no_gpu(command: str) -> None:
     prompt = ["-p", "a"] if command == "generate" else []
     result = CliRunner().invoke(cli.main, [command, *prompt, "--device", "cuda"])
     assert result.exit_code == 1
-    assert result.stderr == f"Error: {WHY}\n"
+    assert result.stderr == f"Error: device 'cuda:0': {WHY}\n"
 
 
 def child(code: str, **environment: str) -> str:

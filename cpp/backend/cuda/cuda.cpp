@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // A model on one GPU: its weights, states and scratch memory there, and the verbs as launches.
 #include <algorithm>
-#include <chrono>
 #include <deque>
 #include <map>
 #include <mutex>
@@ -172,7 +171,8 @@ public:
             throw NoMemory(cat(file.path(), ": the model takes ", mebibytes(counted.weights),
                                ", the state of a session ", mebibytes(state),
                                ", scratch memory ", mebibytes(counted.scratch),
-                               " and, before that, its upload ", mebibytes(upload), "; ", name(), " has ", mebibytes(free), " free of ",
+                               " and, before that, its upload ", mebibytes(upload), "; ", name(),
+                               " has ", mebibytes(free), " free of ",
                                mebibytes(gpu_.total_bytes())));
         file_ = &file;
         new_arena(counted.weights);

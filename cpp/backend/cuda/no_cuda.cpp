@@ -21,6 +21,4 @@ DeviceLimits cuda_limits(int index) {
     return {};
 }
 
-CudaLimits cuda_limits(int) { throw UnsupportedError(why_no_cuda()); }
-
 }  // namespace rwkv_edge

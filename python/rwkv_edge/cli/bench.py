@@ -61,7 +61,6 @@ def counts(_ctx: object, param: click.Parameter, text: str | None) -> list[int]:
     show_default=True,
     help="Numbers of sessions that write together, such as 1,2,4,8,16,32.",
 )
-@device_option
 @click.option("-r", "--repeats", type=click.IntRange(min=1), default=3, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def bench(
@@ -72,7 +71,6 @@ def bench(
     prompt: int,
     max_tokens: int,
     sessions: list[int],
-    device: str | None,
     repeats: int,
     as_json: bool,
 ) -> None:
@@ -102,7 +100,6 @@ def bench(
                 sessions=sessions,
                 repeats=repeats,
                 progress=bar,
-                device=device,
             )
         )
     file = open_model_file(path)

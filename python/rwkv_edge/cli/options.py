@@ -30,8 +30,7 @@ model_argument = click.argument("model", required=False, type=FILE)
 device_option = click.option(
     "--device",
     metavar="NAME",
-    help="Where the model runs: cpu, cuda, or cuda:1 for the second GPU. `rwkv-edge info` lists "
-    "what there is.",
+    help="cpu, cuda, or cuda:1 for the second GPU; by default RWKV_EDGE_DEVICE, or cpu.",
 )
 
 
@@ -129,7 +128,7 @@ def open_model(
     path: Path | None, vocab: Path | None, threads: int | None, device: str | None
 ) -> Model:
     model = Model(path, vocab=vocab, threads=threads, device=device)
-    if model.hint is not None:
+    if model.device.startswith("cpu") and model.hint is not None:
         click.echo(printable(model.hint), err=True)
     return model
 
