@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 from dataclasses import dataclass
 from os import PathLike
@@ -83,14 +84,19 @@ class State:
             start = stop
         return views
 
-    def save(self, path: str | PathLike[str]) -> None:
+    def save(self, path: str | PathLike[str], *, overwrite: bool = False) -> None:
         """Write the state as a GGUF file: a tensor [n_layer, ...] for each of its parts.
 
+        A saved state or an empty file at `path` is replaced, any other file only with `overwrite`.
         A state tells what was said, so a new file has the mode 0600; an existing one keeps its own.
-        Raises OSError where that cannot be done.
+        Raises FileExistsError for a file that is not to be replaced, OSError where the state cannot
+        be written.
         """
         from .files.gguf_writer import GGUFWriter, TensorPlan, string
 
+        if not overwrite and not replaceable(Path(path)):
+            text = "is no saved state; overwrite=True replaces it"
+            raise FileExistsError(errno.EEXIST, text, str(path))
         parts = self.numpy()
         plans = [TensorPlan(name, part.shape, "f32") for name, part in parts.items()]
         metadata = {ARCH_KEY: string(self.shape.arch)}
@@ -160,3 +166,13 @@ class State:
                 f"{self.source}: a {kind} of {self.shape} does not fit {model}: {shape}"
             )
         return self
+
+
+def replaceable(path: Path) -> bool:
+    """Whether nothing but a saved state is lost where `path` is written."""
+    if not path.is_file() or not path.stat().st_size:
+        return True
+    try:
+        return is_gguf(path) and _core.ModelFile(path).get(ARCH_KEY) is not None
+    except _core.FormatError:
+        return False

@@ -121,11 +121,13 @@ class Conversation:
         if turn is not None and turn.missing:
             self._feed(turn.missing)
 
-    def save(self, path: str | PathLike[str]) -> None:
+    def save(self, path: str | PathLike[str], *, overwrite: bool = False) -> None:
         """Write the conversation's state; while an answer is given, as if it ended with the words
         that were yielded.
 
-        Raises ValueError where `path` is the model's file, OSError where it cannot be written.
+        A file that is no saved state is replaced only with `overwrite`, and the model's never.
+        Raises ValueError where `path` is the model's file, FileExistsError for another that is not
+        to be replaced, OSError where the state cannot be written.
         """
         model = self.session.model.path
         if Path(path).exists() and model.exists() and model.samefile(path):
@@ -134,7 +136,7 @@ class Conversation:
         if self._turn is not None and self._turn.missing:
             session = session.fork()
             session.read(session.model.tokenizer.encode(self._turn.missing))
-        session.state.save(path)
+        session.state.save(path, overwrite=overwrite)
 
     def load(self, path: str | PathLike[str]) -> None:
         """Go on with a saved conversation, and with its system text.

@@ -20,7 +20,7 @@ import click
 
 from .._core import FormatError, ModelFile
 from ..chat import Conversation
-from ..files.form import ARCH_KEY, amount, is_gguf, printable
+from ..files.form import amount, printable
 from ..generation import Sampling
 from .lines import clever, line_editing, messages
 
@@ -257,22 +257,16 @@ def run_command(conversation: Conversation, line: str) -> str:
         conversation.reset()
         return "a new conversation"
     if name in ("/save", "/save!"):
-        if name == "/save" and path.is_file() and not is_conversation(path):
-            raise ValueError(f"{path}: is no saved conversation; `/save! {path}` replaces it")
-        conversation.save(path)
+        try:
+            conversation.save(path, overwrite=name == "/save!")
+        except FileExistsError:
+            text = f"{path}: is no saved conversation; `/save! {path}` replaces it"
+            raise ValueError(text) from None
         return f"saved in {path}"
     if name == "/load":
         conversation.load(path)
         return f"going on from {path}"
     raise ValueError(f"{name} is no command; /help lists them")
-
-
-def is_conversation(path: Path) -> bool:
-    """Whether a file is a saved state."""
-    try:
-        return is_gguf(path) and ModelFile(path).get(ARCH_KEY) is not None
-    except FormatError:
-        return False
 
 
 def error_text(error: BaseException) -> str:
