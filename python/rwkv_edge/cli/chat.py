@@ -18,12 +18,18 @@ from .terminal import talk
 
 @click.command()
 @model_and_threads
-@click.option("--system", metavar="TEXT", help="What the model is told before the conversation.")
-@click.option("--paragraphs", is_flag=True, help="For models that answer in several paragraphs.")
+@click.option(
+    "--system", metavar="TEXT", help="Instructions that the model reads before the conversation."
+)
+@click.option(
+    "--paragraphs",
+    is_flag=True,
+    help="Let an answer have several paragraphs. By default an empty line ends it.",
+)
 @click.option(
     "--template",
     type=click.Choice(list(TEMPLATES)),
-    help="How turns are written; raven for models of the Pile, else world.",
+    help="Format of the turns. Default: raven for models of the Pile, else world.",
 )
 @text_options
 @sampling_options
@@ -33,7 +39,7 @@ from .terminal import talk
     default=1024,
     show_default=True,
     metavar="N",
-    help="Longest answer.",
+    help="Maximum length of an answer in tokens.",
 )
 def chat(
     *,
@@ -46,7 +52,7 @@ def chat(
     template: str | None,
     **sampling: Any,
 ) -> None:
-    """Talk with a model; /help inside lists the commands."""
+    """Talk with a model. Type /help in the chat for its commands."""
     options = checked(sampling)
     loaded = open_model(model, vocab, threads)
     conversation = Conversation(

@@ -29,7 +29,7 @@ from .terminal import Progress, write
     "--prompt",
     required=True,
     metavar="TEXT",
-    help="What to go on from; - : stdin, less a last newline.",
+    help="Text to continue. - reads it from stdin, less one newline at the end.",
 )
 @click.option(
     "-n",
@@ -38,16 +38,17 @@ from .terminal import Progress, write
     show_default=True,
     metavar="N",
     default=DEFAULTS["max_tokens"].default,
-    help="Tokens to write at most.",
+    help="Maximum number of tokens to write.",
 )
-@click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; repeatable.")
+@click.option("--stop", multiple=True, metavar="TEXT", help="Stop before this text. Repeatable.")
 @click.option(
     "--lookup",
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
     metavar="N",
-    help="Guess up to N tokens from the text so far; the text is the same, and may come sooner.",
+    help="Guess up to N tokens a step from the text so far. The result is the same. A text that "
+    "repeats itself comes faster.",
 )
 @text_options
 @sampling_options
@@ -62,7 +63,7 @@ def generate(
     lookup: int,
     **sampling: Any,
 ) -> None:
-    """Write what follows a prompt. An empty one begins a document."""
+    """Continue a text. An empty prompt begins a new document."""
     options = checked(sampling)
     loaded = open_model(model, vocab, threads)
     text = read_prompt() if prompt == "-" else prompt

@@ -27,7 +27,7 @@ def model_and_threads(command: Command) -> Command:
         "-t",
         "--threads",
         type=click.IntRange(min=1),
-        help="Threads; by default one for each idle core, at most 8, and one for a small model.",
+        help="Threads. Default: one for each idle core, at most 8; one for a small model.",
     )
     return model_argument(threads(command))
 
@@ -35,10 +35,13 @@ def model_and_threads(command: Command) -> Command:
 def text_options(command: Command) -> Command:
     """What a model needs beside its weights to read and write text."""
     command = click.option(
-        "--state", type=FILE, metavar="FILE", help="Where to begin: a saved state or a tuned one."
+        "--state", type=FILE, metavar="FILE", help="Saved state or tuned state to begin with."
     )(command)
     return click.option(
-        "--vocab", type=FILE, metavar="FILE", help="Vocabulary, where the model file has none."
+        "--vocab",
+        type=FILE,
+        metavar="FILE",
+        help="Vocabulary file, for a model file that holds none.",
     )(command)
 
 
@@ -52,13 +55,34 @@ def open_model(path: Path | None, vocab: Path | None, threads: int | None) -> Mo
 def sampling_options(command: Command) -> Command:
     """The options of `Session.generate`, with its defaults."""
     kinds: dict[str, tuple[click.ParamType[Any], str]] = {
-        "temperature": (click.FloatRange(min=0), "Below 1 more certain, above wilder; 0 is fixed."),
-        "top-k": (click.IntRange(0, 2**31 - 1), "Choose among the K likeliest tokens; 0: all."),
-        "top-p": (click.FloatRange(0, 1), "Choose among those that hold this probability."),
-        "presence-penalty": (click.FLOAT, "Lower the logits of tokens that occurred."),
-        "frequency-penalty": (click.FLOAT, "Lower them by this for each time."),
-        "penalty-decay": (click.FloatRange(0, 1), "What a token leaves of each count."),
-        "seed": (click.IntRange(0, 2**64 - 1), "Equal seeds give equal text."),
+        "temperature": (
+            click.FloatRange(min=0),
+            "Randomness. 0 always takes the likeliest token; 1 samples as the model was trained.",
+        ),
+        "top-k": (
+            click.IntRange(0, 2**31 - 1),
+            "Sample among the K likeliest tokens. 0 means all.",
+        ),
+        "top-p": (
+            click.FloatRange(0, 1),
+            "Sample among the likeliest tokens, as many as together have this probability.",
+        ),
+        "presence-penalty": (
+            click.FLOAT,
+            "Subtract this from the logit of every token that has occurred.",
+        ),
+        "frequency-penalty": (
+            click.FLOAT,
+            "Subtract this for each time that the token has occurred.",
+        ),
+        "penalty-decay": (
+            click.FloatRange(0, 1),
+            "Each new token multiplies all counts by this. 1 never forgets.",
+        ),
+        "seed": (
+            click.IntRange(0, 2**64 - 1),
+            "Seed of the sampling. The same seed gives the same text.",
+        ),
     }
     for name, (kind, text) in reversed(kinds.items()):
         default = DEFAULTS[name.replace("-", "_")].default
@@ -81,10 +105,11 @@ def type_options(command: Command) -> Command:
     command = click.option(
         "--sparse-ffn",
         is_flag=True,
-        help="Transpose ffn.value: faster where relu^2 makes most activations zero. "
-        "llama.cpp does not open such a file.",
+        help="Transpose ffn.value. A token then reads only the rows of activations that are not "
+        "zero. This is faster where relu^2 makes most of them zero. llama.cpp does not open such "
+        "a file.",
     )(command)
     for part, what in (("embd", "the embedding"), ("head", "the output matrix")):
-        text = f"Type of {what}; q8_0 in 4- and 5-bit files, else as the rest."
+        text = f"Weight type of {what}. Default: q8_0 in 4- and 5-bit files, else that of --type."
         command = click.option(f"--{part}-type", type=TYPE, metavar="TYPE", help=text)(command)
     return command
