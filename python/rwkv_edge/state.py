@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The recurrent state: all that a session remembers, as one array of fixed size."""
+"""The recurrent state: the memory of a session, an array of fixed size."""
 
 from __future__ import annotations
 
@@ -43,9 +43,10 @@ class StateShape:
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """A copy of a session's memory; any session of a model of that shape can go on from it.
+    """A copy of a session's state. Any session of a model of that shape can continue from it.
 
-    `data` is float32 [n_layer * shape.layer_size], `source` names where it came from.
+    `data` is float32 [n_layer * shape.layer_size]. `source` says where the state came from, for
+    messages.
     """
 
     data: NDArray[np.float32]
@@ -62,11 +63,11 @@ class State:
 
     @property
     def tuned(self) -> bool:
-        """Whether this is where a training put the beginning, with no text read yet."""
+        """Whether this is a tuned state: the result of a training, to begin texts with."""
         return self.shape.arch == TUNED
 
     def numpy(self) -> dict[str, NDArray[np.float32]]:
-        """Views of `data`, which write through to it, each [n_layer, ...]:
+        """Views of `data`, each [n_layer, ...]. Writing to them changes the state.
 
         att_shift [n_embd]: the last token's input of the time mix, after its norm;
         ffn_shift [n_embd]: the last token's input of the channel mix, after its norm;
@@ -108,8 +109,8 @@ class State:
     def load(cls, path: str | PathLike[str]) -> State:
         """Read what `save` wrote, or the tuned state in a .pth or .st file.
 
-        Raises FormatError for a file that is damaged, no state, or holds NaN or infinity,
-        UnsupportedError for tensors of a type that is not read, OSError where it cannot be read.
+        Raises FormatError for a file that is damaged, not a state, or holds NaN or infinity,
+        UnsupportedError for tensors of a type that is not read, OSError if it cannot be read.
         """
         if is_gguf(Path(path)):
             file = _core.ModelFile(path)

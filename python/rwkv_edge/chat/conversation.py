@@ -36,10 +36,10 @@ class Turn:
 
 
 class Conversation:
-    """A session that alternates between a user and the model.
+    """A chat: a session in which a user and the model take turns.
 
-    Between two calls the session stands at the start of the user's turn, so a saved state is all
-    that another process needs to go on with the same words.
+    Between two calls the user's turn begins. So a saved state is all that another process needs to
+    continue the conversation.
     """
 
     def __init__(
