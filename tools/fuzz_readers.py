@@ -690,7 +690,7 @@ def world(rng: random.Random) -> Files:
         elif kind == 1:
             parts[-1] = str(rng.choice(NUMBERS))
         elif kind == 2:
-            parts[1] = rng.choice(LITERALS)
+            parts[1:2] = [rng.choice(LITERALS)]
         elif kind == 3:
             parts.append(rng.choice(WORDS))
         elif kind == 4:
