@@ -246,6 +246,9 @@ def read_pieces(text: str, source: str) -> tuple[dict[str, Any], dict[int, Piece
                 "expected BPE over bytes (ByteLevel). If there is a tokenizer.model beside it, "
                 "take that"
             )
+        for option in ("continuing_subword_prefix", "end_of_word_suffix"):
+            if model.get(option):  # tokenizers 0.23 panics where a merge is shorter
+                raise ValueError(f"{option}: found {shown(model[option])}, expected none")
         pieces: dict[int, Piece] = {}
         for name, number in model["vocab"].items():
             pieces[_token_id(number)] = Piece(name, False, False)
@@ -314,7 +317,11 @@ class HuggingFaceTokenizer(PieceTokenizer):
                 step["add_prefix_space"] = False
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(spec))
-        except Exception as error:  # it raises nothing more specific
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except (
+            BaseException
+        ) as error:  # it raises nothing more specific, and a panic is no Exception
             raise _core.FormatError(f"{source}: not a Hugging Face tokenizer ({error})") from None
         self._tokenizer.encode_special_tokens = True
         self.n_vocab = max(pieces) + 1
