@@ -382,7 +382,8 @@ def test_signals_leave_nothing(tmp_path: Path, number: signal.Signals) -> None:
     target = tmp_path / "target"
     target.write_bytes(b"old")
     slow = f"""
-import sys, time
+import signal, sys, time
+signal.signal({int(number)}, signal.SIG_DFL)  # under nohup the tests ignore SIGHUP
 from rwkv_edge import cli
 from rwkv_edge.convert import policy
 pieces = policy.encode
