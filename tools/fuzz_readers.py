@@ -581,9 +581,21 @@ def state(rng: random.Random) -> Files:
         )
     )
     file.put("rwkv_edge.state.arch", tiny.STRING, arch)
+    said = {
+        "version": (tiny.U32, rng.choice((1, 2, 2, 3))),
+        "tokens": (tiny.U64, rng.choice((0, 7, 1 << 63))),
+        "fingerprint": (tiny.STRING, rng.choice(("0" * 64, "x"))),
+        "text": (tiny.STRING, tiny.string(rng.choice(WORDS).encode("utf-8", "surrogatepass"))),
+    }
+    for name, (kind, found) in said.items():
+        if rng.random() < 0.3:
+            file.put(f"rwkv_edge.state.{name}", kind, found)
+    if rng.random() < 0.3:
+        parts = {**parts, "output": (32,)}
     for name, shape in parts.items():
-        data = struct.pack("<f", rng.random()) * int(np.prod(shape))
-        file.tensors.append(tiny.Entry(name, list(shape[::-1]), 0, data))
+        half = rng.random() < 0.1
+        data = struct.pack("<e" if half else "<f", rng.random()) * int(np.prod(shape))
+        file.tensors.append(tiny.Entry(name, list(shape[::-1]), int(half), data))
     for _ in range(rng.choice((0, 1, 1, 2, 3))):
         change_gguf(rng, file)
     return {"a.state": maybe(rng, gguf_bytes(file))}
@@ -608,7 +620,7 @@ def model_of(version: str, folder: Path) -> Model:
 
 def begin(path: Path) -> None:
     """Load a state, save it, and go on from it where it fits."""
-    loaded = State.load(path)
+    loaded = State.load(path, any_model=True)
     str(loaded.shape)
     loaded.numpy()
     loaded.save(beside(path, "again.state"))

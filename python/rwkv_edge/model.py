@@ -4,18 +4,36 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from operator import index
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeVar, cast, overload
 
 from . import _core
 from .files.form import ARCH_KEY
-from .generation import MAX_SEED, Answer, Sampling, Stream, run, whole
+from .generation import (
+    MAX_SEED,
+    Answer,
+    BatchGeneration,
+    Choosing,
+    Generation,
+    Options,
+    Sampling,
+    Stream,
+    whole,
+)
+from .grammar import FORMS, Grammars, form_of
 from .lookup import Lookup
-from .model_file import bytes_per_token, default_threads, hint, open_model_file
+from .model_file import (
+    bytes_per_token,
+    default_threads,
+    fingerprint,
+    hint,
+    open_model_file,
+    stamp,
+)
 from .state import State, StateShape
 from .tokenizer import END_OF_TEXT, Tokenizer, tokenizer_from_file
 
@@ -24,8 +42,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from typing_extensions import Unpack
 
+    from .asynchronous import AsyncGeneration
+
 # Tokens that a lookup knows at most.
 MOST_LOOKED_UP = 8192
+
+# Of a long text; each takes n_embd floats.
+EMBEDDED_AT_ONCE = 512
 
 T = TypeVar("T")
 FeedProgress = Callable[[int, int], None]  # tokens fed, tokens in all
@@ -69,7 +92,10 @@ class Model:
         """
         if threads is not None:
             threads = whole("threads", threads, 1, 1024)
-        self._file = open_model_file(bundled_model() if path is None else path, vocab=vocab)
+        path = Path(bundled_model() if path is None else path)
+        self.stamp = stamp(path)
+        """Of the file when it was opened: its size and its time."""
+        self._file = open_model_file(path, vocab=vocab)
         if self._file.get(ARCH_KEY) is not None:
             raise _core.FormatError(
                 f"{self._file.path}: a saved state, not a model; "
@@ -108,6 +134,12 @@ class Model:
     def threads(self) -> int:
         return self._core.threads
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """What tells this model from others of its shape: 64 hex digits. `model_file.fingerprint`
+        says what it covers."""
+        return fingerprint(self._file)
+
     @property
     def hint(self) -> str | None:
         """What would make this model faster on this machine; None where nothing is known to."""
@@ -135,6 +167,10 @@ class Model:
         tokenizer = self.tokenizer
         return [*tokenizer.without_text(), *range(tokenizer.n_vocab, self.n_vocab)]
 
+    @cached_property
+    def _grammars(self) -> Grammars:
+        return Grammars(self.tokenizer, self.n_vocab)
+
     @property
     def _shape(self) -> StateShape:
         return StateShape(self.arch, self.n_layer, tuple(self._core.state_parts))
@@ -142,12 +178,49 @@ class Model:
     def session(self, state: State | None = None) -> Session:
         """A new session: from the beginning, from where `state` was copied, or from a tuned state.
 
-        Raises FormatError where the state is of another model.
+        Raises FormatError where the state is of another model; `State.load` has an option.
         """
         session = Session(self, self._core.session())
         if state is not None:
             session.reset(state)
         return session
+
+    def embed(
+        self,
+        texts: Iterable[str | bytes],
+        *,
+        layer: int | None = None,
+        pooling: Literal["mean", "last"] = "mean",
+    ) -> NDArray[np.float32]:
+        """A vector for each text, float32 [len(texts), n_embd], of length 1; so the dot of two is
+        their cosine.
+
+        It is the residual stream after `layer` layers, as `Session.hidden` counts them, averaged
+        over the text's tokens; or with `pooling` "last" that of its last token. Each text is read
+        by itself, as the beginning of a document. No RWKV was trained to give such vectors. By
+        default it is after two thirds of the layers: the first know words, the last know what word
+        comes next.
+
+        Raises ValueError for an empty text, and for a layer that the model lacks.
+        """
+        import numpy as np
+
+        if pooling not in ("mean", "last"):
+            raise ValueError(f"pooling: found {pooling!r}, expected 'mean' or 'last'")
+        depth = (2 * self.n_layer + 1) // 3 if layer is None else layer
+        vectors = []
+        for i, text in enumerate(texts):
+            ids = self.tokenizer.encode(text)
+            if not ids:
+                raise ValueError(f"text {i} is empty")
+            session = self.session()
+            session.read([END_OF_TEXT])
+            total = np.zeros(self.n_embd)
+            for start in range(0, len(ids), EMBEDDED_AT_ONCE):
+                (found,) = session.hidden(ids[start : start + EMBEDDED_AT_ONCE], [depth])
+                total = found[-1] if pooling == "last" else total + found.sum(0, np.float64)
+            vectors.append(total / np.linalg.norm(total))
+        return np.array(vectors, np.float32).reshape(-1, self.n_embd)
 
     def batch(self, sessions: Iterable[Session]) -> Batch:
         """Sessions of this model, to go on together.
@@ -164,7 +237,7 @@ class Session:
         """For `Model.session` and `Session.fork`."""
         self.model = model
         self._engine = core
-        self._from_start = True  # and not from a state after some text
+        self._before: int | None = 0  # tokens before those that the engine counts; None: unknown
         self._stream: Stream | None = None  # the text that is being generated
         self._lookup = Lookup(0)
         self._read = array("i")  # the last tokens, for a lookup; wrong ones would do no harm
@@ -226,6 +299,31 @@ class Session:
         """Read tokens as `feed` does, for `generate` to go on from there."""
         self._feed(self._checked(tokens), _core.Logits.none, progress)
 
+    def hidden(
+        self,
+        tokens: Iterable[SupportsIndex],
+        layers: Iterable[SupportsIndex],
+        *,
+        progress: FeedProgress | None = None,
+    ) -> NDArray[np.float32]:
+        """Read tokens as `feed` does, and return what the model makes of them on the way.
+
+        That is the residual stream, float32 [len(layers), T, n_embd]: for each of `layers`, after
+        each token, what it holds when so many layers have run. 0 is the embedding after its norm,
+        what the first layer reads. `model.n_layer` or -1 is what the head reads before the last
+        norm, and other negative numbers count from there.
+        Raises ValueError for a layer that the model lacks, and as `feed` does.
+        """
+        import numpy as np
+
+        last = self.model.n_layer
+        numbers = [whole("layer", layer, -last - 1, last) % (last + 1) for layer in layers]
+        ids = self._checked(tokens)
+        found = self._writable.hidden(ids, numbers, of_all(progress, len(ids)))
+        self._note(ids)
+        shape = (len(numbers), len(ids), self.model.n_embd)
+        return np.frombuffer(found, np.float32).reshape(shape)
+
     def _checked(self, tokens: Iterable[SupportsIndex]) -> list[int]:
         ids = self._ids(tokens)
         if not ids:
@@ -262,7 +360,21 @@ class Session:
         """
         import numpy as np
 
-        return State(np.frombuffer(self._readable.get_state(), np.float32), self.model._shape)
+        core = self._readable
+        output = np.frombuffer(core.get_output(), np.float32) if core.tokens else None
+        return State(
+            np.frombuffer(core.get_state(), np.float32),
+            self.model._shape,
+            output=output,
+            tokens=None if self._before is None else self._before + core.tokens,
+            fingerprint=self.model.fingerprint,
+            model=self.model.path.name,
+        )
+
+    @property
+    def tokens(self) -> int | None:
+        """How many tokens were read since the beginning; None after a state that does not say."""
+        return None if self._before is None else self._before + self._readable.tokens
 
     def reset(self, state: State | None = None) -> None:
         """Go to the beginning, to where `state` was copied, or to a tuned state.
@@ -271,20 +383,36 @@ class Session:
         """
         if state is None:
             self._writable.reset()
+            self._before = 0
         elif not isinstance(state, State):
             raise TypeError(f"state: found {state!r}, expected a State, as State.load(path) gives")
         else:
-            fitted = state.fitted(self.model._shape, str(self.model.path))
-            self._writable.set_state(bytearray(fitted.data))
-        self._from_start = state is None or state.tuned
+            model = self.model
+            fitted = state.fitted(model._shape, str(model.path), model.fingerprint)
+            output = bytearray() if fitted.output is None else bytearray(fitted.output)
+            self._stand(bytearray(fitted.data), output, fitted.tokens)
+            return
         self._read = array("i")
+
+    def _stand(
+        self,
+        state: bytearray,
+        output: bytearray,
+        tokens: int | None,
+        read: array[int] = array("i"),  # noqa: B008
+    ) -> None:
+        """Go to where so many tokens were read, the last of which had that output, or no token."""
+        self._writable.set_state(state, output)
+        # the engine counts the last one
+        self._before = tokens - 1 if output and tokens is not None else tokens
+        self._read = read[-MOST_LOOKED_UP:]
 
     def fork(self) -> Session:
         """A second session that goes on from here on its own: while text is generated, from where
         the text yielded so far ends.
         """
         twin = Session(self.model, self._readable.fork())
-        twin._from_start, twin._read = self._from_start, self._read
+        twin._before, twin._read = self._before, self._read
         return twin
 
     def rewind(self, to: Session) -> None:
@@ -295,7 +423,7 @@ class Session:
         if to.model is not self.model:
             raise ValueError(f"a session of {to.model}, expected one of {self.model}")
         self._writable.rewind(to._readable)
-        self._from_start, self._read = to._from_start, to._read
+        self._before, self._read = to._before, to._read
 
     def generate(
         self,
@@ -304,8 +432,9 @@ class Session:
         stop: str | Sequence[str] = (),
         lookup: int = 0,
         **sampling: Unpack[Sampling],
-    ) -> Generator[str, None, None]:
-        """Read the prompt and yield what follows, piece by piece, in whole characters.
+    ) -> Generation:
+        """Read the prompt and yield what follows, piece by piece, in whole characters. The iterator
+        has the facts as `details`: tokens, finish reason, counts, times.
 
         It ends after `max_tokens` (256) tokens, at the token that ends a document, or before a stop
         string. Then, or when the iterator is closed early, the session stands exactly behind the
@@ -313,22 +442,61 @@ class Session:
         whatever changes the session ends the text. An empty prompt goes on from the last token fed;
         at the very beginning it stands for the token that ends a document.
 
-        Of the tokens, the most likely are kept: as few as hold `top_p` (0.3) of the probability (1:
-        all), and at most `top_k` (0: any number). Then `temperature` (1) sharpens (< 1) or flattens
-        (> 1) their probabilities; 0 always takes the first. A token's logit is lowered by
-        `presence_penalty` (0) once it was generated, and by `frequency_penalty` (0) times its
-        count, of which each later token leaves `penalty_decay` (0.996); digits and blanks are not
-        counted. Equal seeds give equal text; `seed` None is random.
+        The logits of the model are changed first. `logits_hook(logits, tokens)` may change them in
+        place: float32 [n_vocab], after the tokens generated so far. `logit_bias` ({token: number})
+        is added. A token's logit is lowered by `presence_penalty` (0) once it was generated, and by
+        `frequency_penalty` (0) times its count, of which each later token leaves `penalty_decay`
+        (0.996); digits and blanks are not counted, nor are tokens further back than
+        `penalty_window` (0: all count). `banned` tokens are never chosen.
+
+        Then some tokens are kept, one rule after the other, each by the probabilities that the one
+        before it has left. `typical_p` (1: off): those whose information, -ln p, is closest to the
+        expected one, as many as hold this probability. `top_p` (0.3; 1: off): the likeliest ones,
+        as few as hold this probability. `top_k` (0: off): so many of the likeliest. `min_p`
+        (0: off): those with this share of the largest probability. At last `temperature` (1)
+        sharpens (< 1) or flattens (> 1) what is left; 0 always takes the first of all. Equal seeds
+        give equal text; `seed` None is random.
+
+        The text begins with the tokens `forced`, whatever the logits say. It also ends at one of
+        the `stop_tokens`, which is neither yielded nor read.
+
+        The text can be given a form, of which nothing else is ever written: JSON of a `schema` (a
+        dict, or its JSON), a `regex`, one of some `choices`, or a `grammar` in Lark's notation. It
+        ends where the form allows nothing more, or where it may end and the model wants to; after
+        `max_tokens` it may be cut short. This needs the package llguidance (rwkv-edge[grammar]).
+
+        `logprobs` (None: off) lets `details` have what the model thought of each token, and of so
+        many of the likeliest: ln p, before all of the above but the hook.
 
         With `lookup`, up to so many tokens are taken from the text so far, as a guess of what
         follows, and read in one step; the text that comes out is the same. Where it repeats itself
         it comes sooner; `lookups` says how many guesses were right.
 
         Raises ValueError for options out of range, and for an empty prompt after a state was set;
-        TypeError for options of another kind.
+        TypeError for options of another kind; UnsupportedError where a package is missing.
         """
-        stream = self._generating(prompt, stop, lookup, sampling)
-        return (text for _, text in run([stream], self.model.n_vocab))
+        stream = self._generating(prompt, {**sampling, "stop": stop, "lookup": lookup})
+        return Generation(stream, self.model.n_vocab)
+
+    def agenerate(
+        self,
+        prompt: str | Sequence[int] = "",
+        *,
+        stop: str | Sequence[str] = (),
+        lookup: int = 0,
+        **sampling: Unpack[Sampling],
+    ) -> AsyncGeneration:
+        """As `generate`, for `async for`: the engine works in another thread, and other tasks of
+        the event loop run meanwhile.
+
+        Where the task is cancelled, the session stands where the text ends that was yielded. The
+        session is not to be used by others until then. After a `break`, call `aclose`, or use the
+        session again, which ends the text too.
+        """
+        from .asynchronous import AsyncGeneration
+
+        stream = self._generating(prompt, {**sampling, "stop": stop, "lookup": lookup})
+        return AsyncGeneration(stream, self.model.n_vocab)
 
     @property
     def lookups(self) -> tuple[int, int, int]:
@@ -364,20 +532,21 @@ class Session:
             self.read(rest)
         return True
 
-    def _generating(
-        self,
-        prompt: str | Sequence[int],
-        stop: str | Sequence[str],
-        lookup: int,
-        sampling: Sampling,
-    ) -> Stream:
+    def _generating(self, prompt: str | Sequence[int], options: Options) -> Stream:
         model = self.model
-        answer = Answer(model.tokenizer, model._without_text, stop=stop, **sampling)
+        lookup = options.get("lookup", 0)
+        form = form_of(options)
+        constraint = None if form is None else model._grammars.constraint(*form)
+        mine = ("lookup", *FORMS)
+        own = cast(Choosing, {name: options[name] for name in options if name not in mine})  # type: ignore[literal-required]
+        answer = Answer(
+            model.tokenizer, model.n_vocab, model._without_text, constraint=constraint, **own
+        )
         encode = model.tokenizer.encode
         ids = self._ids(encode(prompt) if isinstance(prompt, str) else prompt)
         core = self._writable
         if not ids and not core.tokens:
-            if not self._from_start:
+            if self._before != 0:
                 raise ValueError("the prompt is empty, and the last token's logits are not known")
             ids = [END_OF_TEXT]
         self._note(ids)
@@ -449,26 +618,27 @@ class Batch:
         self,
         prompts: str | Iterable[str | Sequence[int]] = "",
         *,
-        stop: str | Sequence[str] = (),
-        lookup: int = 0,
-        **sampling: Unpack[Sampling],
-    ) -> Generator[tuple[int, str], None, None]:
+        each: Iterable[Options] | None = None,
+        **options: Unpack[Options],
+    ) -> BatchGeneration:
         """Read a prompt for each session, or the same for all, and yield what follows: (number of
-        the session, piece), as the pieces come.
+        the session, piece), as the pieces come. The iterator has the facts as `details`, a list.
 
         Each session's text is what `Session.generate` would yield with these options; the one of
-        session i has the seed `seed` + i. Raises ValueError as it does.
+        session i has the seed `seed` + i. `each` has a dict of options for each session, which go
+        before those for all. Raises ValueError and TypeError as it does.
         """
-        each = [prompts] * len(self.sessions) if isinstance(prompts, str) else prompts
+        if isinstance(prompts, str):
+            prompts = [prompts] * len(self.sessions)
+        asked = self._each(prompts, "prompts")
+        own = [Options()] * len(self.sessions) if each is None else self._each(each, "each")
         streams = []
-        for i, (session, prompt) in enumerate(
-            zip(self.sessions, self._each(each, "prompts"), strict=True)
-        ):
-            own = sampling.copy()
-            if (seed := own.get("seed")) is not None:
-                own["seed"] = (whole("seed", seed, 0, MAX_SEED) + i) % (MAX_SEED + 1)
-            streams.append(session._generating(prompt, stop, lookup, own))
-        return run(streams, self.model.n_vocab)
+        for i, session in enumerate(self.sessions):
+            found: Options = {**options, **own[i]}
+            if "seed" not in own[i] and (seed := options.get("seed")) is not None:
+                found["seed"] = (whole("seed", seed, 0, MAX_SEED) + i) % (MAX_SEED + 1)
+            streams.append(session._generating(asked[i], found))
+        return BatchGeneration(streams, self.model.n_vocab)
 
     def _each(self, values: Iterable[T], name: str) -> list[T]:
         found = list(values)

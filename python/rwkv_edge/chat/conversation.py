@@ -11,6 +11,7 @@ is read again, without them.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Generator, Sequence
 from contextlib import closing
@@ -21,15 +22,14 @@ from typing import TYPE_CHECKING
 
 from ..generation import Sampling
 from ..model import FeedProgress, Model, Session
+from ..prefix_cache import PrefixCache
 from ..state import State
 from .saved import (
     Transcript,
     Turn,
     digest,
-    read_conversation,
     text_of,
     transcript_of,
-    write_conversation,
     write_markdown,
 )
 from .templates import (
@@ -95,13 +95,14 @@ class Conversation:
         think: str = "off",
         think_tokens: int = 2048,
         state: State | None = None,
+        cache: PrefixCache | None = None,
     ) -> None:
         """`system` is a text that the model reads first. `paragraphs` is for models that answer in
         several where their template has one. `template` is a name of TEMPLATES or one that
         `load_template` gave, by default the one that fits the model's name, the template in its
         file, or its tokenizer. `think` is how much a model thinks before it answers, one of
         THINK_MODES, and at most `think_tokens`. `state` is where every conversation begins, a tuned
-        state or one that was saved.
+        state or one that was saved. A system text that `cache` has is not read again.
 
         Raises FormatError where the state is of another model, ValueError for another template.
         """
@@ -116,6 +117,7 @@ class Conversation:
         self._paragraphs = paragraphs
         self.think_tokens = think_tokens
         self.work = Work()
+        self._cache = cache
         self._session = model.session(state)
         self._use(template)
         self.think = think
@@ -383,9 +385,10 @@ class Conversation:
         else:
             at, session = self._fixed, self.model.session(self._begin)
             first = self._told(system)
+        told = first if self._cache is not None else []
         kept = max(at, len(turns) - KEPT)  # from here on, states are
         for turn in turns[at:kept]:
-            first += self._turn(turn)
+            first = first + self._turn(turn)
         parts = [self._turn(turn) for turn in turns[kept:]]
         done, total = 0, len(first) + sum(map(len, parts))
 
@@ -393,6 +396,9 @@ class Conversation:
             if progress is not None:
                 progress(done + now, total)
 
+        if self._cache is not None and told:
+            self._cache.read(session, [told], start=self._begin, progress=report)
+            first, done = first[len(told) :], len(told)
         for number, part in enumerate((first, *parts)):
             if number and (not marks or marks[-1][0] < kept + number - 1):
                 marks.append((kept + number - 1, session.fork()))
@@ -420,7 +426,7 @@ class Conversation:
             turns = (*turns, turn)
         begin = None if self._begin is None else digest(self._begin)
         text = text_of(Transcript(self.template, self._system, turns, begin))
-        write_conversation(Path(path), session.state, text)
+        dataclasses.replace(session.state, text=text).save(path)
 
     def load(self, path: str | PathLike[str]) -> None:
         """Go on with a saved conversation, and with its template and system text. Its turns are
@@ -429,8 +435,8 @@ class Conversation:
         Raises FormatError for a file that is no state or of another model, OSError where it cannot
         be read; the conversation is then what it was.
         """
-        state, text = read_conversation(Path(path))
-        found = None if text is None else transcript_of(text)
+        state = State.load(path)
+        found = None if state.text is None else transcript_of(state.text)
         first = self._first[0]
         self._session.reset(state)
         self._reply, self._marks, self._stands = None, [], True

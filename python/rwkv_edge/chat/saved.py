@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A conversation in files: its state with its text, and its text for people."""
+"""The text of a conversation in files: as JSON in that of its state, and as Markdown for people."""
 
 from __future__ import annotations
 
@@ -9,14 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from ..files.form import read_bytes
 from ..files.output import OutputFile
 from ..state import State
 from .templates import Template, errors_of_fields, fields_of_template, template_from_fields
-
-MOST_BYTES = 1 << 26  # of a saved text
 
 
 class Turn(NamedTuple):
@@ -76,29 +73,6 @@ def transcript_of(text: str) -> Transcript | None:
         tuple(Turn(*turn) for turn in turns),
         begin,
     )
-
-
-def beside(path: Path) -> Path:
-    return path.with_name(path.name + ".text")
-
-
-def write_conversation(path: Path, state: State, text: str) -> None:
-    """Write a state and the text that it is the state of."""
-    state.save(path)
-    with OutputFile(beside(path), mode=0o600) as file:
-        file.write(json.dumps({"state": digest(state), "text": text}).encode())
-
-
-def read_conversation(path: Path) -> tuple[State, str | None]:
-    """A state, and its text where that is known."""
-    state = State.load(path)
-    try:
-        found: Any = json.loads(read_bytes(beside(path), MOST_BYTES, "text of a conversation"))
-        if found["state"] == digest(state) and isinstance(found["text"], str):
-            return state, found["text"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        pass
-    return state, None
 
 
 def markdown(system: str, turns: Sequence[Turn]) -> str:

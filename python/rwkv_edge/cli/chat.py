@@ -9,13 +9,25 @@ from pathlib import Path
 import click
 
 from ..chat import TEMPLATES, THINK_MODES, Conversation, Template, load_template
-from .options import Writer, writing_options
+from ..files.form import read_bytes
+from ..prefix_cache import PrefixCache
+from .options import FILE, Writer, writing_options
 from .talk import Talk, say
+from .terminal import warnings_as_lines
+
+MOST_BYTES = 1 << 26  # of a system text
 
 
 @click.command()
 @writing_options(1, 1024, "Longest answer.")
 @click.option("--system", metavar="TEXT", help="What the model is told before the conversation.")
+@click.option("--system-file", type=FILE, metavar="FILE", help="The same, from a file.")
+@click.option(
+    "--cache-dir",
+    type=FILE,
+    metavar="DIR",
+    help="Keep what was read of a system text, so that it is read once; chats may share a folder.",
+)
 @click.option(
     "--template",
     metavar="NAME|FILE",
@@ -46,6 +58,8 @@ def chat(
     writer: Writer,
     *,
     system: str | None,
+    system_file: Path | None,
+    cache_dir: Path | None,
     template: str | None,
     paragraphs: bool,
     think: str,
@@ -55,16 +69,23 @@ def chat(
 ) -> None:
     """Talk with a model; /help inside lists the commands."""
     found = template_named(template)
+    if system_file is not None:
+        if system is not None:
+            raise click.UsageError("--system and --system-file exclude each other")
+        system = read_bytes(system_file, MOST_BYTES, "a system text").decode("utf-8", "replace")
+    cache = None if cache_dir is None else PrefixCache(cache_dir)
     model, state = writer.open()
-    conversation = Conversation(
-        model,
-        system=system,
-        paragraphs=paragraphs,
-        template=found,
-        think=think,
-        think_tokens=think_tokens,
-        state=state,
-    )
+    with warnings_as_lines():
+        conversation = Conversation(
+            model,
+            system=system,
+            paragraphs=paragraphs,
+            template=found,
+            think=think,
+            think_tokens=think_tokens,
+            state=state,
+            cache=cache,
+        )
     if sys.stdin.isatty() and sys.stdout.isatty():
         say(f"{model.path.name}: {first_line(conversation)}\n")
     talk = Talk(
@@ -74,7 +95,8 @@ def chat(
         show_thoughts=not hide_thinking,
         verbose=verbose,
     )
-    talk.run()
+    with warnings_as_lines():
+        talk.run()
 
 
 def template_named(name: str | None) -> Template | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +14,13 @@ from typing import Any, cast
 import click
 
 from .. import _core
-from ..files.form import ALIASES, FILE_TYPES, printable
+from ..files.form import ALIASES, FILE_TYPES, printable, read_bytes
 from ..generation import Answer, Sampling
 from ..model import Model
 from ..state import State
 
 FILE = click.Path(path_type=Path)
+MOST_BYTES = 1 << 30  # of a text
 DEFAULTS = inspect.signature(Answer).parameters
 TYPE = click.Choice([*FILE_TYPES, *ALIASES], case_sensitive=False)
 Command = Callable[..., Any]
@@ -44,13 +46,16 @@ class Writer:
     threads: int | None
     vocab: Path | None
     state: Path | None
+    any_model: bool
     lookup: int
     sampling: Sampling
 
     def open(self) -> tuple[Model, State | None]:
         """The model, and the state to begin with."""
         model = open_model(self.path, self.vocab, self.threads)
-        return model, None if self.state is None else State.load(self.state)
+        if self.state is None:
+            return model, None
+        return model, State.load(self.state, any_model=self.any_model)
 
 
 def writing_options(least: int, most: int, help: str) -> Callable[[Command], Command]:
@@ -67,6 +72,9 @@ def writing_options(least: int, most: int, help: str) -> Callable[[Command], Com
     )
     state = click.option(
         "--state", type=FILE, metavar="FILE", help="Where to begin: a saved state or a tuned one."
+    )
+    any_model = click.option(
+        "--any-model", is_flag=True, help="Take a --state of another model, if it has the shape."
     )
     vocab = click.option(
         "--vocab", type=FILE, metavar="FILE", help="Vocabulary, where the model file has none."
@@ -89,14 +97,19 @@ def writing_options(least: int, most: int, help: str) -> Callable[[Command], Com
             threads: int | None,
             vocab: Path | None,
             state: Path | None,
+            any_model: bool,
             lookup: int,
             **rest: Any,
         ) -> Any:
             names = ("max_tokens", *(name.replace("-", "_") for name in SAMPLING))
             sampling = checked({name: rest.pop(name) for name in names})
-            return command(Writer(model, threads, vocab, state, lookup, sampling), **rest)
+            writer = Writer(model, threads, vocab, state, any_model, lookup, sampling)
+            return command(writer, **rest)
 
-        return model_and_threads(limit(lookup(vocab(state(sampling_options(with_writer))))))
+        made: Command = sampling_options(with_writer)
+        for option in (any_model, state, vocab, lookup, limit, model_and_threads):
+            made = option(made)
+        return made
 
     return decorate
 
@@ -112,9 +125,12 @@ SAMPLING: dict[str, tuple[click.ParamType[Any], str]] = {
     "temperature": (click.FloatRange(min=0), "Below 1 more certain, above wilder; 0 is fixed."),
     "top-k": (click.IntRange(0, 2**31 - 1), "Choose among the K likeliest tokens; 0: all."),
     "top-p": (click.FloatRange(0, 1), "Choose among those that hold this probability."),
+    "min-p": (click.FloatRange(0, 1), "Leave out those below this share of the likeliest."),
+    "typical-p": (click.FloatRange(0, 1), "Choose among those of expected likelihood; 1: off."),
     "presence-penalty": (click.FLOAT, "Lower the logits of tokens that occurred."),
     "frequency-penalty": (click.FLOAT, "Lower them by this for each time."),
     "penalty-decay": (click.FloatRange(0, 1), "What a token leaves of each count."),
+    "penalty-window": (click.IntRange(0, 2**31 - 1), "Look back so many tokens only; 0: all."),
     "seed": (click.IntRange(0, 2**64 - 1), "Equal seeds give equal text."),
 }
 
@@ -132,7 +148,7 @@ def checked(sampling: dict[str, Any]) -> Sampling:
     """Refuses options that no text can be made with, before a model is opened."""
     options = {name: value for name, value in sampling.items() if name != "max_tokens"}
     try:
-        _core.Sampler(**{**options, "seed": options["seed"] or 0}, banned=[])
+        _core.Sampler(**{**options, "seed": options["seed"] or 0})
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     return cast(Sampling, sampling)
@@ -149,6 +165,51 @@ def changed(sampling: Sampling, name: str, value: str) -> Sampling:
         return checked({**sampling, name.replace("-", "_"): new})
     except click.UsageError as error:
         raise ValueError(f"{name}: {error.message}") from None
+
+
+def read_prompt() -> bytes:
+    """All of stdin but for one newline at its end, which `echo` and editors add."""
+    return sys.stdin.buffer.read().removesuffix(b"\n")
+
+
+def texts_options(command: Command) -> Command:
+    """MODEL, and texts from arguments, files and stdin, which the command gets as `texts`."""
+    prompt = click.option(
+        "-p",
+        "--prompt",
+        multiple=True,
+        metavar="TEXT",
+        help="A text; - : stdin, less a last newline. Repeatable.",
+    )
+    file = click.option(
+        "-f",
+        "--file",
+        multiple=True,
+        type=FILE,
+        metavar="FILE",
+        help="A text in a file. Repeatable.",
+    )
+    lines = click.option("--lines", is_flag=True, help="Each line is a text, but for empty ones.")
+    vocab = click.option(
+        "--vocab", type=FILE, metavar="FILE", help="Vocabulary, where the model file has none."
+    )
+
+    @functools.wraps(command)
+    def with_texts(
+        *, prompt: tuple[str, ...], file: tuple[Path, ...], lines: bool, **rest: Any
+    ) -> Any:
+        texts = [
+            read_prompt() if text == "-" else text.encode("utf-8", "surrogateescape")
+            for text in prompt
+        ]
+        texts += [read_bytes(path, MOST_BYTES, "a text") for path in file]
+        if not texts:
+            raise click.UsageError("no text: name one with -p TEXT or -f FILE")
+        if lines:
+            texts = [line for text in texts for line in text.splitlines() if line.strip()]
+        return command(texts=texts, **rest)
+
+    return model_and_threads(vocab(prompt(file(lines(with_texts)))))
 
 
 def type_options(command: Command) -> Command:

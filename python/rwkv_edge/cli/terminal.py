@@ -89,6 +89,16 @@ def file_type(path: Path) -> str:
     return next(name for name, known in KEPT_FILE_TYPES.items() if known == number)
 
 
+@contextlib.contextmanager
+def warnings_as_lines() -> Iterator[None]:
+    """Warnings of the library, as a program shows them."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: click.echo(
+            f"Warning: {printable(str(message))}", err=True
+        )
+        yield
+
+
 class Interrupts:
     """While it is entered, Ctrl-C is only noted, so that nothing stops half-way."""
 
