@@ -12,8 +12,10 @@ from typing import Protocol
 
 import click
 
+from ..chat import THINK_MODES
 from ..files.form import printable
 from ..files.output import OutputFile
+from .options import SAMPLING
 
 
 class ReadLine(Protocol):
@@ -42,6 +44,8 @@ COMMANDS = {
     "/exit": ("", "leave (or press Ctrl-D)"),
 }
 TAKE_FILES = tuple(name for name, (argument, _) in COMMANDS.items() if argument == "FILE")
+# What may follow a command.
+WORDS = {"/think": (*THINK_MODES, "show", "hide"), "/set": ("max-tokens", *SAMPLING)}
 HISTORY_LINES = 1000
 HISTORY_BYTES = 1 << 20
 NEWLINE = "\v"  # inside a line of the history
@@ -86,10 +90,12 @@ def read_block(text: str, read: Callable[[str], str]) -> str:
 
 
 def completions(line: str) -> list[str]:
-    """What an unfinished line may become: a command, or one with the name of a file."""
+    """What an unfinished line may become: a command, or one with a word or the name of a file."""
     name, space, rest = line.partition(" ")
     if not space:
         return [command for command in COMMANDS if line and command.startswith(line)]
+    if name in WORDS:
+        return [f"{name} {word}" for word in WORDS[name] if word.startswith(rest)]
     if name not in TAKE_FILES:
         return []
     folder, slash, start = rest.rpartition("/")
