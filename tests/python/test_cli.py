@@ -128,9 +128,9 @@ def test_generate_of_a_form(model: Path, tmp_path: Path) -> None:
     file, lark = tmp_path / "schema.json", tmp_path / "tick.lark"
     file.write_text(json.dumps(schema))
     lark.write_text('\ufeffstart: ("tick" | "tock") "!"', "utf-8")
-    wild = ("generate", model, "-p", "x", "--top-p", "1")
+    wild: tuple[str | Path, ...] = ("generate", model, "-p", "x", "--top-p", "1")
 
-    def text(*options: object) -> str:
+    def text(*options: str | Path) -> str:
         done = run(*wild, *options)
         assert (done.returncode, done.stderr) == (0, b""), options
         return done.stdout.decode()
@@ -140,7 +140,7 @@ def test_generate_of_a_form(model: Path, tmp_path: Path) -> None:
     assert text("--choice", "yes", "--choice", "no \U0001f600") in ("yes", "no \U0001f600")
     assert text("--grammar", lark) in ("tick!", "tock!")
 
-    def error(*options: object) -> str:
+    def error(*options: str | Path) -> str:
         done = run(*wild, *options)
         assert done.returncode == 1
         return done.stderr.decode()
