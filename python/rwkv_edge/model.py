@@ -346,9 +346,10 @@ class Session:
             ids = [index(token) for token in tokens]
         except TypeError as error:
             raise ValueError(f"tokens: {error}, {expected}") from error
-        outside = next((i for i in ids if not 0 <= i < self.model.n_vocab), None)
+        n_vocab = self.model.n_vocab
+        outside = next((i for i in ids if not 0 <= i < n_vocab), None)
         if outside is not None:
-            raise ValueError(f"token {outside} is outside the vocabulary of {self.model.n_vocab}")
+            raise ValueError(f"token {outside} is outside the vocabulary of {n_vocab}")
         return ids
 
     def _feed(

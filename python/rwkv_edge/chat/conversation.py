@@ -127,6 +127,7 @@ class Conversation:
         self._check_system(self._first[2])
         self._begin = state
         self._fixed = 0  # of the turns, those that are known to be in _begin
+        self._told_before = False  # whether the system text is in there, too
         self._system = ""
         self._turns: list[Turn] = []
         self._marks: list[tuple[int, Session]] = []  # where so many turns end
@@ -195,7 +196,7 @@ class Conversation:
         self._begin, template, system = self._first
         if template is not self.template:
             self._use(template)
-        self._fixed, self._marks = 0, []
+        self._fixed, self._marks, self._told_before = 0, [], False
         self._move(system, [])
 
     def ask(
@@ -362,7 +363,7 @@ class Conversation:
         text = self.template.clean(system)
         self._check_system(text)
         self._end_turn()
-        if self._fixed:
+        if self._told_before:
             raise ValueError("what was said is known only as a state, with its system text")
         self._move(text, self._turns, progress)
 
@@ -443,6 +444,7 @@ class Conversation:
         self._session.reset(state)
         self._reply, self._marks, self._stands = None, [], True
         self._begin, self._system, self._turns, self._fixed = state, "", [], 0
+        self._told_before = False
         if found is None:
             return
         self._turns, self._system = list(found.turns), found.system
@@ -453,7 +455,7 @@ class Conversation:
         elif first is not None and found.begin == digest(first):
             self._begin = first
         else:
-            self._fixed = len(self._turns)
+            self._fixed, self._told_before = len(self._turns), True
 
     def export(self, path: str | PathLike[str], *, replace: bool = False) -> None:
         """Write the conversation as Markdown, without what was thought.
@@ -475,7 +477,7 @@ class Conversation:
         return self.model.tokenizer.encode(text) if text else []
 
     def _told(self, system: str) -> list[int]:
-        return self._encode(self.template.told(system))
+        return [] if self._told_before else self._encode(self.template.told(system))
 
     def _answer(self, text: str) -> list[int]:
         return self._encode(self.template.answered(text))
