@@ -44,8 +44,8 @@ PYTHON_LAYERS = (
     ("model_file", "state"),
     ("generation",),
     ("model",),
-    ("bench", "chat", "describe"),
-    ("__init__",),
+    ("bench", "chat", "compat", "describe", "scoring"),
+    ("__init__", "harness"),
     ("cli",),
     ("__main__",),
 )
