@@ -44,7 +44,8 @@ class Tensor(np.ndarray[Any, np.dtype[np.float32]]):
         return self
 
     def clone(self) -> Tensor:
-        return self.copy().view(Tensor)
+        out: Tensor = self.copy()
+        return out
 
     def numpy(self) -> np.ndarray[Any, np.dtype[np.float32]]:
         return np.asarray(self)
