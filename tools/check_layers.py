@@ -44,6 +44,7 @@ PYTHON_LAYERS = (
     ("model_file", "state"),
     ("generation",),
     ("model",),
+    ("prefix_cache",),
     ("bench", "chat", "compat", "describe", "scoring"),
     ("__init__", "harness"),
     ("cli",),

@@ -16,7 +16,14 @@ from . import _core
 from .files.form import ARCH_KEY
 from .generation import MAX_SEED, Answer, Sampling, Stream, run, whole
 from .lookup import Lookup
-from .model_file import bytes_per_token, default_threads, hint, open_model_file
+from .model_file import (
+    bytes_per_token,
+    default_threads,
+    fingerprint,
+    hint,
+    open_model_file,
+    stamp,
+)
 from .state import State, StateShape
 from .tokenizer import END_OF_TEXT, Tokenizer, tokenizer_from_file
 
@@ -27,6 +34,9 @@ if TYPE_CHECKING:
 
 # Tokens that a lookup knows at most.
 MOST_LOOKED_UP = 8192
+
+# Of a long text; each takes n_embd floats.
+EMBEDDED_AT_ONCE = 512
 
 T = TypeVar("T")
 FeedProgress = Callable[[int, int], None]  # tokens fed, tokens in all
@@ -70,7 +80,10 @@ class Model:
         """
         if threads is not None:
             threads = whole("threads", threads, 1, 1024)
-        self._file = open_model_file(bundled_model() if path is None else path, vocab=vocab)
+        path = Path(bundled_model() if path is None else path)
+        self.stamp = stamp(path)
+        """Of the file when it was opened: its size and its time."""
+        self._file = open_model_file(path, vocab=vocab)
         if self._file.get(ARCH_KEY) is not None:
             raise _core.FormatError(
                 f"{self._file.path}: a saved state, not a model; "
@@ -109,6 +122,12 @@ class Model:
     def threads(self) -> int:
         return self._core.threads
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """What tells this model from others of its shape: 64 hex digits. `model_file.fingerprint`
+        says what it covers."""
+        return fingerprint(self._file)
+
     @property
     def hint(self) -> str | None:
         """What would make this model faster on this machine; None where nothing is known to."""
@@ -143,12 +162,49 @@ class Model:
     def session(self, state: State | None = None) -> Session:
         """A new session: from the beginning, from where `state` was copied, or from a tuned state.
 
-        Raises FormatError where the state is of another model.
+        Raises FormatError where the state is of another model; `State.load` has an option.
         """
         session = Session(self, self._core.session())
         if state is not None:
             session.reset(state)
         return session
+
+    def embed(
+        self,
+        texts: Iterable[str | bytes],
+        *,
+        layer: int | None = None,
+        pooling: Literal["mean", "last"] = "mean",
+    ) -> NDArray[np.float32]:
+        """A vector for each text, float32 [len(texts), n_embd], of length 1; so the dot of two is
+        their cosine.
+
+        It is the residual stream after `layer` layers, as `Session.hidden` counts them, averaged
+        over the text's tokens; or with `pooling` "last" that of its last token. Each text is read
+        by itself, as the beginning of a document. No RWKV was trained to give such vectors. By
+        default it is after two thirds of the layers: the first know words, the last know what word
+        comes next.
+
+        Raises ValueError for an empty text, and for a layer that the model lacks.
+        """
+        import numpy as np
+
+        if pooling not in ("mean", "last"):
+            raise ValueError(f"pooling: found {pooling!r}, expected 'mean' or 'last'")
+        depth = (2 * self.n_layer + 1) // 3 if layer is None else layer
+        vectors = []
+        for i, text in enumerate(texts):
+            ids = self.tokenizer.encode(text)
+            if not ids:
+                raise ValueError(f"text {i} is empty")
+            session = self.session()
+            session.read([END_OF_TEXT])
+            total = np.zeros(self.n_embd)
+            for start in range(0, len(ids), EMBEDDED_AT_ONCE):
+                (found,) = session.hidden(ids[start : start + EMBEDDED_AT_ONCE], [depth])
+                total = found[-1] if pooling == "last" else total + found.sum(0, np.float64)
+            vectors.append(total / np.linalg.norm(total))
+        return np.array(vectors, np.float32).reshape(-1, self.n_embd)
 
     def batch(self, sessions: Iterable[Session]) -> Batch:
         """Sessions of this model, to go on together.
@@ -165,7 +221,7 @@ class Session:
         """For `Model.session` and `Session.fork`."""
         self.model = model
         self._engine = core
-        self._from_start = True  # and not from a state after some text
+        self._before: int | None = 0  # tokens before those that the engine counts; None: unknown
         self._stream: Stream | None = None  # the text that is being generated
         self._lookup = Lookup(0)
         self._read = array("i")  # the last tokens, for a lookup; wrong ones would do no harm
@@ -227,6 +283,31 @@ class Session:
         """Read tokens as `feed` does, for `generate` to go on from there."""
         self._feed(self._checked(tokens), _core.Logits.none, progress)
 
+    def hidden(
+        self,
+        tokens: Iterable[SupportsIndex],
+        layers: Iterable[SupportsIndex],
+        *,
+        progress: FeedProgress | None = None,
+    ) -> NDArray[np.float32]:
+        """Read tokens as `feed` does, and return what the model makes of them on the way.
+
+        That is the residual stream, float32 [len(layers), T, n_embd]: for each of `layers`, after
+        each token, what it holds when so many layers have run. 0 is the embedding after its norm,
+        what the first layer reads. `model.n_layer` or -1 is what the head reads before the last
+        norm, and other negative numbers count from there.
+        Raises ValueError for a layer that the model lacks, and as `feed` does.
+        """
+        import numpy as np
+
+        last = self.model.n_layer
+        numbers = [whole("layer", layer, -last - 1, last) % (last + 1) for layer in layers]
+        ids = self._checked(tokens)
+        found = self._writable.hidden(ids, numbers, of_all(progress, len(ids)))
+        self._note(ids)
+        shape = (len(numbers), len(ids), self.model.n_embd)
+        return np.frombuffer(found, np.float32).reshape(shape)
+
     def _checked(self, tokens: Iterable[SupportsIndex]) -> list[int]:
         ids = self._ids(tokens)
         if not ids:
@@ -263,7 +344,21 @@ class Session:
         """
         import numpy as np
 
-        return State(np.frombuffer(self._readable.get_state(), np.float32), self.model._shape)
+        core = self._readable
+        output = np.frombuffer(core.get_output(), np.float32) if core.tokens else None
+        return State(
+            np.frombuffer(core.get_state(), np.float32),
+            self.model._shape,
+            output=output,
+            tokens=None if self._before is None else self._before + core.tokens,
+            fingerprint=self.model.fingerprint,
+            model=self.model.path.name,
+        )
+
+    @property
+    def tokens(self) -> int | None:
+        """How many tokens were read since the beginning; None after a state that does not say."""
+        return None if self._before is None else self._before + self._readable.tokens
 
     def reset(self, state: State | None = None) -> None:
         """Go to the beginning, to where `state` was copied, or to a tuned state.
@@ -272,20 +367,36 @@ class Session:
         """
         if state is None:
             self._writable.reset()
+            self._before = 0
         elif not isinstance(state, State):
             raise TypeError(f"state: found {state!r}, expected a State, as State.load(path) gives")
         else:
-            fitted = state.fitted(self.model._shape, str(self.model.path))
-            self._writable.set_state(bytearray(fitted.data))
-        self._from_start = state is None or state.tuned
+            model = self.model
+            fitted = state.fitted(model._shape, str(model.path), model.fingerprint)
+            output = bytearray() if fitted.output is None else bytearray(fitted.output)
+            self._stand(bytearray(fitted.data), output, fitted.tokens)
+            return
         self._read = array("i")
+
+    def _stand(
+        self,
+        state: bytearray,
+        output: bytearray,
+        tokens: int | None,
+        read: array[int] = array("i"),  # noqa: B008
+    ) -> None:
+        """Go to where so many tokens were read, the last of which had that output, or no token."""
+        self._writable.set_state(state, output)
+        # the engine counts the last one
+        self._before = tokens - 1 if output and tokens is not None else tokens
+        self._read = read[-MOST_LOOKED_UP:]
 
     def fork(self) -> Session:
         """A second session that goes on from here on its own: while text is generated, from where
         the text yielded so far ends.
         """
         twin = Session(self.model, self._readable.fork())
-        twin._from_start, twin._read = self._from_start, self._read
+        twin._before, twin._read = self._before, self._read
         return twin
 
     def rewind(self, to: Session) -> None:
@@ -296,7 +407,7 @@ class Session:
         if to.model is not self.model:
             raise ValueError(f"a session of {to.model}, expected one of {self.model}")
         self._writable.rewind(to._readable)
-        self._from_start, self._read = to._from_start, to._read
+        self._before, self._read = to._before, to._read
 
     def generate(
         self,
@@ -338,6 +449,33 @@ class Session:
         """
         return self._lookup.drafted, self._lookup.accepted, self._lookup.steps
 
+    @property
+    def _generated(self) -> list[int]:
+        """The tokens of the text that was generated last, as far as it was yielded; none once the
+        session has changed.
+        """
+        if self._stream is None:
+            return []
+        number, begun = self._stream.answer.given()
+        return self._stream.answer.tokens[:number] + begun
+
+    def _amend(self, tokens: list[int]) -> bool:
+        """Read these tokens in place of those that were generated last; False, and nothing has
+        changed, where the state that it needs is not known any more.
+        """
+        given = self._generated
+        mark = None if self._stream is None else self._stream.mark
+        if tokens[: len(given)] == given:
+            rest = tokens[len(given) :]
+        elif mark is not None and tokens[: mark[0]] == given[: mark[0]]:
+            self._writable.rewind(mark[1])
+            rest = tokens[mark[0] :]
+        else:
+            return False
+        if rest:
+            self.read(rest)
+        return True
+
     def _generating(
         self,
         prompt: str | Sequence[int],
@@ -351,7 +489,7 @@ class Session:
         ids = self._ids(encode(prompt) if isinstance(prompt, str) else prompt)
         core = self._writable
         if not ids and not core.tokens:
-            if not self._from_start:
+            if self._before != 0:
                 raise ValueError("the prompt is empty, and the last token's logits are not known")
             ids = [END_OF_TEXT]
         self._note(ids)

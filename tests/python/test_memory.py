@@ -198,6 +198,15 @@ def test_too_little_memory_to_measure_its_speed(models: dict[str, Path]) -> None
     assert done.stderr.count("\n") == 1
 
 
+def test_a_long_chat_takes_no_more_memory_than_a_short_one() -> None:
+    """A short form of `tools/torture.py long`. A state that were kept for each turn would take
+    3 MB here."""
+    tool = Path(__file__).parents[2] / "tools" / "torture.py"
+    command = [sys.executable, str(tool), "long", "4000"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_what_python_lacks_is_a_line_too() -> None:
     assert terminal.error_text(MemoryError()).startswith("not enough memory: ")
     assert terminal.error_text(MemoryError("Unable to allocate")) == "Unable to allocate"

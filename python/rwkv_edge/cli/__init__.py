@@ -17,7 +17,17 @@ import click
 from .. import __version__, _core
 from .terminal import error_text, prepare_streams
 
-COMMANDS = ("chat", "generate", "convert", "quantize", "info", "bench")
+COMMANDS = (
+    "chat",
+    "generate",
+    "convert",
+    "quantize",
+    "info",
+    "state",
+    "tokenize",
+    "embed",
+    "bench",
+)
 INTERRUPTED = 130  # as the shell has it for a program that Ctrl-C ended
 LOST_FILE = (
     "\nError: the model's file was cut short, or its disk failed, while it was in use; "

@@ -8,23 +8,46 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Protocol
 
 import click
 
 from ..files.form import printable
 from ..files.output import OutputFile
 
-ReadLine = Callable[[str], str]  # shows a prompt; raises EOFError at the end
+
+class ReadLine(Protocol):
+    """Shows a prompt, and perhaps a text to begin with; raises EOFError at the end."""
+
+    def __call__(self, prompt: str, text: str = "", /) -> str: ...
+
 
 BLOCK = '"""'
-COMMANDS = ("/help", "/reset", "/save", "/save!", "/load", "/exit")
-TAKE_FILES = ("/save", "/save!", "/load")
+# What follows each, and what it does.
+COMMANDS = {
+    "/help": ("", "this list"),
+    "/undo": ("[N]", "take back the last question, or the last N, with its answer"),
+    "/retry": ("", "another answer to the last question"),
+    "/edit": ("[TEXT]", "change the last question, and ask it"),
+    "/system": ("[TEXT]", "what the model is told before the conversation"),
+    "/set": ("[NAME VALUE]", "how tokens are chosen: /set temperature 0.7"),
+    "/think": ("[MODE]", "off, fast, bit, on or lot; show or hide it"),
+    "/tokens": ("", "how much the model has read"),
+    "/reset": ("", "begin a new conversation"),
+    "/save": ("FILE", "keep the conversation in a file"),
+    "/save!": ("FILE", "the same, over a file that is no saved conversation"),
+    "/load": ("FILE", "go on with a saved conversation"),
+    "/export": ("FILE", "write the conversation as Markdown"),
+    "/export!": ("FILE", "the same, over a file that is there"),
+    "/exit": ("", "leave, as Ctrl-D does"),
+}
+TAKE_FILES = tuple(name for name, (argument, _) in COMMANDS.items() if argument == "FILE")
 HISTORY_LINES = 1000
 HISTORY_BYTES = 1 << 20
 NEWLINE = "\v"  # inside a line of the history
 
 
-def messages(read: ReadLine, *, interactive: bool) -> Iterator[tuple[str, bool]]:
+def messages(read: Callable[[str], str], *, interactive: bool) -> Iterator[tuple[str, bool]]:
     """What was said, and whether it may be a command: one line that stands in no block.
 
     A line that begins with three quotes begins a block, which ends with a line that ends with them,
@@ -33,11 +56,14 @@ def messages(read: ReadLine, *, interactive: bool) -> Iterator[tuple[str, bool]]
     """
     while True:
         try:
-            text = read("> ").strip()
+            typed = read("> ")
+            text = typed.strip()
             inside = text.removeprefix(BLOCK)
             block = inside != text and ("\n" not in text or inside.endswith(BLOCK))
             if block:
                 text = read_block(inside, read)
+            elif not text.startswith("/"):
+                text = typed
         except EOFError:
             if interactive:
                 click.echo()
@@ -50,7 +76,7 @@ def messages(read: ReadLine, *, interactive: bool) -> Iterator[tuple[str, bool]]
             yield text, not block and "\n" not in text
 
 
-def read_block(text: str, read: ReadLine) -> str:
+def read_block(text: str, read: Callable[[str], str]) -> str:
     while not text.rstrip().endswith(BLOCK):
         try:
             text += "\n" + read(". ")
@@ -127,8 +153,8 @@ def line_editing() -> Iterator[ReadLine]:
     edit = (with_prompt_toolkit(history) if shown and clever() else None) or with_readline(history)
     new: list[str] = []
 
-    def read(prompt: str) -> str:
-        line = edit(prompt if shown else "")
+    def read(prompt: str, text: str = "") -> str:
+        line = edit(prompt if shown else "", text)
         if line.strip() and line != (new or history or [""])[-1]:
             new.append(line)
         return line
@@ -175,14 +201,18 @@ def with_prompt_toolkit(history: list[str]) -> ReadLine | None:
         key_bindings=keys,
         prompt_continuation=". ",
     )
-    return session.prompt
+
+    def read(prompt: str, text: str = "") -> str:
+        return session.prompt(prompt, default=text)
+
+    return read
 
 
 def with_readline(history: list[str]) -> ReadLine:
     try:
         import readline  # absent on some platforms
     except ImportError:
-        return input
+        return lambda prompt, _text="": input(prompt)
 
     found: list[str] = []
 
@@ -204,4 +234,13 @@ def with_readline(history: list[str]) -> ReadLine:
             readline.parse_and_bind("set enable-bracketed-paste on")  # which Python turns off
         for enter in (r"\C-m", r"\C-j"):
             readline.parse_and_bind(rf'"\e{enter}": "\C-v\C-j"')
-    return input
+
+    def read(prompt: str, text: str = "") -> str:
+        # As where lines are pasted, a newline must be quoted to stay inside of the line.
+        readline.set_startup_hook(lambda: readline.insert_text(text))
+        try:
+            return input(prompt)
+        finally:
+            readline.set_startup_hook()
+
+    return read
