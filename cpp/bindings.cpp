@@ -375,15 +375,32 @@ void set_state(Session& session, const py::bytearray& state, const py::bytearray
     session.set_state(values, last);
 }
 
-// From row `row` of [rows, n_vocab].
-int32_t sample(Sampler& sampler, const py::bytearray& logits, std::size_t row,
-               std::size_t n_vocab) {
+// Row `row` of [rows, n_vocab]; 0: all are one row.
+std::span<const float> row_of(const py::bytearray& logits, std::size_t row, std::size_t n_vocab) {
     const std::span<const float> all = floats(logits);
     if (n_vocab == 0) n_vocab = all.size();
     if (row >= all.size() / std::max<std::size_t>(n_vocab, 1))
         throw std::invalid_argument(
             cat("row ", row, " of logits, found ", all.size(), " values in rows of ", n_vocab));
-    return sampler.sample(all.subspan(row * n_vocab, n_vocab));
+    return all.subspan(row * n_vocab, n_vocab);
+}
+
+int32_t sample(Sampler& sampler, const py::bytearray& logits, std::size_t row, std::size_t n_vocab,
+               const std::optional<py::bytes>& allowed) {
+    const std::span<const float> values = row_of(logits, row, n_vocab);
+    if (!allowed) return sampler.sample(values);
+    const std::string_view bits = *allowed;
+    return sampler.sample(values,
+                          std::span(reinterpret_cast<const uint8_t*>(bits.data()), bits.size()));
+}
+
+std::vector<std::pair<int32_t, double>> logprobs_of(const py::bytearray& logits, std::size_t row,
+                                                    std::size_t n_vocab, int32_t token,
+                                                    int64_t top) {
+    std::vector<std::pair<int32_t, double>> found;
+    for (const auto& [id, logprob] : logprobs(row_of(logits, row, n_vocab), token, top))
+        found.emplace_back(id, logprob);
+    return found;
 }
 
 // Made by the module, which lives as long as they are needed.
@@ -509,19 +526,32 @@ void bind_engine(py::module_& m) {
         .def("fork", &Session::fork, py::call_guard<Unlocked>())
         .def("rewind", &Session::rewind, py::arg("to"), py::call_guard<Unlocked>());
     m.def("feed_together", &feed_together, py::arg("parts"), py::arg("progress") = py::none());
+    const SamplerOptions off{.top_p = 1.0};
     py::class_<Sampler>(m, "Sampler")
-        .def(py::init([](double temperature, int64_t top_k, double top_p, double presence_penalty,
-                         double frequency_penalty, double penalty_decay, uint64_t seed,
-                         std::vector<int32_t> banned) {
-                 return Sampler({temperature, top_k, top_p, presence_penalty, frequency_penalty,
-                                 penalty_decay, seed, std::move(banned)});
+        .def(py::init([](double temperature, int64_t top_k, double top_p, double min_p,
+                         double typical_p, double presence_penalty, double frequency_penalty,
+                         double penalty_decay, int64_t penalty_window, uint64_t seed,
+                         std::vector<std::pair<int32_t, double>> logit_bias,
+                         std::vector<int32_t> banned, std::vector<int32_t> forced) {
+                 return Sampler({temperature, top_k, top_p, min_p, typical_p, presence_penalty,
+                                 frequency_penalty, penalty_decay, penalty_window, seed,
+                                 std::move(logit_bias), std::move(banned), std::move(forced)});
              }),
-             py::arg("temperature"), py::arg("top_k"), py::arg("top_p"),
-             py::arg("presence_penalty"), py::arg("frequency_penalty"), py::arg("penalty_decay"),
-             py::arg("seed"), py::arg("banned"))
-        .def("sample", &sample, py::arg("logits"), py::arg("row") = 0, py::arg("n_vocab") = 0)
+             py::kw_only(), py::arg("temperature") = off.temperature, py::arg("top_k") = off.top_k,
+             py::arg("top_p") = off.top_p, py::arg("min_p") = off.min_p,
+             py::arg("typical_p") = off.typical_p,
+             py::arg("presence_penalty") = off.presence_penalty,
+             py::arg("frequency_penalty") = off.frequency_penalty,
+             py::arg("penalty_decay") = off.penalty_decay,
+             py::arg("penalty_window") = off.penalty_window, py::arg("seed") = off.seed,
+             py::arg("logit_bias") = off.logit_bias, py::arg("banned") = off.banned,
+             py::arg("forced") = off.forced)
+        .def("sample", &sample, py::arg("logits"), py::arg("row") = 0, py::arg("n_vocab") = 0,
+             py::arg("allowed") = py::none())
         .def("accept", &Sampler::accept, py::arg("token"), py::arg("weight") = 1.0)
         .def("reset", &Sampler::reset);
+    m.def("logprobs", &logprobs_of, py::arg("logits"), py::arg("row"), py::arg("n_vocab"),
+          py::arg("token"), py::arg("top") = 0);
 }
 
 void bind_text(py::module_& m) {

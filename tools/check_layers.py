@@ -39,10 +39,10 @@ FOLLOWS_POINTERS = re.compile(
 # The modules and folders of python/rwkv_edge, low to high.
 PYTHON_LAYERS = (
     ("_core",),
-    ("files", "lookup", "tokenizer"),
+    ("files", "grammar", "lookup", "tokenizer"),
     ("convert",),
     ("model_file", "state"),
-    ("generation",),
+    ("asynchronous", "generation"),
     ("model",),
     ("prefix_cache",),
     ("bench", "chat", "compat", "describe", "scoring"),

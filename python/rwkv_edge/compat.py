@@ -212,9 +212,12 @@ class PIPELINE:
         top_p: float = 0.85,
         top_k: int = 0,
     ) -> int:
-        """A token for logits [n_vocab]. numpy.random.seed makes the choices repeat themselves."""
-        values = np.ascontiguousarray(logits, np.float32)
-        args = PIPELINE_ARGS(temperature, top_p, top_k, 0.0, 0.0)
+        """A token for logits [n_vocab]; -infinity bans one. numpy.random.seed makes the choices
+        repeat themselves."""
+        values = np.array(logits, np.float32)
+        banned = np.flatnonzero(values == -np.inf)
+        values[banned] = 0
+        args = PIPELINE_ARGS(temperature, top_p, top_k, 0.0, 0.0, token_ban=banned.tolist())
         return sampler(args).sample(bytearray(values.tobytes()))
 
     def generate(

@@ -136,7 +136,7 @@ def generation_options(given: Mapping[str, Any]) -> tuple[list[str], Sampling]:
     sampling = Sampling(max_tokens=next((n for n in most if n), MAX_TOKENS), top_p=1.0)
     temperature = options.pop("temperature", None)
     do_sample = options.pop("do_sample", bool(temperature))
-    for name in ("top_p", "top_k", "seed"):
+    for name in ("top_p", "top_k", "min_p", "seed"):
         if name in options:
             sampling[name] = options.pop(name)
     if do_sample:

@@ -4,17 +4,28 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from itertools import accumulate
 from operator import index
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeVar, cast, overload
 
 from . import _core
 from .files.form import ARCH_KEY
-from .generation import MAX_SEED, Answer, Sampling, Stream, run, whole
+from .generation import (
+    MAX_SEED,
+    Answer,
+    BatchGeneration,
+    Choosing,
+    Generation,
+    Options,
+    Sampling,
+    Stream,
+    whole,
+)
+from .grammar import FORMS, Grammars, form_of
 from .lookup import Lookup
 from .model_file import (
     bytes_per_token,
@@ -31,6 +42,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from typing_extensions import Unpack
+
+    from .asynchronous import AsyncGeneration
 
 # Tokens that a lookup knows at most.
 MOST_LOOKED_UP = 8192
@@ -154,6 +167,10 @@ class Model:
         """The ids that no text can produce, but for END_OF_TEXT."""
         tokenizer = self.tokenizer
         return [*tokenizer.without_text(), *range(tokenizer.n_vocab, self.n_vocab)]
+
+    @cached_property
+    def _grammars(self) -> Grammars:
+        return Grammars(self.tokenizer, self.n_vocab)
 
     @property
     def _shape(self) -> StateShape:
@@ -416,8 +433,9 @@ class Session:
         stop: str | Sequence[str] = (),
         lookup: int = 0,
         **sampling: Unpack[Sampling],
-    ) -> Generator[str, None, None]:
-        """Read the prompt and yield what follows, piece by piece, in whole characters.
+    ) -> Generation:
+        """Read the prompt and yield what follows, piece by piece, in whole characters. The iterator
+        has the facts as `details`: tokens, finish reason, counts, times.
 
         It ends after `max_tokens` (256) tokens, at the token that ends a document, or before a stop
         string. Then, or when the iterator is closed early, the session stands exactly behind the
@@ -425,22 +443,61 @@ class Session:
         whatever changes the session ends the text. An empty prompt goes on from the last token fed;
         at the very beginning it stands for the token that ends a document.
 
-        Of the tokens, the most likely are kept: as few as hold `top_p` (0.3) of the probability (1:
-        all), and at most `top_k` (0: any number). Then `temperature` (1) sharpens (< 1) or flattens
-        (> 1) their probabilities; 0 always takes the first. A token's logit is lowered by
-        `presence_penalty` (0) once it was generated, and by `frequency_penalty` (0) times its
-        count, of which each later token leaves `penalty_decay` (0.996); digits and blanks are not
-        counted. Equal seeds give equal text; `seed` None is random.
+        The logits of the model are changed first. `logits_hook(logits, tokens)` may change them in
+        place: float32 [n_vocab], after the tokens generated so far. `logit_bias` ({token: number})
+        is added. A token's logit is lowered by `presence_penalty` (0) once it was generated, and by
+        `frequency_penalty` (0) times its count, of which each later token leaves `penalty_decay`
+        (0.996); digits and blanks are not counted, nor are tokens further back than
+        `penalty_window` (0: all count). `banned` tokens are never chosen.
+
+        Then some tokens are kept, one rule after the other, each by the probabilities that the one
+        before it has left. `typical_p` (1: off): those whose information, -ln p, is closest to the
+        expected one, as many as hold this probability. `top_p` (0.3; 1: off): the likeliest ones,
+        as few as hold this probability. `top_k` (0: off): so many of the likeliest. `min_p`
+        (0: off): those with this share of the largest probability. At last `temperature` (1)
+        sharpens (< 1) or flattens (> 1) what is left; 0 always takes the first of all. Equal seeds
+        give equal text; `seed` None is random.
+
+        The text begins with the tokens `forced`, whatever the logits say. It also ends at one of
+        the `stop_tokens`, which is neither yielded nor read.
+
+        The text can be given a form, of which nothing else is ever written: JSON of a `schema` (a
+        dict, or its JSON), a `regex`, one of some `choices`, or a `grammar` in Lark's notation. It
+        ends where the form allows nothing more, or where it may end and the model wants to; after
+        `max_tokens` it may be cut short. This needs the package llguidance (rwkv-edge[grammar]).
+
+        `logprobs` (None: off) lets `details` have what the model thought of each token, and of so
+        many of the likeliest: ln p, before all of the above but the hook.
 
         With `lookup`, up to so many tokens are taken from the text so far, as a guess of what
         follows, and read in one step; the text that comes out is the same. Where it repeats itself
         it comes sooner; `lookups` says how many guesses were right.
 
         Raises ValueError for options out of range, and for an empty prompt after a state was set;
-        TypeError for options of another kind.
+        TypeError for options of another kind; UnsupportedError where a package is missing.
         """
-        stream = self._generating(prompt, stop, lookup, sampling)
-        return (text for _, text in run([stream], self.model.n_vocab))
+        stream = self._generating(prompt, {**sampling, "stop": stop, "lookup": lookup})
+        return Generation(stream, self.model.n_vocab)
+
+    def agenerate(
+        self,
+        prompt: str | Sequence[int] = "",
+        *,
+        stop: str | Sequence[str] = (),
+        lookup: int = 0,
+        **sampling: Unpack[Sampling],
+    ) -> AsyncGeneration:
+        """As `generate`, for `async for`: the engine works in another thread, and other tasks of
+        the event loop run meanwhile.
+
+        Where the task is cancelled, the session stands where the text ends that was yielded. The
+        session is not to be used by others until then. After a `break`, call `aclose`, or use the
+        session again, which ends the text too.
+        """
+        from .asynchronous import AsyncGeneration
+
+        stream = self._generating(prompt, {**sampling, "stop": stop, "lookup": lookup})
+        return AsyncGeneration(stream, self.model.n_vocab)
 
     @property
     def lookups(self) -> tuple[int, int, int]:
@@ -476,15 +533,16 @@ class Session:
             self.read(rest)
         return True
 
-    def _generating(
-        self,
-        prompt: str | Sequence[int],
-        stop: str | Sequence[str],
-        lookup: int,
-        sampling: Sampling,
-    ) -> Stream:
+    def _generating(self, prompt: str | Sequence[int], options: Options) -> Stream:
         model = self.model
-        answer = Answer(model.tokenizer, model._without_text, stop=stop, **sampling)
+        lookup = options.get("lookup", 0)
+        form = form_of(options)
+        constraint = None if form is None else model._grammars.constraint(*form)
+        mine = ("lookup", *FORMS)
+        own = cast(Choosing, {name: options[name] for name in options if name not in mine})  # type: ignore[literal-required]
+        answer = Answer(
+            model.tokenizer, model.n_vocab, model._without_text, constraint=constraint, **own
+        )
         encode = model.tokenizer.encode
         ids = self._ids(encode(prompt) if isinstance(prompt, str) else prompt)
         core = self._writable
@@ -572,26 +630,27 @@ class Batch:
         self,
         prompts: str | Iterable[str | Sequence[int]] = "",
         *,
-        stop: str | Sequence[str] = (),
-        lookup: int = 0,
-        **sampling: Unpack[Sampling],
-    ) -> Generator[tuple[int, str], None, None]:
+        each: Iterable[Options] | None = None,
+        **options: Unpack[Options],
+    ) -> BatchGeneration:
         """Read a prompt for each session, or the same for all, and yield what follows: (number of
-        the session, piece), as the pieces come.
+        the session, piece), as the pieces come. The iterator has the facts as `details`, a list.
 
         Each session's text is what `Session.generate` would yield with these options; the one of
-        session i has the seed `seed` + i. Raises ValueError as it does.
+        session i has the seed `seed` + i. `each` has a dict of options for each session, which go
+        before those for all. Raises ValueError and TypeError as it does.
         """
-        each = [prompts] * len(self.sessions) if isinstance(prompts, str) else prompts
+        if isinstance(prompts, str):
+            prompts = [prompts] * len(self.sessions)
+        asked = self._each(prompts, "prompts")
+        own = [Options()] * len(self.sessions) if each is None else self._each(each, "each")
         streams = []
-        for i, (session, prompt) in enumerate(
-            zip(self.sessions, self._each(each, "prompts"), strict=True)
-        ):
-            own = sampling.copy()
-            if (seed := own.get("seed")) is not None:
-                own["seed"] = (whole("seed", seed, 0, MAX_SEED) + i) % (MAX_SEED + 1)
-            streams.append(session._generating(prompt, stop, lookup, own))
-        return run(streams, self.model.n_vocab)
+        for i, session in enumerate(self.sessions):
+            found: Options = {**options, **own[i]}
+            if "seed" not in own[i] and (seed := options.get("seed")) is not None:
+                found["seed"] = (whole("seed", seed, 0, MAX_SEED) + i) % (MAX_SEED + 1)
+            streams.append(session._generating(asked[i], found))
+        return BatchGeneration(streams, self.model.n_vocab)
 
     def _each(self, values: Iterable[T], name: str) -> list[T]:
         found = list(values)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from conftest import GetModel
 from rwkv_edge import Model, Session
+from rwkv_edge.generation import Options
 from scripted import THE, bits, bits_after, byte_tokens, talkative_model
 
 PROMPTS = ["The", "A longer prompt, of more tokens than go through the layers together. " * 3, "x"]
@@ -162,3 +163,28 @@ def test_logits_of_every_token(tiny_model: GetModel) -> None:
     batch = model.batch(sessions(model, 3))
     for rows, each in zip(batch.feed(tokens, logits="all"), tokens, strict=True):
         assert np.array_equal(rows, model.session().feed(each, logits="all"))
+
+
+def test_options_of_single_sessions(model: Model) -> None:
+    own: list[Options] = [
+        {"temperature": 0, "stop": "e"},
+        {"seed": 5, "max_tokens": 3, "logprobs": 1},
+        {"lookup": 4},
+    ]
+    shared: Options = {"seed": 7, "top_p": 0.9, "max_tokens": 20}
+    texts = ["", "", ""]
+    pieces = model.batch(sessions(model)).generate(PROMPTS, each=own, **shared)
+    for i, piece in pieces:
+        texts[i] += piece
+    for i, prompt in enumerate(PROMPTS):
+        options: Options = {**shared, "seed": 7 + i, **own[i]}
+        alone = model.session().generate(prompt, **options)
+        assert texts[i] == "".join(alone)
+        assert pieces.details[i].tokens == alone.details.tokens
+        assert pieces.details[i].finish_reason == alone.details.finish_reason
+        assert pieces.details[i].logprobs == alone.details.logprobs
+    batch = model.batch(sessions(model))
+    with pytest.raises(ValueError, match="each: found 1, expected 3, one for each session"):
+        batch.generate(PROMPTS, each=[{}])
+    with pytest.raises(TypeError, match="tempo"):
+        batch.generate(PROMPTS, each=[{}, {"tempo": 3}, {}])  # type: ignore[typeddict-unknown-key]

@@ -73,6 +73,7 @@ def test_the_options_of_chat(model: Path, monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setattr("rwkv_edge.cli.chat.Conversation", Recorder)
     options = {"temperature": 0.5, "top_k": 7, "top_p": 0.9, "presence_penalty": 0.1}
     options |= {"frequency_penalty": 0.2, "penalty_decay": 0.9, "seed": 5, "max_tokens": 6}
+    options |= {"min_p": 0.05, "typical_p": 0.8, "penalty_window": 9}
     arguments = ["chat", str(model), "-t", "1", "--system", "Be kind."]
     for name, value in options.items():
         arguments += [f"--{name.replace('_', '-')}", str(value)]
@@ -126,6 +127,51 @@ def test_generate_with_lookup(model: Path) -> None:
     assert fast.stdout == plain.stdout
     summary = rb"lookup: \d+ of \d+ guessed tokens were right, \d+ steps\n"
     assert re.fullmatch(summary, fast.stderr)
+
+
+def test_generate_of_a_form(model: Path, tmp_path: Path) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"a": {"enum": [1, 2]}},
+        "required": ["a"],
+        "additionalProperties": False,
+    }
+    file, lark = tmp_path / "schema.json", tmp_path / "tick.lark"
+    file.write_text(json.dumps(schema))
+    lark.write_text('\ufeffstart: ("tick" | "tock") "!"', "utf-8")
+    wild = ("generate", model, "-p", "x", "--top-p", "1")
+
+    def text(*options: str | Path) -> str:
+        done = run(*wild, *options)
+        assert (done.returncode, done.stderr) == (0, b""), options
+        return done.stdout.decode()
+
+    assert json.loads(text("--json-schema", file)) in ({"a": 1}, {"a": 2})
+    assert re.fullmatch("[0-9]{3}\u00e9", text("--regex", "[0-9]{3}\u00e9"))
+    assert text("--choice", "yes", "--choice", "no \U0001f600") in ("yes", "no \U0001f600")
+    assert text("--grammar", lark) in ("tick!", "tock!")
+
+    def error(*options: str | Path) -> str:
+        done = run(*wild, *options)
+        assert done.returncode == 1
+        return done.stderr.decode()
+
+    assert error("--json-schema", file, "-n", "3") == (
+        "Error: the text was cut off after 3 tokens; --max-tokens N allows more\n"
+    )
+    for data, message in (
+        (b'{"not": {}}', 'schema: Unimplemented keys: ["not"]'),
+        (b"{", "schema: not JSON ("),
+        (b"\xff", "not UTF-8 ("),
+        (b" " * 2_000_000, "not a schema or grammar, larger than 1048576 bytes"),
+    ):
+        file.write_bytes(data)
+        assert error("--json-schema", file).startswith(f"Error: {file}: {message}")
+    lark.write_text("start: foo")
+    assert error("--grammar", lark).startswith(f"Error: {lark}: grammar: ")
+    assert error("--grammar", tmp_path / "none").startswith(f"Error: {tmp_path}/none: ")
+    assert error("--regex", "(").startswith("Error: regex: ")
+    assert error("--regex", "a", "--choice", "b").startswith("Error: regex and choices: ")
 
 
 def test_where_generate_stops(endless: Path) -> None:

@@ -129,6 +129,9 @@ def test_sample_logits(tiny_model: GetModel) -> None:
     assert pipeline.sample_logits(list(logits), top_p=0) == order[0]
     found = {pipeline.sample_logits(logits, 5.0, 1.0, 3) for _ in range(200)}
     assert found == set(order[:3].tolist())
+    without = logits.copy()
+    without[order[:2]] = -np.inf  # a program's way to ban a token
+    assert pipeline.sample_logits(without, top_p=0) == order[2]
     assert len({pipeline.sample_logits(logits, 1.0, 1.0, 0) for _ in range(200)}) > 20
     both = []
     for _ in range(2):

@@ -5,11 +5,19 @@ from __future__ import annotations
 
 import sys
 from contextlib import closing
+from pathlib import Path
 
 import click
 
-from .options import DEFAULTS, Writer, read_prompt, writing_options
+from .._core import FormatError
+from ..files.form import read_bytes
+from ..generation import Sampling
+from ..grammar import form_of
+from ..tokenizer import END_OF_TEXT
+from .options import DEFAULTS, FILE, Writer, read_prompt, writing_options
 from .terminal import Progress, write
+
+MAX_FORM = 1 << 20
 
 
 @click.command()
@@ -22,18 +30,53 @@ from .terminal import Progress, write
     help="What to go on from; - : stdin, less a last newline.",
 )
 @click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; repeatable.")
-def generate(writer: Writer, *, prompt: str, stop: tuple[str, ...]) -> None:
-    """Write what follows a prompt. An empty one begins a document."""
+@click.option(
+    "--json-schema", type=FILE, metavar="FILE", help="Write JSON of this schema and nothing else."
+)
+@click.option("--regex", metavar="TEXT", help="Write what this regular expression matches.")
+@click.option(
+    "--choice", "choices", multiple=True, metavar="TEXT", help="Write this or another; repeatable."
+)
+@click.option("--grammar", type=FILE, metavar="FILE", help="Write text of this Lark grammar.")
+def generate(
+    writer: Writer,
+    *,
+    prompt: str,
+    stop: tuple[str, ...],
+    json_schema: Path | None,
+    regex: str | None,
+    choices: tuple[str, ...],
+    grammar: Path | None,
+) -> None:
+    """Write what follows a prompt. An empty one begins a document.
+
+    A text of a given form (--json-schema, --regex, --choice, --grammar) is that form alone, without
+    a blank before it.
+    """
+    options: Sampling = {
+        **writer.sampling,
+        "schema": None if json_schema is None else read_form(json_schema),
+        "grammar": None if grammar is None else read_form(grammar),
+        "regex": regex,
+        "choices": choices or None,
+    }
+    formed = form_of(options) is not None
     text = read_prompt() if prompt == "-" else prompt
     loaded, state = writer.open()
     session = loaded.session(state)
     tokens = loaded.tokenizer.encode(text)
+    try:  # before a long text is read for nothing
+        session.generate([END_OF_TEXT], stop=stop, lookup=writer.lookup, **options)
+    except ValueError as error:
+        file = json_schema or grammar
+        raise error if file is None else FormatError(f"{file}: {error}") from None
     if tokens:
         with Progress("reading") as bar:
             session.read(tokens, progress=bar)
-    with closing(session.generate(stop=stop, lookup=writer.lookup, **writer.sampling)) as pieces:
+    with closing(session.generate(stop=stop, lookup=writer.lookup, **options)) as pieces:
         for piece in pieces:
             write(piece)
+        details = pieces.details
     if sys.stdout.isatty():
         click.echo()
     if writer.lookup:
@@ -41,3 +84,15 @@ def generate(writer: Writer, *, prompt: str, stop: tuple[str, ...]) -> None:
         click.echo(
             f"lookup: {right} of {guessed} guessed tokens were right, {steps} steps", err=True
         )
+    if formed and details.finish_reason == "length":
+        raise click.ClickException(
+            f"the text was cut off after {len(details.tokens)} tokens; --max-tokens N allows more"
+        )
+
+
+def read_form(path: Path) -> str:
+    """A schema or a grammar."""
+    try:
+        return read_bytes(path, MAX_FORM, "a schema or grammar").decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{path}: not UTF-8 ({error})") from None

@@ -125,9 +125,12 @@ SAMPLING: dict[str, tuple[click.ParamType[Any], str]] = {
     "temperature": (click.FloatRange(min=0), "Below 1 more certain, above wilder; 0 is fixed."),
     "top-k": (click.IntRange(0, 2**31 - 1), "Choose among the K likeliest tokens; 0: all."),
     "top-p": (click.FloatRange(0, 1), "Choose among those that hold this probability."),
+    "min-p": (click.FloatRange(0, 1), "Leave out those below this share of the likeliest."),
+    "typical-p": (click.FloatRange(0, 1), "Choose among those of expected likelihood; 1: off."),
     "presence-penalty": (click.FLOAT, "Lower the logits of tokens that occurred."),
     "frequency-penalty": (click.FLOAT, "Lower them by this for each time."),
     "penalty-decay": (click.FloatRange(0, 1), "What a token leaves of each count."),
+    "penalty-window": (click.IntRange(0, 2**31 - 1), "Look back so many tokens only; 0: all."),
     "seed": (click.IntRange(0, 2**64 - 1), "Equal seeds give equal text."),
 }
 
@@ -145,7 +148,7 @@ def checked(sampling: dict[str, Any]) -> Sampling:
     """Refuses options that no text can be made with, before a model is opened."""
     options = {name: value for name, value in sampling.items() if name != "max_tokens"}
     try:
-        _core.Sampler(**{**options, "seed": options["seed"] or 0}, banned=[])
+        _core.Sampler(**{**options, "seed": options["seed"] or 0})
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     return cast(Sampling, sampling)
