@@ -3,9 +3,9 @@
 
     python bench/lookup.py MODEL --read BEGINNING.py --write REST.py --tokens 300
 
-The session reads the last tokens of one text, and then is made to write another, token by token (the
-option `forced`), with drafts and without, in turn. So the drafts are those that a model would check
-that writes just this text, and the steps are real ones. How well a model copies is not measured.
+The session reads the last tokens of one text. Then it is made to write another one, token by token
+(the option `forced`), with drafts and without, in turn. So the drafts are those of a model that
+writes just this text, and the steps are real ones. How well a model copies is not measured.
 """
 
 from __future__ import annotations

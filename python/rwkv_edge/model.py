@@ -6,6 +6,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
+from itertools import accumulate
 from operator import index
 from os import PathLike
 from pathlib import Path
@@ -594,6 +595,14 @@ class Batch:
         self,
         tokens: Iterable[Iterable[SupportsIndex]],
         *,
+        logits: Literal["all"],
+        progress: FeedProgress | None = None,
+    ) -> list[NDArray[np.float32]]: ...
+    @overload
+    def feed(
+        self,
+        tokens: Iterable[Iterable[SupportsIndex]],
+        *,
         logits: Literal["none"],
         progress: FeedProgress | None = None,
     ) -> None: ...
@@ -601,21 +610,19 @@ class Batch:
         self,
         tokens: Iterable[Iterable[SupportsIndex]],
         *,
-        logits: Literal["last", "none"] = "last",
+        logits: Literal["last", "all", "none"] = "last",
         progress: FeedProgress | None = None,
-    ) -> NDArray[np.float32] | None:
+    ) -> NDArray[np.float32] | list[NDArray[np.float32]] | None:
         """Read tokens, at least one for each session. If an exception ends the call, none of them
         was read.
 
-        Returns the logits after the last token of each session, float32 [n_sessions, n_vocab], or
-        None with "none".
+        Returns the logits after the last token of each session, float32 [n_sessions, n_vocab]; with
+        "all" a list of [T, n_vocab] for the T tokens of each; with "none" None.
 
         Raises ValueError for another number of lists than sessions, an empty list, or a token
         outside the vocabulary.
         """
         mode = logits_mode(logits)
-        if mode == _core.Logits.all:
-            raise ValueError("logits: found 'all', expected 'last' or 'none' for several sessions")
         ids = [
             session._checked(each)
             for session, each in zip(self.sessions, self._each(tokens, "tokens"), strict=True)
@@ -624,7 +631,11 @@ class Batch:
         found = _core.feed_together(parts, of_all(progress, sum(map(len, ids))))
         for session, each in zip(self.sessions, ids, strict=True):
             session._note(each)
-        return rows_of(found, mode, self.model.n_vocab, len(self.sessions))
+        rows = rows_of(found, mode, self.model.n_vocab, len(self.sessions))
+        if rows is None or mode == _core.Logits.last:
+            return rows
+        ends = list(accumulate(map(len, ids)))
+        return [rows[end - len(each) : end] for end, each in zip(ends, ids, strict=True)]
 
     def generate(
         self,
