@@ -24,8 +24,9 @@ def seconds(session: Session, prompt: list[int], written: list[int], lookup: int
     session.reset()
     session.read(prompt[:-1])
     start = time.perf_counter()
-    options = {"max_tokens": len(written), "temperature": 0.0, "forced": written}
-    for _ in session.generate(prompt[-1:], lookup=lookup, **options):
+    for _ in session.generate(
+        prompt[-1:], lookup=lookup, forced=written, max_tokens=len(written), temperature=0
+    ):
         pass
     return time.perf_counter() - start
 
