@@ -710,22 +710,45 @@ def test_a_state_without_text_ends_what_can_be_undone(
         list(chat.ask("hi"))
     chat.undo(6)
     assert bits(chat.session) == bits_after(model, [THE])
-    # Saved once more, the text is known, but not what it stands on, unless one begins there.
-    play(monkeypatch, [ING, TURN_END])
-    list(chat.ask("hi"))
+
+
+@pytest.mark.parametrize("asked_before", [0, 1])
+def test_a_conversation_on_top_of_a_state(
+    model: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, asked_before: int
+) -> None:
+    """Saved, its text is known, but not what it stands on, unless one begins there."""
+    session = model.session()
+    session.feed([THE])
+    session.state.save(tmp_path / "state")
+    begin = State.load(tmp_path / "state")
+
+    def ask(chat: Conversation, times: int) -> None:
+        for _ in range(times):
+            play(monkeypatch, [BLANK, ING, TURN_END])
+            list(chat.ask("hi"))
+
+    chat = Conversation(model, state=begin, system="x")
+    ask(chat, asked_before)
     chat.save(tmp_path / "later")
+    saved = bits(chat.session)
     other = Conversation(model)
     other.load(tmp_path / "later")
-    assert other.turns == (("hi", "ing"),)
-    with pytest.raises(ValueError, match="what was said by then is known only as a state"):
-        other.undo()
+    assert (other.system, other.turns) == ("x", (("hi", "ing"),) * asked_before)
+    assert other.tokens == []
+    for _ in range(2):
+        ask(other, 6)
+        assert len(other.tokens) == len([*asked(model, "hi"), BLANK, ING, TURN_END]) * 6
+        other.undo(6)  # more than there are states of
+        assert bits(other.session) == saved
     with pytest.raises(ValueError, match="known only as a state, with its system text"):
-        other.tell("x")
-    with pytest.raises(ValueError, match="expected 1 to 1"):
-        other.undo(2)
-    same = Conversation(model, state=State.load(tmp_path / "state"))
+        other.tell("y")
+    if asked_before:
+        with pytest.raises(ValueError, match="what was said by then is known only as a state"):
+            other.undo()
+    same = Conversation(model, state=begin)
     same.load(tmp_path / "later")
-    same.undo()
+    same.undo() if asked_before else None
+    same.tell("")
     assert bits(same.session) == bits_after(model, [THE])
 
 

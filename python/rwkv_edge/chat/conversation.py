@@ -126,7 +126,8 @@ class Conversation:
         self._first = state, template, template.clean(opening if system is None else system)
         self._check_system(self._first[2])
         self._begin = state
-        self._fixed = 0  # of the turns, those that are known to be in _begin
+        self._within = False  # whether the system text and some turns are in _begin
+        self._fixed = 0  # those turns
         self._system = ""
         self._turns: list[Turn] = []
         self._marks: list[tuple[int, Session]] = []  # where so many turns end
@@ -167,7 +168,7 @@ class Conversation:
         conversation began at, where there was one.
         """
         turns = self._turns[self._fixed :]
-        return [*self._told(self._system), *(i for turn in turns for i in self._turn(turn))]
+        return [*self._first_tokens(self._system), *(i for turn in turns for i in self._turn(turn))]
 
     @property
     def think(self) -> str:
@@ -195,7 +196,7 @@ class Conversation:
         self._begin, template, system = self._first
         if template is not self.template:
             self._use(template)
-        self._fixed, self._marks = 0, []
+        self._within, self._fixed, self._marks = False, 0, []
         self._move(system, [])
 
     def ask(
@@ -362,7 +363,7 @@ class Conversation:
         text = self.template.clean(system)
         self._check_system(text)
         self._end_turn()
-        if self._fixed:
+        if self._within:
             raise ValueError("what was said is known only as a state, with its system text")
         self._move(text, self._turns, progress)
 
@@ -384,7 +385,7 @@ class Conversation:
             at, session, first = marks[-1][0], marks[-1][1].fork(), []
         else:
             at, session = self._fixed, self.model.session(self._begin)
-            first = self._told(system)
+            first = self._first_tokens(system)
         told = first if self._cache is not None else []
         kept = max(at, len(turns) - KEPT)  # from here on, states are
         for turn in turns[at:kept]:
@@ -440,7 +441,8 @@ class Conversation:
         first = self._first[0]
         self._session.reset(state)
         self._reply, self._marks, self._stands = None, [], True
-        self._begin, self._system, self._turns, self._fixed = state, "", [], 0
+        self._begin, self._system, self._turns = state, "", []
+        self._within, self._fixed = False, 0
         if found is None:
             return
         self._turns, self._system = list(found.turns), found.system
@@ -451,7 +453,7 @@ class Conversation:
         elif first is not None and found.begin == digest(first):
             self._begin = first
         else:
-            self._fixed = len(self._turns)
+            self._within, self._fixed = True, len(self._turns)
 
     def export(self, path: str | PathLike[str], *, replace: bool = False) -> None:
         """Write the conversation as Markdown, without what was thought.
@@ -472,8 +474,9 @@ class Conversation:
     def _encode(self, text: str) -> list[int]:
         return self.model.tokenizer.encode(text) if text else []
 
-    def _told(self, system: str) -> list[int]:
-        return self._encode(self.template.told(system))
+    def _first_tokens(self, system: str) -> list[int]:
+        """What is read first of all, behind the state that the conversation began at."""
+        return [] if self._within else self._encode(self.template.told(system))
 
     def _answer(self, text: str) -> list[int]:
         return self._encode(self.template.answered(text))
