@@ -657,6 +657,36 @@ def test_a_thinking_answer_is_saved_as_it_can_be_seen(
     assert bits(chat.session) == bits_of(model, "", [("hi", "Yes, the")])
 
 
+@pytest.mark.parametrize("mode", ["off", "fast", "on"])
+def test_an_answer_of_a_given_form(
+    model: Model, monkeypatch: pytest.MonkeyPatch, read: list[int], mode: str
+) -> None:
+    """What is thought before has none."""
+    pytest.importorskip("llguidance")
+    chat = Conversation(model, template="g1", think=mode)
+    play(monkeypatch, [*byte_tokens(">Hm</think" if mode == "on" else ""), *byte_tokens("no")])
+    assert "".join(chat.ask("hi", choices=["yes", "no"])) == "no"
+    encode = model.tokenizer.encode
+    if mode != "off":
+        asked = {
+            "fast": encode(ASKED["off"]) + encode(" <think>\n</think"),
+            "on": encode(ASKED["on"]),
+        }
+        begin = asked[mode] + (encode("\n</think") if mode == "on" else []) + encode(">\n")
+        assert read[: len(begin)] == begin
+    assert bits(chat.session) == bits_of(model, "", [("hi", "no")])
+
+
+def test_wrong_options_are_refused_before_anything_is_read(model: Model) -> None:
+    chat = Conversation(model)
+    with pytest.raises(ValueError, match="top_p"):
+        chat.ask("hi", top_p=2)
+    with pytest.raises(ValueError, match="lookup"):
+        chat.ask("hi", lookup=-1)
+    assert chat.turns == ()
+    assert bits(chat.session) == bits_after(model, [])
+
+
 def test_thinking_needs_a_template_that_has_it(model: Model) -> None:
     with pytest.raises(ValueError, match="think: found 'on', but the template world has no thinki"):
         Conversation(model, think="on")
@@ -670,7 +700,7 @@ def test_what_an_answer_took(model: Model, monkeypatch: pytest.MonkeyPatch) -> N
     play(monkeypatch, [*byte_tokens(">ab</think"), *byte_tokens(">Yes"), 0])
     list(chat.ask("hi"))
     assert chat.work.read == len(model.tokenizer.encode(ASKED["on"]))
-    assert chat.work.written == len(">ab") + len(">Yes")
+    assert chat.work.written == len(">ab</think") + len(">Yes")
     assert chat.work.reading > 0
     assert chat.work.writing > 0
 
