@@ -782,6 +782,31 @@ def test_a_conversation_on_top_of_a_state(
     assert bits(same.session) == bits_after(model, [THE])
 
 
+@pytest.mark.parametrize("turns", [0, 2])
+def test_a_system_text_that_is_in_the_state_is_not_told_again(
+    model: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, turns: int
+) -> None:
+    session = model.session()
+    session.feed([THE])
+    chat = Conversation(model, system="x", state=session.state)
+    for _ in range(turns):
+        play(monkeypatch, [ING, TURN_END])
+        list(chat.ask("hi"))
+    chat.save(tmp_path / "state")
+    right = bits(chat.session)
+    other = Conversation(model)
+    other.load(tmp_path / "state")
+    assert (other.system, len(other.turns)) == ("x", turns)
+    for _ in range(KEPT + 2):
+        play(monkeypatch, [ING, TURN_END])
+        list(other.ask("hi"))
+    other.undo(KEPT + 2)
+    assert bits(other.session) == right
+    assert other.tokens == []
+    with pytest.raises(ValueError, match="known only as a state, with its system text"):
+        other.tell("y")
+
+
 DAMAGED_TEXTS = {
     "no JSON": "{",
     "deep": "[" * 100000,

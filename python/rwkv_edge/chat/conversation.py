@@ -85,10 +85,10 @@ class Reply:
 
 
 class Conversation:
-    """A session that alternates between a user and the model.
+    """A chat: a session in which a user and the model take turns.
 
-    Between two calls the session stands at the start of the user's turn, so a saved state is all
-    that another process needs to go on with the same words.
+    Between two calls the user's turn begins. So a saved state is all that another process needs to
+    continue the conversation.
     """
 
     def __init__(
@@ -132,8 +132,8 @@ class Conversation:
         self._first = state, template, template.clean(opening if system is None else system)
         self._check_system(self._first[2])
         self._begin = state
-        self._within = False  # whether the system text and some turns are in _begin
-        self._fixed = 0  # those turns
+        self._fixed = 0  # of the turns, those that are known to be in _begin
+        self._told_before = False  # whether the system text is in there, too
         self._system = ""
         self._turns: list[Turn] = []
         self._marks: list[tuple[int, Session]] = []  # where so many turns end
@@ -174,7 +174,7 @@ class Conversation:
         conversation began at, where there was one.
         """
         turns = self._turns[self._fixed :]
-        return [*self._first_tokens(self._system), *(i for turn in turns for i in self._turn(turn))]
+        return [*self._told(self._system), *(i for turn in turns for i in self._turn(turn))]
 
     @property
     def think(self) -> str:
@@ -202,7 +202,7 @@ class Conversation:
         self._begin, template, system = self._first
         if template is not self.template:
             self._use(template)
-        self._within, self._fixed, self._marks = False, 0, []
+        self._fixed, self._marks, self._told_before = 0, [], False
         self._move(system, [])
 
     def ask(
@@ -375,7 +375,7 @@ class Conversation:
         text = self.template.clean(system)
         self._check_system(text)
         self._end_turn()
-        if self._within:
+        if self._told_before:
             raise ValueError("what was said is known only as a state, with its system text")
         self._move(text, self._turns, progress)
 
@@ -397,7 +397,7 @@ class Conversation:
             at, session, first = marks[-1][0], marks[-1][1].fork(), []
         else:
             at, session = self._fixed, self.model.session(self._begin)
-            first = self._first_tokens(system)
+            first = self._told(system)
         told = first if self._cache is not None else []
         kept = max(at, len(turns) - KEPT)  # from here on, states are
         for turn in turns[at:kept]:
@@ -425,11 +425,13 @@ class Conversation:
 
     # ---- files ----------------------------------------------------------------------------------
 
-    def save(self, path: str | PathLike[str]) -> None:
+    def save(self, path: str | PathLike[str], *, replace: bool = False) -> None:
         """Write the conversation's state and its text; while an answer is given, as if it ended
         with the words that were yielded.
 
-        Raises ValueError where `path` is the model's file, OSError where it cannot be written.
+        A file that is no saved state is replaced only with `replace`, and the model's never. Raises
+        ValueError where `path` is the model's file, FileExistsError for another that is not to be
+        replaced, OSError where the state cannot be written.
         """
         self._refuse_model(path)
         session, turns = self.session, self.turns
@@ -439,7 +441,7 @@ class Conversation:
             turns = (*turns, turn)
         begin = None if self._begin is None else digest(self._begin)
         text = text_of(Transcript(self.template, self._system, turns, begin))
-        dataclasses.replace(session.state, text=text).save(path)
+        dataclasses.replace(session.state, text=text).save(path, replace=replace)
 
     def load(self, path: str | PathLike[str]) -> None:
         """Go on with a saved conversation, and with its template and system text. Its turns are
@@ -453,8 +455,8 @@ class Conversation:
         first = self._first[0]
         self._session.reset(state)
         self._reply, self._marks, self._stands = None, [], True
-        self._begin, self._system, self._turns = state, "", []
-        self._within, self._fixed = False, 0
+        self._begin, self._system, self._turns, self._fixed = state, "", [], 0
+        self._told_before = False
         if found is None:
             return
         self._turns, self._system = list(found.turns), found.system
@@ -465,7 +467,7 @@ class Conversation:
         elif first is not None and found.begin == digest(first):
             self._begin = first
         else:
-            self._within, self._fixed = True, len(self._turns)
+            self._fixed, self._told_before = len(self._turns), True
 
     def export(self, path: str | PathLike[str], *, replace: bool = False) -> None:
         """Write the conversation as Markdown, without what was thought.
@@ -486,9 +488,8 @@ class Conversation:
     def _encode(self, text: str) -> list[int]:
         return self.model.tokenizer.encode(text) if text else []
 
-    def _first_tokens(self, system: str) -> list[int]:
-        """What is read first of all, behind the state that the conversation began at."""
-        return [] if self._within else self._encode(self.template.told(system))
+    def _told(self, system: str) -> list[int]:
+        return [] if self._told_before else self._encode(self.template.told(system))
 
     def _answer(self, text: str) -> list[int]:
         return self._encode(self.template.answered(text))
