@@ -41,9 +41,9 @@ class ScriptedSampler:
     script: ClassVar[list[int | type[BaseException]]] = []
     accepted: ClassVar[list[tuple[int, float]]] = []
     options: ClassVar[dict[str, object]] = {}
-    banned: ClassVar[list[int]] = []
+    banned: ClassVar[Sequence[int]] = ()
 
-    def __init__(self, banned: list[int], **options: object) -> None:
+    def __init__(self, banned: Sequence[int] = (), **options: object) -> None:
         type(self).banned = banned
         self.options.update(options)
 
