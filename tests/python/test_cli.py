@@ -123,8 +123,12 @@ def test_generate_with_lookup(model: Path) -> None:
 
 
 def test_generate_of_a_form(model: Path, tmp_path: Path) -> None:
-    schema = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"]}
-    schema["additionalProperties"] = False
+    schema = {
+        "type": "object",
+        "properties": {"a": {"enum": [1, 2]}},
+        "required": ["a"],
+        "additionalProperties": False,
+    }
     file, lark = tmp_path / "schema.json", tmp_path / "tick.lark"
     file.write_text(json.dumps(schema))
     lark.write_text('\ufeffstart: ("tick" | "tock") "!"', "utf-8")
