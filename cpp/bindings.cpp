@@ -207,6 +207,14 @@ Bytes view_of(std::shared_ptr<const void> owner, std::span<const std::byte> byte
     return array;
 }
 
+py::bytes read_tensor(const TensorInfo& tensor, std::size_t start, std::size_t size) {
+    const std::span<const std::byte> data = tensor.view->data;
+    if (start > data.size() || size > data.size() - start)
+        throw std::invalid_argument(
+            cat(size, " bytes from ", start, " on, the tensor has ", data.size()));
+    return {reinterpret_cast<const char*>(data.data()) + start, size};
+}
+
 // What an assembled file lives on. It may go in a thread that does not hold the GIL.
 struct Parts {
     py::bytes header;
@@ -320,6 +328,19 @@ py::bytearray feed(Session& session, const std::vector<int32_t>& ids, Session::L
     return feed_together({{&session, ids, mode}}, progress);
 }
 
+// [layers, tokens, n_embd]
+py::bytearray hidden(Session& session, const std::vector<int32_t>& ids,
+                     const std::vector<int64_t>& layers, const py::object& progress) {
+    py::bytearray found =
+        new_floats(std::ssize(layers) * std::ssize(ids) * session.model().config().n_embd);
+    float* to = floats(found).data();
+    Unlocked unlocked;
+    Watch watch(progress, unlocked);
+    const Session::Part part{&session, ids, Session::Logits::None, layers, to};
+    Session::feed_together({&part, 1}, nullptr, std::ref(watch));
+    return found;
+}
+
 py::bytearray last_logits(const Session& session) {
     py::bytearray logits = new_floats(session.model().config().n_vocab);
     float* to = floats(logits).data();
@@ -336,11 +357,22 @@ py::bytearray get_state(const Session& session) {
     return state;
 }
 
-void set_state(Session& session, const py::bytearray& state) {
-    const std::span<const float> now = floats(state);
-    const std::vector<float> values(now.begin(), now.end());  // others may resize the bytearray
+py::bytearray get_output(const Session& session) {
+    py::bytearray output = new_floats(session.model().config().n_embd);
+    const std::span<float> to = floats(output);
     const Unlocked unlocked;
-    session.set_state(values);
+    session.copy_output(to);
+    return output;
+}
+
+void set_state(Session& session, const py::bytearray& state, const py::bytearray& output) {
+    const auto copy = [](const py::bytearray& bytes) {  // others may resize the bytearray
+        const std::span<const float> now = floats(bytes);
+        return std::vector<float>(now.begin(), now.end());
+    };
+    const std::vector<float> values = copy(state), last = copy(output);
+    const Unlocked unlocked;
+    session.set_state(values, last);
 }
 
 // Row `row` of [rows, n_vocab]; 0: all are one row.
@@ -408,7 +440,8 @@ void bind_files(py::module_& m) {
         .def_property_readonly("offset",
                                [](const TensorInfo& t) { return t.file->offset(*t.view); })
         .def_property_readonly("data",
-                               [](const TensorInfo& t) { return view_of(t.file, t.view->data); });
+                               [](const TensorInfo& t) { return view_of(t.file, t.view->data); })
+        .def("read", &read_tensor, py::arg("start"), py::arg("size"));
     py::class_<MappedFile, std::shared_ptr<MappedFile>>(m, "MappedFile")
         .def(py::init([](const std::filesystem::path& path) {
                  return std::make_shared<MappedFile>(path.string());
@@ -457,6 +490,7 @@ void bind_engine(py::module_& m) {
                      std::make_shared<Model>(file, make_cpu_backend(threads)));
              }),
              py::arg("file"), py::arg("threads") = 0, py::call_guard<Unlocked>())
+        .def_property_readonly("device", [](const Runner& r) { return r.model().backend().name(); })
         .def_property_readonly("arch", [=](const Runner& r) { return config(r).arch; })
         .def_property_readonly("n_layer", [=](const Runner& r) { return config(r).n_layer; })
         .def_property_readonly("n_embd", [=](const Runner& r) { return config(r).n_embd; })
@@ -480,11 +514,14 @@ void bind_engine(py::module_& m) {
         .finalize();
     py::class_<Session>(m, "Session")
         .def("feed", &feed, py::arg("tokens"), py::arg("logits"), py::arg("progress") = py::none())
+        .def("hidden", &hidden, py::arg("tokens"), py::arg("layers"),
+             py::arg("progress") = py::none())
         .def_property_readonly("tokens",
                                py::cpp_function(&Session::tokens, py::call_guard<Unlocked>()))
         .def("logits", &last_logits)
         .def("get_state", &get_state)
-        .def("set_state", &set_state, py::arg("state"))
+        .def("get_output", &get_output)
+        .def("set_state", &set_state, py::arg("state"), py::arg("output") = py::bytearray())
         .def("reset", &Session::reset, py::call_guard<Unlocked>())
         .def("fork", &Session::fork, py::call_guard<Unlocked>())
         .def("rewind", &Session::rewind, py::arg("to"), py::call_guard<Unlocked>());

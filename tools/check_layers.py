@@ -44,8 +44,9 @@ PYTHON_LAYERS = (
     ("model_file", "state"),
     ("asynchronous", "generation"),
     ("model",),
-    ("bench", "chat", "describe"),
-    ("__init__",),
+    ("prefix_cache",),
+    ("bench", "chat", "compat", "describe", "scoring"),
+    ("__init__", "harness"),
     ("cli",),
     ("__main__",),
 )

@@ -156,7 +156,7 @@ std::vector<float> Model::initial_state() const {
 }
 
 const float* Model::forward(Ops& ops, Scratch& scratch, std::span<const Feed> feeds, float* logits,
-                            const std::function<void()>& between) const {
+                            const std::function<void()>& between, const Tap& tap) const {
     const int64_t n = config_.n_embd;
     std::vector<int32_t> ids, outputs;  // outputs: tokens whose output is wanted
     std::vector<Run> runs;
@@ -186,6 +186,7 @@ const float* Model::forward(Ops& ops, Scratch& scratch, std::span<const Feed> fe
     ops.embed(embedding_, ids.data(), tokens, x);
     ops.norm(x, input_norm_, config_.norm_eps, tokens, n, embedded);
     ops.copy(embedded, tokens * n, x);
+    if (tap) tap(0, x);
     Step step{.ops = ops,
               .scratch = scratch,
               .tokens = tokens,
@@ -207,6 +208,7 @@ const float* Model::forward(Ops& ops, Scratch& scratch, std::span<const Feed> fe
         const LayerNorms& norms = layer_norms_[static_cast<std::size_t>(i)];
         run(*time_mix_, i, norms.time_mix);
         run(*channel_mix_, i, norms.channel_mix);
+        if (tap) tap(i + 1, x);
     }
 
     const int64_t rows = std::ssize(outputs);

@@ -72,6 +72,8 @@ class TensorInfo:
     @property
     def data(self) -> NDArray[np.uint8]:
         """[nbytes], read-only, in the map of the file."""
+    def read(self, start: int, size: int) -> bytes:
+        """A copy of some bytes of the data, for who does without numpy."""
 
 class MappedFile:
     """A whole file, mapped for reading. OSError where that fails, FormatError where it is empty."""
@@ -114,6 +116,9 @@ class Runner:
 
     def __init__(self, file: ModelFile, threads: int = 0) -> None: ...
     @property
+    def device(self) -> str:
+        """Such as "cpu avx2"."""
+    @property
     def arch(self) -> str: ...
     @property
     def n_layer(self) -> int: ...
@@ -141,13 +146,24 @@ class Session:
         self, tokens: list[int], logits: Logits, progress: Callable[[int], object] | None = None
     ) -> bytearray:
         """Feeds all tokens or, where `progress` or a signal handler raises, none."""
+    def hidden(
+        self,
+        tokens: list[int],
+        layers: list[int],
+        progress: Callable[[int], object] | None = None,
+    ) -> bytearray:
+        """As `feed`; gives the residual stream when so many layers have run, [layers, tokens,
+        n_embd]."""
     @property
     def tokens(self) -> int:
         """Fed since the session was reset or its state was set."""
     def logits(self) -> bytearray:
         """After the last token fed."""
     def get_state(self) -> bytearray: ...
-    def set_state(self, state: bytearray) -> None: ...
+    def get_output(self) -> bytearray:
+        """[n_embd] of the last token fed, from which the head makes its logits."""
+    def set_state(self, state: bytearray, output: bytearray = ...) -> None:
+        """With an output, its token counts as fed: there are logits after it."""
     def reset(self) -> None: ...
     def fork(self) -> Session: ...
     def rewind(self, to: Session) -> None:

@@ -290,6 +290,8 @@ class Stream:
         # Where the session can go back to: what was fed by then was also given out.
         self._mark: _core.Session | None = None
         self._marked = False
+        self.keeps_mark = False
+        """Whether `mark` is known after the end, too."""
 
     def part(self) -> tuple[_core.Session, list[int], _core.Logits]:
         """What to feed next: the prompt; then what was sampled, and perhaps a draft of more."""
@@ -368,7 +370,13 @@ class Stream:
         if not self.ended:
             self.ended = True
             self._settle(self._core)
-            self._mark = None
+            if not self.keeps_mark:
+                self._mark = None
+
+    @property
+    def mark(self) -> tuple[int, _core.Session] | None:
+        """A session before the last tokens of the answer, and how many of them it has read."""
+        return None if self._mark is None else (self._mark.tokens - self._start, self._mark)
 
     def settled_fork(self) -> _core.Session:
         """A second session where that text ends; this one goes on."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
+from itertools import accumulate
 from operator import index
 from os import PathLike
 from pathlib import Path
@@ -26,7 +27,14 @@ from .generation import (
 )
 from .grammar import FORMS, Grammars, form_of
 from .lookup import Lookup
-from .model_file import bytes_per_token, default_threads, hint, open_model_file
+from .model_file import (
+    bytes_per_token,
+    default_threads,
+    fingerprint,
+    hint,
+    open_model_file,
+    stamp,
+)
 from .state import State, StateShape
 from .tokenizer import END_OF_TEXT, Tokenizer, tokenizer_from_file
 
@@ -39,6 +47,9 @@ if TYPE_CHECKING:
 
 # Tokens that a lookup knows at most.
 MOST_LOOKED_UP = 8192
+
+# Of a long text; each takes n_embd floats.
+EMBEDDED_AT_ONCE = 512
 
 T = TypeVar("T")
 FeedProgress = Callable[[int, int], None]  # tokens fed, tokens in all
@@ -55,9 +66,9 @@ def bundled_model() -> Path:
 
 
 class Model:
-    """An RWKV model: its weights, mapped from a file, and its tokenizer.
+    """An RWKV model: the weights in a mapped file, and the tokenizer.
 
-    Immutable; its sessions may run in several threads at once.
+    A model does not change. Several threads may run its sessions at once.
     """
 
     def __init__(
@@ -67,22 +78,25 @@ class Model:
         vocab: str | PathLike[str] | None = None,
         threads: int | None = None,
     ) -> None:
-        """Open `path`, or the bundled demo model, to run on `threads` threads.
+        """Open the model in `path`, or the bundled demo model.
 
-        Without `threads` it is one for each core that the process may use and that is idle, at most
-        8; and one for each 16 MiB of weights that a token reads, so a small model has one.
+        `threads` is the number of threads. By default it is the number of idle cores, at most 8,
+        and at most one for each 16 MiB of weights that a token reads. So a small model has one.
 
-        A checkpoint that is no GGUF file is opened as `convert` would take it, with its weights in
-        their own precision; `vocab` is the file of its vocabulary, by default one beside it or the
-        World vocabulary in the package pyrwkv-tokenizer.
+        `path` may be any file or folder that `convert` takes; weights keep their precision. `vocab`
+        is a vocabulary file for a model that holds none. By default the vocabulary is a file beside
+        the model, or the World vocabulary of the package pyrwkv-tokenizer.
 
-        Raises FormatError for a file that is no model or a damaged one, UnsupportedError for a
-        model that this build cannot run, OSError for a file that cannot be read or threads that the
-        system does not give.
+        Raises FormatError for a file that is damaged or not a model, UnsupportedError for a model
+        that this build cannot run, OSError if the file cannot be read or the system refuses a
+        thread.
         """
         if threads is not None:
             threads = whole("threads", threads, 1, 1024)
-        self._file = open_model_file(bundled_model() if path is None else path, vocab=vocab)
+        path = Path(bundled_model() if path is None else path)
+        self.stamp = stamp(path)
+        """Of the file when it was opened: its size and its time."""
+        self._file = open_model_file(path, vocab=vocab)
         if self._file.get(ARCH_KEY) is not None:
             raise _core.FormatError(
                 f"{self._file.path}: a saved state, not a model; "
@@ -114,26 +128,35 @@ class Model:
 
     @property
     def head_size(self) -> int:
-        """Channels in each head; 0 in RWKV-4, which has none."""
+        """Channels of each head; 0 in RWKV-4, which has no heads."""
         return dict(self._core.state_parts).get("wkv", (0,))[-1]
 
     @property
     def threads(self) -> int:
         return self._core.threads
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """What tells this model from others of its shape: 64 hex digits. `model_file.fingerprint`
+        says what it covers."""
+        return fingerprint(self._file)
+
     @property
     def hint(self) -> str | None:
-        """What would make this model faster on this machine; None where nothing is known to."""
+        """Advice on how this model could run faster on this machine, or None."""
         return hint(self._file)
 
     @cached_property
     def metadata(self) -> dict[str, Any]:
-        """All keys of the file with their values: bool, int, float, str or a list of these."""
+        """The keys of the file and their values: bool, int, float, str or a list of these."""
         return {key: self._file.get(key) for key in self._file.keys()}  # noqa: SIM118 (no mapping)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """Raises FormatError where the file holds none that fits, UnsupportedError for its kind."""
+        """The model's tokenizer.
+
+        Raises FormatError if the file holds none that fits, UnsupportedError for an unknown kind.
+        """
         tokenizer = tokenizer_from_file(self._file)
         if tokenizer.n_vocab > self.n_vocab:
             raise _core.FormatError(
@@ -157,31 +180,71 @@ class Model:
         return StateShape(self.arch, self.n_layer, tuple(self._core.state_parts))
 
     def session(self, state: State | None = None) -> Session:
-        """A new session: from the beginning, from where `state` was copied, or from a tuned state.
+        """A new session, which begins with `state`: a copied, saved or tuned state; None: no text.
 
-        Raises FormatError where the state is of another model.
+        Raises FormatError if the state belongs to another model. `State.load` can allow that.
         """
         session = Session(self, self._core.session())
         if state is not None:
             session.reset(state)
         return session
 
-    def batch(self, sessions: Iterable[Session]) -> Batch:
-        """Sessions of this model, to go on together.
+    def embed(
+        self,
+        texts: Iterable[str | bytes],
+        *,
+        layer: int | None = None,
+        pooling: Literal["mean", "last"] = "mean",
+    ) -> NDArray[np.float32]:
+        """A vector for each text, float32 [len(texts), n_embd], of length 1; so the dot of two is
+        their cosine.
 
-        Raises ValueError where one occurs twice or is of another model.
+        It is the residual stream after `layer` layers, as `Session.hidden` counts them, averaged
+        over the text's tokens; or with `pooling` "last" that of its last token. Each text is read
+        by itself, as the beginning of a document. No RWKV was trained to give such vectors. By
+        default it is after two thirds of the layers: the first know words, the last know what word
+        comes next.
+
+        Raises ValueError for an empty text, and for a layer that the model lacks.
+        """
+        import numpy as np
+
+        if pooling not in ("mean", "last"):
+            raise ValueError(f"pooling: found {pooling!r}, expected 'mean' or 'last'")
+        depth = (2 * self.n_layer + 1) // 3 if layer is None else layer
+        vectors = []
+        for i, text in enumerate(texts):
+            ids = self.tokenizer.encode(text)
+            if not ids:
+                raise ValueError(f"text {i} is empty")
+            session = self.session()
+            session.read([END_OF_TEXT])
+            total = np.zeros(self.n_embd)
+            for start in range(0, len(ids), EMBEDDED_AT_ONCE):
+                (found,) = session.hidden(ids[start : start + EMBEDDED_AT_ONCE], [depth])
+                total = found[-1] if pooling == "last" else total + found.sum(0, np.float64)
+            vectors.append(total / np.linalg.norm(total))
+        return np.array(vectors, np.float32).reshape(-1, self.n_embd)
+
+    def batch(self, sessions: Iterable[Session]) -> Batch:
+        """A batch of sessions of this model, which read and write together.
+
+        Raises ValueError if a session occurs twice or belongs to another model.
         """
         return Batch(self, sessions)
 
 
 class Session:
-    """One text as the model has read it so far. To be used by one thread at a time."""
+    """A text or conversation in progress: the recurrent state and the last logits.
+
+    One thread at a time may use a session.
+    """
 
     def __init__(self, model: Model, core: _core.Session) -> None:
         """For `Model.session` and `Session.fork`."""
         self.model = model
         self._engine = core
-        self._from_start = True  # and not from a state after some text
+        self._before: int | None = 0  # tokens before those that the engine counts; None: unknown
         self._stream: Stream | None = None  # the text that is being generated
         self._lookup = Lookup(0)
         self._read = array("i")  # the last tokens, for a lookup; wrong ones would do no harm
@@ -227,11 +290,13 @@ class Session:
         logits: Literal["last", "all", "none"] = "last",
         progress: FeedProgress | None = None,
     ) -> NDArray[np.float32] | None:
-        """Read tokens, at least one; all of them or, when an exception ends the call, none.
+        """Read T tokens, at least one. If an exception ends the call, none of them was read.
 
-        Returns what is expected next: the logits, float32 [n_vocab], after the last token, or
-        [T, n_vocab] after each, or None. `progress` is called now and then, and may raise.
-        Raises ValueError for a token outside the vocabulary.
+        Returns the logits, float32: with "last" [n_vocab], those after the last token; with "all"
+        [T, n_vocab], those after each token; with "none" None. `progress` is called now and then
+        with the numbers of tokens read and of all tokens. It may raise to end the call.
+
+        Raises ValueError for no tokens or a token outside the vocabulary.
         """
         mode = logits_mode(logits)
         found = self._feed(self._checked(tokens), mode, progress)
@@ -240,8 +305,33 @@ class Session:
     def read(
         self, tokens: Iterable[SupportsIndex], *, progress: FeedProgress | None = None
     ) -> None:
-        """Read tokens as `feed` does, for `generate` to go on from there."""
+        """Read tokens as `feed` does, without logits. `generate` continues from there."""
         self._feed(self._checked(tokens), _core.Logits.none, progress)
+
+    def hidden(
+        self,
+        tokens: Iterable[SupportsIndex],
+        layers: Iterable[SupportsIndex],
+        *,
+        progress: FeedProgress | None = None,
+    ) -> NDArray[np.float32]:
+        """Read tokens as `feed` does, and return what the model makes of them on the way.
+
+        That is the residual stream, float32 [len(layers), T, n_embd]: for each of `layers`, after
+        each token, what it holds when so many layers have run. 0 is the embedding after its norm,
+        what the first layer reads. `model.n_layer` or -1 is what the head reads before the last
+        norm, and other negative numbers count from there.
+        Raises ValueError for a layer that the model lacks, and as `feed` does.
+        """
+        import numpy as np
+
+        last = self.model.n_layer
+        numbers = [whole("layer", layer, -last - 1, last) % (last + 1) for layer in layers]
+        ids = self._checked(tokens)
+        found = self._writable.hidden(ids, numbers, of_all(progress, len(ids)))
+        self._note(ids)
+        shape = (len(numbers), len(ids), self.model.n_embd)
+        return np.frombuffer(found, np.float32).reshape(shape)
 
     def _checked(self, tokens: Iterable[SupportsIndex]) -> list[int]:
         ids = self._ids(tokens)
@@ -257,9 +347,10 @@ class Session:
             ids = [index(token) for token in tokens]
         except TypeError as error:
             raise ValueError(f"tokens: {error}, {expected}") from error
-        outside = next((i for i in ids if not 0 <= i < self.model.n_vocab), None)
+        n_vocab = self.model.n_vocab
+        outside = next((i for i in ids if not 0 <= i < n_vocab), None)
         if outside is not None:
-            raise ValueError(f"token {outside} is outside the vocabulary of {self.model.n_vocab}")
+            raise ValueError(f"token {outside} is outside the vocabulary of {n_vocab}")
         return ids
 
     def _feed(
@@ -274,45 +365,75 @@ class Session:
 
     @property
     def state(self) -> State:
-        """A copy of what the session remembers; while text is generated, of where the text yielded
-        so far ends.
+        """A copy of the session's state. While text is generated, it is the state at the end of the
+        text that was yielded.
         """
         import numpy as np
 
-        return State(np.frombuffer(self._readable.get_state(), np.float32), self.model._shape)
+        core = self._readable
+        output = np.frombuffer(core.get_output(), np.float32) if core.tokens else None
+        return State(
+            np.frombuffer(core.get_state(), np.float32),
+            self.model._shape,
+            output=output,
+            tokens=None if self._before is None else self._before + core.tokens,
+            fingerprint=self.model.fingerprint,
+            model=self.model.path.name,
+        )
+
+    @property
+    def tokens(self) -> int | None:
+        """How many tokens were read since the beginning; None after a state that does not say."""
+        return None if self._before is None else self._before + self._readable.tokens
 
     def reset(self, state: State | None = None) -> None:
-        """Go to the beginning, to where `state` was copied, or to a tuned state.
+        """Forget the text and begin with `state`; None: with no text.
 
-        Raises FormatError where the state is of another model.
+        Raises FormatError if the state does not fit the model, TypeError if it is no State.
         """
         if state is None:
             self._writable.reset()
+            self._before = 0
         elif not isinstance(state, State):
             raise TypeError(f"state: found {state!r}, expected a State, as State.load(path) gives")
         else:
-            fitted = state.fitted(self.model._shape, str(self.model.path))
-            self._writable.set_state(bytearray(fitted.data))
-        self._from_start = state is None or state.tuned
+            model = self.model
+            fitted = state.fitted(model._shape, str(model.path), model.fingerprint)
+            output = bytearray() if fitted.output is None else bytearray(fitted.output)
+            self._stand(bytearray(fitted.data), output, fitted.tokens)
+            return
         self._read = array("i")
 
+    def _stand(
+        self,
+        state: bytearray,
+        output: bytearray,
+        tokens: int | None,
+        read: array[int] = array("i"),  # noqa: B008
+    ) -> None:
+        """Go to where so many tokens were read, the last of which had that output, or no token."""
+        self._writable.set_state(state, output)
+        # the engine counts the last one
+        self._before = tokens - 1 if output and tokens is not None else tokens
+        self._read = read[-MOST_LOOKED_UP:]
+
     def fork(self) -> Session:
-        """A second session that goes on from here on its own: while text is generated, from where
-        the text yielded so far ends.
+        """A copy of the session, which continues independently. While text is generated, it begins
+        at the end of the text that was yielded.
         """
         twin = Session(self.model, self._readable.fork())
-        twin._from_start, twin._read = self._from_start, self._read
+        twin._before, twin._read = self._before, self._read
         return twin
 
     def rewind(self, to: Session) -> None:
-        """Go to where another session of this model stands, such as a fork made earlier.
+        """Copy the state of another session of this model, such as a fork made earlier.
 
         Raises ValueError for a session of another model.
         """
         if to.model is not self.model:
             raise ValueError(f"a session of {to.model}, expected one of {self.model}")
         self._writable.rewind(to._readable)
-        self._from_start, self._read = to._from_start, to._read
+        self._before, self._read = to._before, to._read
 
     def generate(
         self,
@@ -389,10 +510,37 @@ class Session:
 
     @property
     def lookups(self) -> tuple[int, int, int]:
-        """Of the last text that was generated with `lookup`: how many tokens were guessed, how many
-        of these were right, and how many steps the text took.
+        """Figures of the last text that was generated with `lookup`: tokens guessed, tokens guessed
+        right, and steps.
         """
         return self._lookup.drafted, self._lookup.accepted, self._lookup.steps
+
+    @property
+    def _generated(self) -> list[int]:
+        """The tokens of the text that was generated last, as far as it was yielded; none once the
+        session has changed.
+        """
+        if self._stream is None:
+            return []
+        number, begun = self._stream.answer.given()
+        return self._stream.answer.tokens[:number] + begun
+
+    def _amend(self, tokens: list[int]) -> bool:
+        """Read these tokens in place of those that were generated last; False, and nothing has
+        changed, where the state that it needs is not known any more.
+        """
+        given = self._generated
+        mark = None if self._stream is None else self._stream.mark
+        if tokens[: len(given)] == given:
+            rest = tokens[len(given) :]
+        elif mark is not None and tokens[: mark[0]] == given[: mark[0]]:
+            self._writable.rewind(mark[1])
+            rest = tokens[mark[0] :]
+        else:
+            return False
+        if rest:
+            self.read(rest)
+        return True
 
     def _generating(self, prompt: str | Sequence[int], options: Options) -> Stream:
         model = self.model
@@ -408,7 +556,7 @@ class Session:
         ids = self._ids(encode(prompt) if isinstance(prompt, str) else prompt)
         core = self._writable
         if not ids and not core.tokens:
-            if not self._from_start:
+            if self._before != 0:
                 raise ValueError("the prompt is empty, and the last token's logits are not known")
             ids = [END_OF_TEXT]
         self._note(ids)
@@ -418,11 +566,11 @@ class Session:
 
 
 class Batch:
-    """Sessions of one model that go on together.
+    """Sessions of one model that read and write together.
 
-    A step reads the weights once for all of them, so eight sessions take far less time than one
-    after the other. Each gets, to the bit, what it would get alone. To be used by one thread at a
-    time.
+    A step reads the weights once for all sessions, so eight of them take far less time than one
+    after the other. Each session gets the same bits as it would alone. One thread at a time may use
+    a batch.
     """
 
     def __init__(self, model: Model, sessions: Iterable[Session]) -> None:
@@ -447,6 +595,14 @@ class Batch:
         self,
         tokens: Iterable[Iterable[SupportsIndex]],
         *,
+        logits: Literal["all"],
+        progress: FeedProgress | None = None,
+    ) -> list[NDArray[np.float32]]: ...
+    @overload
+    def feed(
+        self,
+        tokens: Iterable[Iterable[SupportsIndex]],
+        *,
         logits: Literal["none"],
         progress: FeedProgress | None = None,
     ) -> None: ...
@@ -454,18 +610,19 @@ class Batch:
         self,
         tokens: Iterable[Iterable[SupportsIndex]],
         *,
-        logits: Literal["last", "none"] = "last",
+        logits: Literal["last", "all", "none"] = "last",
         progress: FeedProgress | None = None,
-    ) -> NDArray[np.float32] | None:
-        """Feed each session tokens of its own, at least one: all of them, or when an exception ends
-        the call, none.
+    ) -> NDArray[np.float32] | list[NDArray[np.float32]] | None:
+        """Read tokens, at least one for each session. If an exception ends the call, none of them
+        was read.
 
-        Returns the logits after the last token of each session, float32 [n_sessions, n_vocab], or
-        None. Raises ValueError for a token outside the vocabulary.
+        Returns the logits after the last token of each session, float32 [n_sessions, n_vocab]; with
+        "all" a list of [T, n_vocab] for the T tokens of each; with "none" None.
+
+        Raises ValueError for another number of lists than sessions, an empty list, or a token
+        outside the vocabulary.
         """
         mode = logits_mode(logits)
-        if mode == _core.Logits.all:
-            raise ValueError("logits: found 'all', expected 'last' or 'none' for several sessions")
         ids = [
             session._checked(each)
             for session, each in zip(self.sessions, self._each(tokens, "tokens"), strict=True)
@@ -474,7 +631,11 @@ class Batch:
         found = _core.feed_together(parts, of_all(progress, sum(map(len, ids))))
         for session, each in zip(self.sessions, ids, strict=True):
             session._note(each)
-        return rows_of(found, mode, self.model.n_vocab, len(self.sessions))
+        rows = rows_of(found, mode, self.model.n_vocab, len(self.sessions))
+        if rows is None or mode == _core.Logits.last:
+            return rows
+        ends = list(accumulate(map(len, ids)))
+        return [rows[end - len(each) : end] for end, each in zip(ends, ids, strict=True)]
 
     def generate(
         self,
