@@ -45,8 +45,8 @@ PYTHON_LAYERS = (
     ("asynchronous", "generation"),
     ("model",),
     ("prefix_cache",),
-    ("bench", "chat", "describe"),
-    ("__init__",),
+    ("bench", "chat", "compat", "describe", "scoring"),
+    ("__init__", "harness"),
     ("cli",),
     ("__main__",),
 )

@@ -282,7 +282,7 @@ class PrefixCache:
             if index.execute(same, row).fetchone() is not None:  # another process was quicker
                 index.execute("ROLLBACK")
                 return
-            state.save(path)
+            state.save(path, replace=True)  # which may be damaged
             nbytes = path.stat().st_size
             insert = "INSERT OR REPLACE INTO states VALUES (?, ?, ?, ?, ?, ?)"
             index.execute(insert, (*row, nbytes, time.time()))

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The recurrent state: all that a session remembers, as one array of fixed size."""
+"""The recurrent state: the memory of a session, an array of fixed size."""
 
 from __future__ import annotations
 
+import errno
 import math
 import re
 from dataclasses import dataclass, replace
@@ -113,11 +114,11 @@ class State:
 
     @property
     def tuned(self) -> bool:
-        """Whether this is where a training put the beginning, with no text read yet."""
+        """Whether this is a tuned state: the result of a training, to begin texts with."""
         return self.shape.arch == TUNED
 
     def numpy(self) -> dict[str, NDArray[np.float32]]:
-        """Views of `data`, which write through to it, each [n_layer, ...]:
+        """Views of `data`, each [n_layer, ...]. Writing to them changes the state.
 
         att_shift [n_embd]: the last token's input of the time mix, after its norm;
         ffn_shift [n_embd]: the last token's input of the channel mix, after its norm;
@@ -135,19 +136,25 @@ class State:
             start = stop
         return views
 
-    def save(self, path: str | PathLike[str], *, type: str = "f32") -> None:
+    def save(self, path: str | PathLike[str], *, type: str = "f32", replace: bool = False) -> None:
         """Write the state as a GGUF file (docs/file_format.md): a tensor for each of its parts.
 
         `type` f32 keeps every bit. f16 has half the size: each value of 6.1e-5 and more is wrong by
         at most 1 / 2048 of itself, a smaller one by at most 3.0e-8. `output`, and so the logits of
         the next token, and RWKV-4's pp keep every bit.
 
-        A state tells what was said, so a new file has the mode 0600; an existing one keeps its own.
-        Equal states give equal files. Raises OSError where the file cannot be written, ValueError
-        for another type and for values beyond f16, which ends at 65504.
+        A saved state or an empty file at `path` is replaced, any other file only with `replace`. A
+        state tells what was said, so a new file has the mode 0600; an existing one keeps its own.
+        Equal states give equal files.
+
+        Raises FileExistsError for a file that is not to be replaced, OSError if the state cannot be
+        written, ValueError for another type and for values beyond f16, which ends at 65504.
         """
         from .files.gguf_writer import GGUFWriter, TensorPlan, Value, string, uint32
 
+        if not replace and not replaceable(Path(path)):
+            text = "is no saved state; replace=True replaces it"
+            raise FileExistsError(errno.EEXIST, text, str(path))
         if type not in TYPES:
             raise ValueError(f"type: found {type!r}, expected one of {', '.join(TYPES)}")
         metadata = {ARCH_KEY: string(self.shape.arch), STATE_KEYS + "version": uint32(VERSION)}
@@ -257,6 +264,16 @@ class State:
                 "it nevertheless"
             )
         return self
+
+
+def replaceable(path: Path) -> bool:
+    """Whether nothing but a saved state is lost where `path` is written."""
+    if not path.is_file() or not path.stat().st_size:
+        return True
+    try:
+        return is_gguf(path) and _core.ModelFile(path).get(ARCH_KEY) is not None
+    except _core.FormatError:
+        return False
 
 
 def read_keys(file: _core.ModelFile) -> dict[str, Any]:

@@ -44,8 +44,8 @@ class ScriptedSampler:
     banned: ClassVar[list[int]] = []
     seed = 0
 
-    def __init__(self, banned: list[int], **options: object) -> None:
-        type(self).banned = banned
+    def __init__(self, banned: Sequence[int] = (), **options: object) -> None:
+        type(self).banned = list(banned)
         self.options.update(options)
 
     def sample(

@@ -19,7 +19,7 @@ from conftest import GetModel
 from numpy.typing import NDArray
 from reference import oracle
 from refusal import refuses
-from rwkv_edge import FormatError, Model, State, UnsupportedError
+from rwkv_edge import Conversation, FormatError, Model, State, UnsupportedError
 from rwkv_edge.cli import main
 from rwkv_edge.convert import convert
 from rwkv_edge.state import differences
@@ -87,6 +87,28 @@ def test_a_saved_state(loaded: Model, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a.state"]
     with pytest.raises(OSError, match="no such folder"):
         session.state.save(tmp_path / "none" / "a.state")
+
+
+def test_only_a_saved_state_is_replaced(tmp_path: Path, tiny_model: GetModel) -> None:
+    """A mixed-up name must not cost a model."""
+    path, _ = tiny_model("f32", "d128")
+    session = Model(path).session()
+    files = {"model.gguf": path.read_bytes(), "notes.txt": b"buy milk", "cut.gguf": b"GGUF\x03"}
+    for name, data in files.items():
+        target = tmp_path / name
+        target.write_bytes(data)
+        for save in (session.state.save, Conversation(Model(path)).save):
+            with pytest.raises(FileExistsError, match=r"no saved state; replace=True replaces it"):
+                save(target)
+            assert target.read_bytes() == data
+        session.state.save(target, replace=True)
+        assert State.load(target).data.tobytes() == session.state.data.tobytes()
+        session.feed([1])
+        session.state.save(target)  # now it is one
+        assert State.load(target).data.tobytes() == session.state.data.tobytes()
+    (tmp_path / "empty").touch()  # as tempfile makes one
+    session.state.save(tmp_path / "empty")
+    assert State.load(tmp_path / "empty").data.tobytes() == session.state.data.tobytes()
 
 
 @pytest.mark.parametrize(

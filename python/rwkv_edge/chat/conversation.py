@@ -79,10 +79,10 @@ class Reply:
 
 
 class Conversation:
-    """A session that alternates between a user and the model.
+    """A chat: a session in which a user and the model take turns.
 
-    Between two calls the session stands at the start of the user's turn, so a saved state is all
-    that another process needs to go on with the same words.
+    Between two calls the user's turn begins. So a saved state is all that another process needs to
+    continue the conversation.
     """
 
     def __init__(
@@ -413,11 +413,13 @@ class Conversation:
 
     # ---- files ----------------------------------------------------------------------------------
 
-    def save(self, path: str | PathLike[str]) -> None:
+    def save(self, path: str | PathLike[str], *, replace: bool = False) -> None:
         """Write the conversation's state and its text; while an answer is given, as if it ended
         with the words that were yielded.
 
-        Raises ValueError where `path` is the model's file, OSError where it cannot be written.
+        A file that is no saved state is replaced only with `replace`, and the model's never. Raises
+        ValueError where `path` is the model's file, FileExistsError for another that is not to be
+        replaced, OSError where the state cannot be written.
         """
         self._refuse_model(path)
         session, turns = self.session, self.turns
@@ -427,7 +429,7 @@ class Conversation:
             turns = (*turns, turn)
         begin = None if self._begin is None else digest(self._begin)
         text = text_of(Transcript(self.template, self._system, turns, begin))
-        dataclasses.replace(session.state, text=text).save(path)
+        dataclasses.replace(session.state, text=text).save(path, replace=replace)
 
     def load(self, path: str | PathLike[str]) -> None:
         """Go on with a saved conversation, and with its template and system text. Its turns are
