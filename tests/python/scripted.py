@@ -41,10 +41,11 @@ class ScriptedSampler:
     script: ClassVar[list[int | type[BaseException]]] = []
     accepted: ClassVar[list[tuple[int, float]]] = []
     options: ClassVar[dict[str, object]] = {}
-    banned: ClassVar[Sequence[int]] = ()
+    banned: ClassVar[list[int]] = []
+    seed = 0
 
     def __init__(self, banned: Sequence[int] = (), **options: object) -> None:
-        type(self).banned = banned
+        type(self).banned = list(banned)
         self.options.update(options)
 
     def sample(
