@@ -207,6 +207,14 @@ Bytes view_of(std::shared_ptr<const void> owner, std::span<const std::byte> byte
     return array;
 }
 
+py::bytes read_tensor(const TensorInfo& tensor, std::size_t start, std::size_t size) {
+    const std::span<const std::byte> data = tensor.view->data;
+    if (start > data.size() || size > data.size() - start)
+        throw std::invalid_argument(
+            cat(size, " bytes from ", start, " on, the tensor has ", data.size()));
+    return {reinterpret_cast<const char*>(data.data()) + start, size};
+}
+
 // What an assembled file lives on. It may go in a thread that does not hold the GIL.
 struct Parts {
     py::bytes header;
@@ -320,6 +328,19 @@ py::bytearray feed(Session& session, const std::vector<int32_t>& ids, Session::L
     return feed_together({{&session, ids, mode}}, progress);
 }
 
+// [layers, tokens, n_embd]
+py::bytearray hidden(Session& session, const std::vector<int32_t>& ids,
+                     const std::vector<int64_t>& layers, const py::object& progress) {
+    py::bytearray found =
+        new_floats(std::ssize(layers) * std::ssize(ids) * session.model().config().n_embd);
+    float* to = floats(found).data();
+    Unlocked unlocked;
+    Watch watch(progress, unlocked);
+    const Session::Part part{&session, ids, Session::Logits::None, layers, to};
+    Session::feed_together({&part, 1}, nullptr, std::ref(watch));
+    return found;
+}
+
 py::bytearray last_logits(const Session& session) {
     py::bytearray logits = new_floats(session.model().config().n_vocab);
     float* to = floats(logits).data();
@@ -336,22 +357,50 @@ py::bytearray get_state(const Session& session) {
     return state;
 }
 
-void set_state(Session& session, const py::bytearray& state) {
-    const std::span<const float> now = floats(state);
-    const std::vector<float> values(now.begin(), now.end());  // others may resize the bytearray
+py::bytearray get_output(const Session& session) {
+    py::bytearray output = new_floats(session.model().config().n_embd);
+    const std::span<float> to = floats(output);
     const Unlocked unlocked;
-    session.set_state(values);
+    session.copy_output(to);
+    return output;
 }
 
-// From row `row` of [rows, n_vocab].
-int32_t sample(Sampler& sampler, const py::bytearray& logits, std::size_t row,
-               std::size_t n_vocab) {
+void set_state(Session& session, const py::bytearray& state, const py::bytearray& output) {
+    const auto copy = [](const py::bytearray& bytes) {  // others may resize the bytearray
+        const std::span<const float> now = floats(bytes);
+        return std::vector<float>(now.begin(), now.end());
+    };
+    const std::vector<float> values = copy(state), last = copy(output);
+    const Unlocked unlocked;
+    session.set_state(values, last);
+}
+
+// Row `row` of [rows, n_vocab]; 0: all are one row.
+std::span<const float> row_of(const py::bytearray& logits, std::size_t row, std::size_t n_vocab) {
     const std::span<const float> all = floats(logits);
     if (n_vocab == 0) n_vocab = all.size();
     if (row >= all.size() / std::max<std::size_t>(n_vocab, 1))
         throw std::invalid_argument(
             cat("row ", row, " of logits, found ", all.size(), " values in rows of ", n_vocab));
-    return sampler.sample(all.subspan(row * n_vocab, n_vocab));
+    return all.subspan(row * n_vocab, n_vocab);
+}
+
+int32_t sample(Sampler& sampler, const py::bytearray& logits, std::size_t row, std::size_t n_vocab,
+               const std::optional<py::bytes>& allowed) {
+    const std::span<const float> values = row_of(logits, row, n_vocab);
+    if (!allowed) return sampler.sample(values);
+    const std::string_view bits = *allowed;
+    return sampler.sample(values,
+                          std::span(reinterpret_cast<const uint8_t*>(bits.data()), bits.size()));
+}
+
+std::vector<std::pair<int32_t, double>> logprobs_of(const py::bytearray& logits, std::size_t row,
+                                                    std::size_t n_vocab, int32_t token,
+                                                    int64_t top) {
+    std::vector<std::pair<int32_t, double>> found;
+    for (const auto& [id, logprob] : logprobs(row_of(logits, row, n_vocab), token, top))
+        found.emplace_back(id, logprob);
+    return found;
 }
 
 // Made by the module, which lives as long as they are needed.
@@ -391,7 +440,8 @@ void bind_files(py::module_& m) {
         .def_property_readonly("offset",
                                [](const TensorInfo& t) { return t.file->offset(*t.view); })
         .def_property_readonly("data",
-                               [](const TensorInfo& t) { return view_of(t.file, t.view->data); });
+                               [](const TensorInfo& t) { return view_of(t.file, t.view->data); })
+        .def("read", &read_tensor, py::arg("start"), py::arg("size"));
     py::class_<MappedFile, std::shared_ptr<MappedFile>>(m, "MappedFile")
         .def(py::init([](const std::filesystem::path& path) {
                  return std::make_shared<MappedFile>(path.string());
@@ -441,8 +491,7 @@ void bind_engine(py::module_& m) {
              }),
              py::arg("file"), py::arg("threads") = 0, py::arg("device") = "cpu",
              py::call_guard<Unlocked>())
-        .def_property_readonly("device",
-                               [](const Runner& r) { return r.model().backend().name(); })
+        .def_property_readonly("device", [](const Runner& r) { return r.model().backend().name(); })
         .def_property_readonly("arch", [=](const Runner& r) { return config(r).arch; })
         .def_property_readonly("n_layer", [=](const Runner& r) { return config(r).n_layer; })
         .def_property_readonly("n_embd", [=](const Runner& r) { return config(r).n_embd; })
@@ -466,28 +515,45 @@ void bind_engine(py::module_& m) {
         .finalize();
     py::class_<Session>(m, "Session")
         .def("feed", &feed, py::arg("tokens"), py::arg("logits"), py::arg("progress") = py::none())
+        .def("hidden", &hidden, py::arg("tokens"), py::arg("layers"),
+             py::arg("progress") = py::none())
         .def_property_readonly("tokens",
                                py::cpp_function(&Session::tokens, py::call_guard<Unlocked>()))
         .def("logits", &last_logits)
         .def("get_state", &get_state)
-        .def("set_state", &set_state, py::arg("state"))
+        .def("get_output", &get_output)
+        .def("set_state", &set_state, py::arg("state"), py::arg("output") = py::bytearray())
         .def("reset", &Session::reset, py::call_guard<Unlocked>())
         .def("fork", &Session::fork, py::call_guard<Unlocked>())
         .def("rewind", &Session::rewind, py::arg("to"), py::call_guard<Unlocked>());
     m.def("feed_together", &feed_together, py::arg("parts"), py::arg("progress") = py::none());
+    const SamplerOptions off{.top_p = 1.0};
     py::class_<Sampler>(m, "Sampler")
-        .def(py::init([](double temperature, int64_t top_k, double top_p, double presence_penalty,
-                         double frequency_penalty, double penalty_decay, uint64_t seed,
-                         std::vector<int32_t> banned) {
-                 return Sampler({temperature, top_k, top_p, presence_penalty, frequency_penalty,
-                                 penalty_decay, seed, std::move(banned)});
+        .def(py::init([](double temperature, int64_t top_k, double top_p, double min_p,
+                         double typical_p, double presence_penalty, double frequency_penalty,
+                         double penalty_decay, int64_t penalty_window, uint64_t seed,
+                         std::vector<std::pair<int32_t, double>> logit_bias,
+                         std::vector<int32_t> banned, std::vector<int32_t> forced) {
+                 return Sampler({temperature, top_k, top_p, min_p, typical_p, presence_penalty,
+                                 frequency_penalty, penalty_decay, penalty_window, seed,
+                                 std::move(logit_bias), std::move(banned), std::move(forced)});
              }),
-             py::arg("temperature"), py::arg("top_k"), py::arg("top_p"),
-             py::arg("presence_penalty"), py::arg("frequency_penalty"), py::arg("penalty_decay"),
-             py::arg("seed"), py::arg("banned"))
-        .def("sample", &sample, py::arg("logits"), py::arg("row") = 0, py::arg("n_vocab") = 0)
+             py::kw_only(), py::arg("temperature") = off.temperature, py::arg("top_k") = off.top_k,
+             py::arg("top_p") = off.top_p, py::arg("min_p") = off.min_p,
+             py::arg("typical_p") = off.typical_p,
+             py::arg("presence_penalty") = off.presence_penalty,
+             py::arg("frequency_penalty") = off.frequency_penalty,
+             py::arg("penalty_decay") = off.penalty_decay,
+             py::arg("penalty_window") = off.penalty_window, py::arg("seed") = off.seed,
+             py::arg("logit_bias") = off.logit_bias, py::arg("banned") = off.banned,
+             py::arg("forced") = off.forced)
+        .def("sample", &sample, py::arg("logits"), py::arg("row") = 0, py::arg("n_vocab") = 0,
+             py::arg("allowed") = py::none())
         .def("accept", &Sampler::accept, py::arg("token"), py::arg("weight") = 1.0)
+        .def_property_readonly("seed", &Sampler::seed)
         .def("reset", &Sampler::reset);
+    m.def("logprobs", &logprobs_of, py::arg("logits"), py::arg("row"), py::arg("n_vocab"),
+          py::arg("token"), py::arg("top") = 0);
 }
 
 void bind_text(py::module_& m) {

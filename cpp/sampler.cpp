@@ -2,8 +2,10 @@
 #include "sampler.h"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cmath>
+#include <functional>
 #include <limits>
 #include <numeric>
 #include <stdexcept>
@@ -14,13 +16,35 @@ namespace rwkv_edge {
 
 namespace {
 
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
 void check_range(const char* name, double value, double low, double high) {
     if (!(value >= low && value <= high))
         throw std::invalid_argument(cat(name, " is ", value, ", expected ", low, " to ", high));
 }
 
-// What the loops over a vocabulary go through at once, so that compilers make vectors of it.
-constexpr std::size_t kLanes = 32;
+void check_count(const char* name, int64_t value, const char* zero) {
+    if (value < 0)
+        throw std::invalid_argument(cat(name, " is ", value, ", expected 0 (", zero, ") or more"));
+}
+
+// What the loops over a vocabulary go through at once, so that compilers make vectors of it: blocks
+// of lanes. Sums have this order, so no vector width shows.
+constexpr std::size_t kLanes = 32, kBlock = 64;
+
+std::size_t blocks(std::size_t n) { return (n + kBlock - 1) / kBlock; }
+
+// Calls `look(values of a block, its number)`; the last block is filled up with -infinity.
+template <class Look>
+void each_block(std::span<const float> values, Look&& look) {
+    std::size_t i = 0;
+    for (; i + kBlock <= values.size(); i += kBlock) look(values.data() + i, i / kBlock);
+    if (i == values.size()) return;
+    std::array<float, kBlock> last;
+    last.fill(-kInfinity);
+    std::copy(values.begin() + static_cast<std::ptrdiff_t>(i), values.end(), last.begin());
+    look(last.data(), i / kBlock);
+}
 
 // Where e^x is as good as nothing, and still a normal number.
 constexpr float kLeastExponent = -87.0f;
@@ -41,132 +65,355 @@ inline float exp_of(float x) {
     return p * std::bit_cast<float>((std::bit_cast<uint32_t>(shifted) << 23) + 0x3f800000);
 }
 
-// The sum of e^(x - top).
-double sum_of_exp(std::span<const float> values, float top) {
-    float x[kLanes], sums[kLanes] = {};
-    std::size_t i = 0;
-    for (; i + kLanes <= values.size(); i += kLanes) {
-        for (std::size_t j = 0; j < kLanes; ++j) x[j] = exponent(values[i + j] - top);
-        for (std::size_t j = 0; j < kLanes; ++j) sums[j] += exp_of(x[j]);
-    }
-    for (; i < values.size(); ++i) sums[0] += exp_of(exponent(values[i] - top));
-    return std::accumulate(sums, sums + kLanes, 0.0);
+// The sum of a block, in the order of a tree.
+inline double folded(const float* x) {
+    static_assert(kBlock == 64);
+    float part[16];
+    for (std::size_t j = 0; j < 16; ++j) part[j] = (x[j] + x[j + 16]) + (x[j + 32] + x[j + 48]);
+    for (std::size_t j = 0; j < 8; ++j) part[j] += part[j + 8];
+    for (std::size_t j = 0; j < 4; ++j) part[j] += part[j + 4];
+    return static_cast<double>((part[0] + part[2]) + (part[1] + part[3]));
 }
 
-// The largest value, or NaN where there is one.
-float largest(std::span<const float> values) {
-    float best[kLanes];
-    uint32_t most[kLanes] = {};  // of the bits without the sign: infinity's are below those of NaN
-    std::fill_n(best, kLanes, -std::numeric_limits<float>::infinity());
-    const auto look = [&](float value, std::size_t j) {
-        best[j] = value > best[j] ? value : best[j];
-        most[j] = std::max(most[j], std::bit_cast<uint32_t>(value) & 0x7fffffff);
+// Calls `use(powers, weights, number)` for each block: (x - top) * factor, and e to that power.
+template <class Use>
+void each_weight(std::span<const float> values, float top, float factor, Use&& use) {
+    each_block(values, [&](const float* x, std::size_t block) {
+        float powers[kBlock], weights[kBlock];
+        for (std::size_t j = 0; j < kBlock; ++j) powers[j] = exponent((x[j] - top) * factor);
+        for (std::size_t j = 0; j < kBlock; ++j) weights[j] = exp_of(powers[j]);
+        use(powers, weights, block);
+    });
+}
+
+// A sum of many floats: in floats over a few blocks, in doubles from there on.
+class Sum {
+public:
+    void add(const float* block) {
+        for (std::size_t j = 0; j < kBlock; ++j) lanes_[j] += block[j];
+        if (++added_ % 16 == 0) flush();
+    }
+    double total() {
+        flush();
+        return total_;
+    }
+
+private:
+    void flush() {
+        total_ += folded(lanes_);
+        std::fill_n(lanes_, kBlock, 0.0f);
+    }
+
+    float lanes_[kBlock] = {};
+    std::size_t added_ = 0;
+    double total_ = 0.0;
+};
+
+// The sum of e^(x - top), and where wanted that of (x - top) e^(x - top).
+double sum_of_exp(std::span<const float> values, float top, double* products = nullptr) {
+    Sum sum, more;
+    each_weight(values, top, 1.0f, [&](const float* powers, float* weights, std::size_t) {
+        sum.add(weights);
+        if (products == nullptr) return;
+        for (std::size_t j = 0; j < kBlock; ++j) weights[j] *= powers[j];
+        more.add(weights);
+    });
+    if (products != nullptr) *products = more.total();
+    return sum.total();
+}
+
+// weights = e^((x - top) * factor); `sums` gets those of the blocks.
+void weigh(std::span<const float> values, float top, float factor, std::vector<float>& to,
+           std::vector<double>& sums) {
+    to.resize(values.size());
+    sums.resize(blocks(values.size()));
+    each_weight(values, top, factor, [&](const float*, float* weights, std::size_t block) {
+        const std::size_t begin = block * kBlock, n = std::min(kBlock, values.size() - begin);
+        std::copy_n(weights, n, to.data() + begin);
+        sums[block] = folded(weights);
+    });
+}
+
+// The largest value; `best` gets those of the blocks. Throws where one is NaN or infinity.
+float largest(std::span<const float> values, std::vector<float>& best) {
+    best.resize(blocks(values.size()));
+    int32_t nan[kLanes] = {};
+    each_block(values, [&](const float* x, std::size_t block) {
+        float most[kLanes];
+        for (std::size_t j = 0; j < kLanes; ++j) {
+            const float a = x[j], b = x[j + kLanes];
+            most[j] = a > b ? a : b;
+            nan[j] |= a != a || b != b;
+        }
+        for (std::size_t half = kLanes / 2; half > 0; half /= 2)
+            for (std::size_t j = 0; j < half; ++j)
+                most[j] = most[j] > most[j + half] ? most[j] : most[j + half];
+        best[block] = most[0];
+    });
+    const float top = best.empty() ? -kInfinity : *std::max_element(best.begin(), best.end());
+    if (top == kInfinity || std::any_of(nan, nan + kLanes, std::identity{}))
+        throw std::invalid_argument(
+            "the logits have no finite maximum: the weights or the state hold NaN or infinity. "
+            "Was the model's file changed while it was open?");
+    return top;
+}
+
+// A value that at least `count` values reach, and not many more; `best` is of the blocks.
+float reached_by(std::vector<float> best, std::size_t count) {
+    if (count > best.size()) return -kInfinity;
+    const auto last = best.begin() + static_cast<std::ptrdiff_t>(count) - 1;
+    std::nth_element(best.begin(), last, best.end(), std::greater{});
+    return *last;
+}
+
+// The values that are at least `least`, and their places.
+void gather(std::span<const float> values, std::span<const float> best, float least,
+            std::vector<float>& to, std::vector<int32_t>& places) {
+    least = std::max(least, std::numeric_limits<float>::lowest());
+    to.clear();
+    places.clear();
+    float found[kBlock];
+    int32_t at[kBlock];
+    for (std::size_t block = 0; block < best.size(); ++block) {
+        if (best[block] < least) continue;
+        const std::size_t end = std::min(values.size(), (block + 1) * kBlock);
+        std::size_t n = 0;
+        for (std::size_t i = block * kBlock; i < end; ++i) {
+            found[n] = values[i];
+            at[n] = static_cast<int32_t>(i);
+            n += values[i] >= least;
+        }
+        to.insert(to.end(), found, found + n);
+        places.insert(places.end(), at, at + n);
+    }
+}
+
+// The key up to which the smallest keys together weigh `enough`, or the largest of all.
+float cutoff(std::span<const float> keys, std::span<const float> weights, double enough) {
+    struct Item {
+        float key, weight;
     };
-    std::size_t i = 0;
-    for (; i + kLanes <= values.size(); i += kLanes)
-        for (std::size_t j = 0; j < kLanes; ++j) look(values[i + j], j);
-    for (; i < values.size(); ++i) look(values[i], 0);
-    if (*std::max_element(most, most + kLanes) > 0x7f800000) return NAN;
-    return *std::max_element(best, best + kLanes);
+    std::vector<Item> items(keys.size());
+    for (std::size_t i = 0; i < items.size(); ++i) items[i] = {keys[i], weights[i]};
+    double before = 0.0;  // what smaller keys weigh
+    // Histograms narrow down where it lies.
+    constexpr std::size_t kFew = 128, kBins = 512;
+    while (items.size() > kFew) {
+        float low = kInfinity, high = -kInfinity;
+        for (const Item& item : items) {
+            low = item.key < low ? item.key : low;
+            high = item.key > high ? item.key : high;
+        }
+        if (low == high) break;
+        const double scale = (kBins - 1) / (static_cast<double>(high) - static_cast<double>(low));
+        const auto bin_of = [=](const Item& item) {
+            const double distance = static_cast<double>(item.key) - static_cast<double>(low);
+            return static_cast<std::size_t>(distance * scale);
+        };
+        std::array<double, kBins> bins{};
+        for (const Item& item : items) bins[bin_of(item)] += static_cast<double>(item.weight);
+        std::size_t bin = 0;
+        while (bin < kBins - 1 && before + bins[bin] < enough) before += bins[bin++];
+        std::size_t n = 0;
+        for (const Item& item : items) {
+            const bool stays = bin_of(item) == bin;
+            items[n] = item;
+            n += stays ? 1 : 0;
+        }
+        items.resize(n);
+    }
+    std::sort(items.begin(), items.end(),
+              [](const Item& a, const Item& b) { return a.key < b.key; });
+    for (const Item& item : items)
+        if ((before += static_cast<double>(item.weight)) >= enough) return item.key;
+    return items.empty() ? kInfinity : items.back().key;
 }
 
 }  // namespace
 
 Sampler::Sampler(const SamplerOptions& options) : options_(options), random_(options.seed) {
     check_range("temperature", options.temperature, 0.0, 1000.0);
+    check_range("typical_p", options.typical_p, 0.0, 1.0);
     check_range("top_p", options.top_p, 0.0, 1.0);
+    check_range("min_p", options.min_p, 0.0, 1.0);
     check_range("presence_penalty", options.presence_penalty, -1000.0, 1000.0);
     check_range("frequency_penalty", options.frequency_penalty, -1000.0, 1000.0);
     check_range("penalty_decay", options.penalty_decay, 0.0, 1.0);
-    if (options.top_k < 0)
-        throw std::invalid_argument(cat("top_k is ", options.top_k, ", expected 0 (off) or more"));
+    for (const auto& [token, bias] : options.logit_bias)
+        check_range(cat("logit_bias of token ", token).c_str(), bias, -1000.0, 1000.0);
+    check_count("top_k", options.top_k, "off");
+    check_count("penalty_window", options.penalty_window, "all");
 }
 
-void Sampler::adjust(std::span<const float> logits) {
+// Takes the logits over, with all that changes single ones.
+void Sampler::adjust(std::span<const float> logits,
+                     std::optional<std::span<const uint8_t>> allowed) {
     logits_.assign(logits.begin(), logits.end());
     const auto change = [&](int32_t token, auto&& to) {
         const auto i = static_cast<std::size_t>(token);
         if (i < logits_.size()) logits_[i] = to(logits_[i]);
     };
-    for (const auto& [token, count] : occurrences_) {
-        const double penalty = options_.presence_penalty + count * options_.frequency_penalty;
+    for (const auto& [token, bias] : options_.logit_bias)
+        change(token, [&](float logit) { return logit + static_cast<float>(bias); });
+    for (const auto& [token, seen] : occurrences_) {
+        const double penalty = options_.presence_penalty + seen.count * options_.frequency_penalty;
         change(token, [&](float logit) { return logit - static_cast<float>(penalty); });
     }
-    for (const int32_t token : options_.banned)
-        change(token, [](float) { return -std::numeric_limits<float>::infinity(); });
+    const auto exclude = [](float) { return -kInfinity; };
+    for (const int32_t token : options_.banned) change(token, exclude);
+    if (!allowed) return;
+    // Most bytes are of one kind.
+    for (std::size_t i = 0; i < logits_.size(); i += 8) {
+        const uint8_t bits = i / 8 < allowed->size() ? (*allowed)[i / 8] : 0;
+        const std::size_t n = std::min<std::size_t>(8, logits_.size() - i);
+        if (bits == 0)
+            std::fill_n(logits_.data() + i, n, -kInfinity);
+        else if (bits != 0xff)
+            for (std::size_t j = 0; j < n; ++j)
+                if ((bits >> j & 1) == 0) logits_[i + j] = -kInfinity;
+    }
 }
 
-int32_t Sampler::sample(std::span<const float> logits) {
-    adjust(logits);
-    const float top = largest(logits_);
-    if (!std::isfinite(top))
+int32_t Sampler::sample(std::span<const float> logits,
+                        std::optional<std::span<const uint8_t>> allowed) {
+    if (forced_ < options_.forced.size()) {
+        const int32_t token = options_.forced[forced_];
+        const auto i = static_cast<std::size_t>(token);
+        if (i >= logits.size())
+            throw std::invalid_argument(
+                cat("forced token ", token, " is outside the vocabulary of ", logits.size()));
+        if (allowed && (i / 8 >= allowed->size() || ((*allowed)[i / 8] >> i % 8 & 1) == 0))
+            throw std::invalid_argument(cat("forced token ", token, " is not allowed here"));
+        ++forced_;
+        return token;
+    }
+    adjust(logits, allowed);
+    const float top = largest(logits_, best_);
+    if (top == -kInfinity)
         throw std::invalid_argument(
-            "the logits have no finite maximum: the weights or the state hold NaN or infinity. "
-            "Was the model's file changed while it was open?");
-    if (options_.temperature == 0.0 || options_.top_k == 1 || options_.top_p == 0.0)
-        return static_cast<int32_t>(std::find(logits_.begin(), logits_.end(), top) -
-                                    logits_.begin());
-
-    choose_candidates(top);
-    // p^(1 / T) in the log domain, relative to the best
-    const auto weight = [&](const Candidate& c) {
-        return std::exp(static_cast<double>(c.logit - top) / options_.temperature);
-    };
-    double total = 0.0;
-    for (const Candidate& candidate : candidates_) total += weight(candidate);
-    double left = uniform() * total;
-    for (const Candidate& candidate : candidates_) {
-        left -= weight(candidate);
-        if (left < 0.0) return candidate.token;
+            "no token is left to choose: all are banned, not allowed, or have a logit of "
+            "-infinity");
+    if (options_.temperature == 0.0 ||
+        (options_.typical_p == 1.0 && (options_.top_k == 1 || options_.top_p == 0.0))) {
+        const auto block = std::find(best_.begin(), best_.end(), top) - best_.begin();
+        const auto begin = logits_.begin() + block * static_cast<std::ptrdiff_t>(kBlock);
+        return static_cast<int32_t>(std::find(begin, logits_.end(), top) - logits_.begin());
     }
-    return candidates_[0].token;  // rounding ate the last bit
+
+    const float best = choose_candidates(top);
+    // Further apart than 1 / 1e30, two logits have nothing to share.
+    const double factor = std::min(1.0 / options_.temperature, 1e30);
+    weigh(candidates_, best, static_cast<float>(factor), weights_, sums_);
+    double left = uniform() * std::accumulate(sums_.begin(), sums_.end(), 0.0);
+    std::size_t block = 0;
+    while (block + 1 < sums_.size() && left >= sums_[block]) left -= sums_[block++];
+    for (std::size_t i = block * kBlock; i < ids_.size(); ++i) {
+        left -= static_cast<double>(weights_[i]);
+        if (left < 0.0) return ids_[i];
+    }
+    // Rounding ate the last bit.
+    return ids_[static_cast<std::size_t>(std::find(candidates_.begin(), candidates_.end(), best) -
+                                         candidates_.begin())];
 }
 
-// Leaves the candidates that top_p and top_k leave, best first where either is on.
-void Sampler::choose_candidates(float top) {
-    const bool has_top_p = options_.top_p < 1.0;
-    double enough = 0.0;
-    float least = -std::numeric_limits<float>::infinity();
-    if (has_top_p) {
-        const double total = sum_of_exp(logits_, top);
-        enough = options_.top_p * total;
-        // All tokens below this together have less than 1 - top_p: most need not be sorted. The
-        // last term is for rounding.
-        const double share = (total - enough) / static_cast<double>(logits_.size());
-        least = top + static_cast<float>(std::log(share)) - 0.01f;
+template <class Keep>
+void Sampler::keep_if(Keep&& keep) {
+    std::size_t n = 0;
+    for (std::size_t i = 0; i < ids_.size(); ++i) {
+        const bool stays = keep(i);
+        candidates_[n] = candidates_[i];
+        ids_[n] = ids_[i];
+        n += stays ? 1 : 0;
     }
-    candidates_.clear();
-    for (std::size_t i = 0; i < logits_.size(); ++i)
-        if (logits_[i] >= least && logits_[i] > -std::numeric_limits<float>::infinity())
-            candidates_.push_back({logits_[i], static_cast<int32_t>(i)});
-    const std::size_t n = candidates_.size();
-    const std::size_t most =
-        options_.top_k > 0 ? std::min(n, static_cast<std::size_t>(options_.top_k)) : n;
-    if (!has_top_p && most == n) return;
+    candidates_.resize(n);
+    ids_.resize(n);
+}
 
-    // Equal logits in the order of their ids, so that nothing depends on the sort.
-    const auto worse = [](const Candidate& a, const Candidate& b) {
-        return a.logit != b.logit ? a.logit < b.logit : a.token > b.token;
+// Leaves the candidates that all options leave, in the order of their ids; returns the largest.
+float Sampler::choose_candidates(float top) {
+    const bool has_typical = options_.typical_p < 1.0, has_top_p = options_.top_p < 1.0;
+    const auto most = static_cast<std::size_t>(options_.top_k);
+    double total = 0.0, products = 0.0;
+    if (has_typical || has_top_p)
+        total = sum_of_exp(logits_, top, has_typical ? &products : nullptr);
+    // All tokens below this together have less than a share of the probability. The last term is
+    // for rounding.
+    const auto negligible = [&](double share) {
+        const double each = share * total / static_cast<double>(logits_.size());
+        return top + static_cast<float>(std::log(each)) - 0.01f;
     };
-    // A heap yields the best few without sorting all.
-    std::make_heap(candidates_.begin(), candidates_.end(), worse);
-    auto end = candidates_.end();
-    double mass = 0.0;
-    for (std::size_t kept = 0; kept < most; ++kept) {
-        const float next = candidates_[0].logit;
-        // The nucleus ends where the sum reaches top_p, but never between equals.
-        if (has_top_p && mass >= enough && next < end->logit) break;
-        std::pop_heap(candidates_.begin(), end--, worse);
-        mass += static_cast<double>(exp_of(exponent(next - top)));
+    // Most tokens are below this and need not be looked at.
+    float least = -kInfinity, expected = 0.0f;
+    if (has_typical) {
+        expected = static_cast<float>(products / total);
+        // Those above this hold typical_p, and no token outside is closer to the expected one.
+        least = std::min(negligible(1.0 - options_.typical_p), top + 2.0f * expected - 0.01f);
+    } else {
+        if (has_top_p) least = negligible(1.0 - options_.top_p);
+        if (most > 0) least = std::max(least, reached_by(best_, most));
+        if (options_.min_p > 0.0)
+            least = std::max(least, top + static_cast<float>(std::log(options_.min_p)));
     }
-    candidates_.erase(candidates_.begin(), end);
-    std::reverse(candidates_.begin(), candidates_.end());
+    gather(logits_, best_, least, candidates_, ids_);
+
+    if (has_typical) {
+        // How far a token's information is from the expected one
+        weigh(candidates_, top, 1.0f, weights_, sums_);
+        keys_.resize(ids_.size());
+        for (std::size_t i = 0; i < ids_.size(); ++i)
+            keys_[i] = std::fabs(candidates_[i] - top - expected);
+        const float last = cutoff(keys_, weights_, options_.typical_p * total);
+        keep_if([&](std::size_t i) { return keys_[i] <= last; });
+        top = *std::max_element(candidates_.begin(), candidates_.end());
+        total = sum_of_exp(candidates_, top);
+    }
+    const auto keep_best = [&](double enough) {
+        keys_.resize(ids_.size());
+        for (std::size_t i = 0; i < ids_.size(); ++i) keys_[i] = -candidates_[i];
+        const float last = -cutoff(keys_, weights_, enough);
+        keep_if([&](std::size_t i) { return candidates_[i] >= last; });
+        return last;
+    };
+    if (has_top_p) {
+        weigh(candidates_, top, 1.0f, weights_, sums_);
+        keep_best(options_.top_p * total);
+    }
+    if (most > 0 && ids_.size() > most) {
+        weights_.assign(ids_.size(), 1.0f);
+        const float last = keep_best(static_cast<double>(most));
+        // Of equals at the border, the first ids
+        auto equals = static_cast<std::ptrdiff_t>(most) -
+                      std::count_if(candidates_.begin(), candidates_.end(),
+                                    [&](float logit) { return logit > last; });
+        keep_if([&](std::size_t i) { return candidates_[i] > last || equals-- > 0; });
+    }
+    if (options_.min_p > 0.0) {
+        const float last = top + static_cast<float>(std::log(options_.min_p));
+        keep_if([&](std::size_t i) { return candidates_[i] >= last; });
+    }
+    return top;
 }
 
 void Sampler::accept(int32_t token, double weight) {
     if (options_.presence_penalty == 0.0 && options_.frequency_penalty == 0.0) return;
-    for (auto& [_, count] : occurrences_) count *= options_.penalty_decay;
-    occurrences_[token] += weight;
+    for (auto& [_, seen] : occurrences_) seen.count *= options_.penalty_decay;
+    Occurrences& now = occurrences_[token];
+    now.count += weight;
+    ++now.times;
+    if (options_.penalty_window == 0) return;
+    for (auto& [_, left] : window_) left *= options_.penalty_decay;
+    window_.emplace_back(token, weight);
+    if (std::ssize(window_) <= options_.penalty_window) return;
+    const auto [oldest, left] = window_.front();
+    window_.pop_front();
+    const auto seen = occurrences_.find(oldest);
+    seen->second.count -= left;
+    if (--seen->second.times == 0) occurrences_.erase(seen);
+}
+
+void Sampler::reset() {
+    occurrences_.clear();
+    window_.clear();
 }
 
 // splitmix64 (Steele, Lea, Flood 2014), the top 53 bits as a fraction
@@ -177,6 +424,30 @@ double Sampler::uniform() {
     z = (z ^ z >> 27) * 0x94d049bb133111eb;
     z ^= z >> 31;
     return static_cast<double>(z >> 11) * 0x1p-53;
+}
+
+std::vector<Logprob> logprobs(std::span<const float> logits, int32_t token, int64_t top) {
+    const auto i = static_cast<std::size_t>(token);
+    if (i >= logits.size())
+        throw std::invalid_argument(
+            cat("token ", token, " is outside the vocabulary of ", logits.size()));
+    check_count("logprobs", top, "only the token's own");
+    std::vector<float> best, values;
+    std::vector<int32_t> ids;
+    const float highest = largest(logits, best);
+    if (highest == -kInfinity)
+        throw std::invalid_argument("the logits have no finite maximum: all are -infinity");
+    const double total = static_cast<double>(highest) + std::log(sum_of_exp(logits, highest));
+    std::vector<Logprob> found{{token, static_cast<double>(logits[i]) - total}};
+    if (top == 0) return found;
+    const std::size_t count = std::min(logits.size(), static_cast<std::size_t>(top));
+    gather(logits, best, reached_by(best, count), values, ids);
+    for (std::size_t j = 0; j < ids.size(); ++j)
+        found.push_back({ids[j], static_cast<double>(values[j]) - total});
+    std::stable_sort(found.begin() + 1, found.end(),
+                     [](const Logprob& a, const Logprob& b) { return a.logprob > b.logprob; });
+    found.resize(std::min(found.size(), count + 1));
+    return found;
 }
 
 }  // namespace rwkv_edge

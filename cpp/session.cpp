@@ -21,6 +21,12 @@ void check_ids(std::span<const int32_t> ids, int64_t n_vocab) {
                 cat("token ", i, " is ", ids[i], ", expected 0 to ", n_vocab - 1));
 }
 
+void check_layers(std::span<const int64_t> layers, int64_t n_layer) {
+    for (const int64_t layer : layers)
+        if (layer < 0 || layer > n_layer)
+            throw std::invalid_argument(cat("layer ", layer, ", expected 0 to ", n_layer));
+}
+
 // Gives sequences back what they remembered, unless everything succeeded.
 class Undo {
 public:
@@ -50,7 +56,7 @@ Runner::Runner(std::shared_ptr<const Model> model)
     : model_(std::move(model)), ops_(model_->backend().make_ops()), scratch_(model_->backend()) {}
 
 void Runner::step(std::span<const Feed> feeds, std::span<float* const> logits,
-                  const std::function<void()>& between) {
+                  const std::function<void()>& between, const Tap& tap) {
     const std::lock_guard lock(mutex_);
     Backend& backend = model_->backend();
     const auto floats = [&](std::size_t i) { return feeds[i].n_logits * model_->config().n_vocab; };
@@ -64,7 +70,7 @@ void Runner::step(std::span<const Feed> feeds, std::span<float* const> logits,
         end += floats(i);
     }
     float* direct = begin == nullptr || scattered ? nullptr : backend.direct(begin);
-    const float* found = model_->forward(*ops_, scratch_, feeds, direct, between);
+    const float* found = model_->forward(*ops_, scratch_, feeds, direct, between, tap);
     if (begin != nullptr) settled_ = true;  // every verb has run, the head's product too
     if (direct != nullptr) return;
     for (std::size_t i = 0; i < feeds.size(); ++i) {
@@ -113,12 +119,15 @@ void Session::feed_together(std::span<const Part> parts, float* logits, const Pr
     const int64_t n_vocab = model.config().n_vocab, chunk = model.backend().chunk();
 
     int64_t left = 0;
+    bool tapped = false;
     std::vector<Session*> sessions;
     std::vector<float*> rows;  // where the logits of each part go
     for (const Part& part : parts) {
         if (part.session->runner_.get() != &runner)
             throw std::invalid_argument("sessions of several models, expected those of one");
         check_ids(part.ids, n_vocab);
+        check_layers(part.layers, model.config().n_layer);
+        tapped |= !part.layers.empty();
         const int64_t tokens = std::ssize(part.ids);
         left += tokens;
         sessions.push_back(part.session);
@@ -139,9 +148,17 @@ void Session::feed_together(std::span<const Part> parts, float* logits, const Pr
     std::vector<int64_t> fed(parts.size(), 0);
     std::vector<Feed> feeds;
     std::vector<float*> to;
+    // What of the residual stream of a step goes where.
+    struct Rows {
+        int64_t layers, first;
+        std::span<float> to;
+    };
+    std::vector<Rows> hidden;
+    const int64_t width = model.config().n_embd;
     for (int64_t done = 0; left > 0;) {
         feeds.clear();
         to.clear();
+        hidden.clear();
         int64_t room = chunk;
         for (std::size_t i = 0; i < parts.size() && room > 0; ++i) {
             const Part& part = parts[i];
@@ -155,13 +172,28 @@ void Session::feed_together(std::span<const Part> parts, float* logits, const Pr
                 {rest.first(static_cast<std::size_t>(n)), part.session->memory_.get(), wanted});
             to.push_back(rows[i]);
             rows[i] += wanted * n_vocab;
+            for (std::size_t k = 0; k < part.layers.size(); ++k) {
+                const int64_t row = static_cast<int64_t>(k) * std::ssize(part.ids) + fed[i];
+                hidden.push_back(
+                    {part.layers[k],
+                     chunk - room,
+                     {part.hidden + row * width, static_cast<std::size_t>(n * width)}});
+            }
             fed[i] += n;
             room -= n;
         }
-        if (interruptible)
-            runner.step(feeds, to, [&] { progress(done); });
-        else
-            runner.step(feeds, to, {});
+        std::function<void()> between;
+        Tap tap;
+        if (tapped) {
+            between = [] {};
+            tap = [&](int64_t layers, const float* residual) {
+                for (const Rows& wanted : hidden)
+                    if (wanted.layers == layers)
+                        model.backend().read(wanted.to, residual + wanted.first * width);
+            };
+        }
+        if (interruptible) between = [&] { progress(done); };
+        runner.step(feeds, to, between, tap);
         done += chunk - room;
         left -= chunk - room;
     }
@@ -191,25 +223,33 @@ void Session::rewind(const Session& to) {
 }
 
 void Session::copy_state(std::span<float> to) const {
-    check_size(to.size());
+    check_size("state", to.size(), model().state_size());
     const std::lock_guard lock(mutex_);
     model().backend().read(to, memory_.get());
 }
 
-void Session::set_state(std::span<const float> state) {
-    check_size(state.size());
+void Session::copy_output(std::span<float> to) const {
+    check_size("output", to.size(), model().config().n_embd);
+    const std::lock_guard lock(mutex_);
+    if (tokens_ == 0) throw std::invalid_argument("no token was fed yet that has an output");
+    model().backend().read(to, memory_.get() + model().state_size());
+}
+
+void Session::set_state(std::span<const float> state, std::span<const float> output) {
+    check_size("state", state.size(), model().state_size());
+    if (!output.empty()) check_size("output", output.size(), model().config().n_embd);
     const std::lock_guard lock(mutex_);
     model().backend().write(memory_.get(), state);
-    tokens_ = 0;
+    if (!output.empty()) model().backend().write(memory_.get() + model().state_size(), output);
+    tokens_ = output.empty() ? 0 : 1;
 }
 
 void Session::reset() { set_state(model().initial_state()); }
 
-void Session::check_size(std::size_t size) const {
-    const auto expected = static_cast<std::size_t>(model().state_size());
-    if (size != expected)
+void Session::check_size(const char* what, std::size_t size, int64_t expected) {
+    if (size != static_cast<std::size_t>(expected))
         throw std::invalid_argument(
-            cat("the state has ", size, " values, this model's has ", expected));
+            cat("the ", what, " has ", size, " values, this model's has ", expected));
 }
 
 }  // namespace rwkv_edge

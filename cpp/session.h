@@ -24,7 +24,7 @@ private:
     friend class Session;
     // One step. `logits[i]` receives [n_logits, n_vocab] of feed i.
     void step(std::span<const Feed> feeds, std::span<float* const> logits,
-              const std::function<void()>& between);
+              const std::function<void()>& between, const Tap& tap);
     // Whether a step can still fail for want of memory.
     bool can_fail() const;
     void logits(const float* memory, float* to);
@@ -62,10 +62,15 @@ public:
 
     // The same for several sessions of one runner, which share the steps; each gets what it would
     // get alone, to the bit. `logits` receives what each part wants, one after the other.
+    // `hidden` receives the residual stream, [layers, tokens, n_embd]: after each token, when so
+    // many layers have run. Throws std::invalid_argument for a number of layers that the model
+    // lacks.
     struct Part {
         Session* session;
         std::span<const int32_t> ids;
         Logits mode;
+        std::span<const int64_t> layers = {};
+        float* hidden = nullptr;
     };
     static void feed_together(std::span<const Part> parts, float* logits,
                               const Progress& progress = {});
@@ -81,11 +86,14 @@ public:
 
     // The state is one block of model().state_size() floats: layer after layer.
     void copy_state(std::span<float> to) const;
-    void set_state(std::span<const float> state);
+    // The last token's output, [n_embd]. Throws std::invalid_argument if there is none.
+    void copy_output(std::span<float> to) const;
+    // With the output of the last token, that one counts as fed: there are logits after it.
+    void set_state(std::span<const float> state, std::span<const float> output = {});
     void reset();
 
 private:
-    void check_size(std::size_t size) const;
+    static void check_size(const char* what, std::size_t size, int64_t expected);
 
     std::shared_ptr<Runner> runner_;
     mutable Lock mutex_;

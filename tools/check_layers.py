@@ -42,13 +42,14 @@ FOLLOWS_POINTERS = re.compile(
 # The modules and folders of python/rwkv_edge, low to high.
 PYTHON_LAYERS = (
     ("_core",),
-    ("files", "lookup", "tokenizer"),
+    ("files", "grammar", "lookup", "tokenizer"),
     ("convert",),
     ("model_file", "state"),
-    ("generation",),
+    ("asynchronous", "generation"),
     ("model",),
-    ("bench", "chat", "describe"),
-    ("__init__",),
+    ("prefix_cache",),
+    ("bench", "chat", "compat", "describe", "scoring"),
+    ("__init__", "harness"),
     ("cli",),
     ("__main__",),
 )

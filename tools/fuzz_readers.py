@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 import json
 import random
+import readline
 import struct
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -22,11 +23,22 @@ import pile
 import tiny
 from fuzz import Files, Reader
 from reference import Weights
-from rwkv_edge import Model, State
+from rwkv_edge import FormatError, Model, State
 from rwkv_edge._core import ModelFile
+from rwkv_edge.chat import TEMPLATES, Turn, load_template
+from rwkv_edge.chat.saved import Transcript, text_of, transcript_of
+from rwkv_edge.chat.templates import fields_of_template
+from rwkv_edge.cli.lines import (
+    HISTORY_BYTES,
+    HISTORY_LINES,
+    add_to_history,
+    read_history,
+    with_readline,
+)
 from rwkv_edge.convert import convert, quantize
 from rwkv_edge.convert.vocab import read_vocabulary
 from rwkv_edge.describe import describe
+from rwkv_edge.files.form import printable
 from rwkv_edge.files.gguf_writer import header
 from rwkv_edge.tokenizer import tokenizer_from_file
 from texts import TEXTS, train
@@ -578,9 +590,23 @@ def state(rng: random.Random) -> Files:
         )
     )
     file.put("rwkv_edge.state.arch", tiny.STRING, arch)
+    said = {
+        "version": (tiny.U32, rng.choice((1, 2, 2, 3))),
+        "tokens": (tiny.U64, rng.choice((0, 7, 1 << 63))),
+        "fingerprint": (tiny.STRING, rng.choice(("0" * 64, "x"))),
+        "sampler.seed": (tiny.U64, 7),
+        "sampler.tokens": (tiny.ARRAY, struct.pack("<IQ2I", tiny.U32, 2, 3, 1 << 31)),
+        "text": (tiny.STRING, tiny.string(rng.choice(WORDS).encode("utf-8", "surrogatepass"))),
+    }
+    for name, (kind, found) in said.items():
+        if rng.random() < 0.3:
+            file.put(f"rwkv_edge.state.{name}", kind, found)
+    if rng.random() < 0.3:
+        parts = {**parts, "output": (32,)}
     for name, shape in parts.items():
-        data = struct.pack("<f", rng.random()) * int(np.prod(shape))
-        file.tensors.append(tiny.Entry(name, list(shape[::-1]), 0, data))
+        half = rng.random() < 0.1
+        data = struct.pack("<e" if half else "<f", rng.random()) * int(np.prod(shape))
+        file.tensors.append(tiny.Entry(name, list(shape[::-1]), int(half), data))
     for _ in range(rng.choice((0, 1, 1, 2, 3))):
         change_gguf(rng, file)
     return {"a.state": maybe(rng, gguf_bytes(file))}
@@ -605,7 +631,7 @@ def model_of(version: str, folder: Path) -> Model:
 
 def begin(path: Path) -> None:
     """Load a state, save it, and go on from it where it fits."""
-    loaded = State.load(path)
+    loaded = State.load(path, any_model=True)
     str(loaded.shape)
     loaded.numpy()
     loaded.save(beside(path, "again.state"))
@@ -681,7 +707,7 @@ def world(rng: random.Random) -> Files:
         elif kind == 1:
             parts[-1] = str(rng.choice(NUMBERS))
         elif kind == 2:
-            parts[1] = rng.choice(LITERALS)
+            parts[1:2] = [rng.choice(LITERALS)]
         elif kind == 3:
             parts.append(rng.choice(WORDS))
         elif kind == 4:
@@ -813,6 +839,74 @@ def in_a_file(path: Path) -> None:
     tokenize(tokenizer_from_file(ModelFile.assemble(path, header(metadata, []), [])))
 
 
+# ---- the history of the chat --------------------------------------------------------------------
+
+
+def history(rng: random.Random) -> Files:
+    said = (
+        *TEXTS,
+        "/save a",
+        "what is\vthis",
+        "\x1b[2J",
+        "\u202egnp",
+        "a" * 5000,
+        "\0",
+        "\r",
+        "\x85",
+    )
+    lines = [
+        rng.choice((*said, rng.choice(WORDS))) for _ in range(rng.choice((0, 1, 9, 999, 2000)))
+    ]
+    data = rng.choice(("\n", "\n", "\r\n", "")).join(lines).encode("utf-8", "surrogatepass")
+    return {"history": maybe(rng, data + rng.choice((b"\n", b"", b"\xff", b"\xf0\x9f")))}
+
+
+def remember(path: Path) -> None:
+    """What a chat does with it: show the lines, add some, write all, and read them again."""
+    before = read_history(path)
+    with_readline(before)
+    readline.clear_history()
+    if any(line != printable(line, lines=True) for line in before):
+        raise AssertionError("a line of the history steers the terminal")
+    new = ["one line", "two\nlines", "\x1b[2J", "\udcff"]
+    add_to_history(path, new)
+    after = read_history(path)
+    kept = [*before, "one line", "two\nlines", "\ufffd[2J", "?"][-HISTORY_LINES:]
+    if path.stat().st_size <= HISTORY_BYTES and after != kept:
+        raise AssertionError(f"{len(before)} lines and {len(new)} became {len(after)} others")
+
+
+# ---- chat ---------------------------------------------------------------------------------------
+
+
+def template(rng: random.Random) -> Files:
+    found = fields_of_template(rng.choice(list(TEMPLATES.values())))
+    if rng.random() < 0.7:
+        found = change_json(rng, found)
+    return {"template.json": maybe(rng, as_json(rng, found), 0.1)}
+
+
+def write_turn(path: Path) -> None:
+    found = load_template(path)
+    found.told("a"), found.asked("b"), found.answered("c"), found.stops(paragraphs=True)
+
+
+def conversation(rng: random.Random) -> Files:
+    turns = (Turn("a", "b"), Turn("c", ""))
+    found = json.loads(text_of(Transcript(TEMPLATES["g1"], "system", turns, None)))
+    if rng.random() < 0.7:
+        found = change_json(rng, found)
+    return {"text": maybe(rng, as_json(rng, found), 0.1)}
+
+
+def read_turns(path: Path) -> None:
+    found = transcript_of(path.read_text("utf-8", "surrogateescape"))
+    if found is None:
+        raise FormatError(f"{path}: no conversation")
+    found.template.told(found.system)
+    assert all(found.template.asked(turn.user) and turn.answer is not None for turn in found.turns)
+
+
 # ---- all ----------------------------------------------------------------------------------------
 
 USES: Sequence[Callable[[Path], object]] = (describe, talk_with_vocabulary, converted)
@@ -833,8 +927,11 @@ READERS = dict(
         reader("state", state, describe, begin),
         reader("tuned", tuned, describe, begin, merge),
         reader("adapter", adapter, describe, merge_adapter),
+        reader("template", template, write_turn),
+        reader("conversation", conversation, read_turns),
         reader("world", world, describe, in_a_file),
         reader("tokenizer", tokenizer, describe, in_a_file),
         reader("sentencepiece", sentencepiece, describe, in_a_file),
+        reader("history", history, remember),
     )
 )

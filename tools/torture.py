@@ -3,17 +3,22 @@
 
     python tools/torture.py kill [TIMES]     kill -9 of what writes states and models (1000)
     python tools/torture.py ctrl-c [TIMES]   Ctrl-C in generate, convert and chat (200 in each)
+    python tools/torture.py cache [TIMES]    two processes on one cache, kill -9 of one (400)
+    python tools/torture.py long [TOKENS]    one chat, whose memory must not grow (100,000)
 
-Prints counts. Where a file is torn, or anything else is left, it fails.
+Prints counts. Where a file is torn, a text's state is wrong, memory grows, or anything else is
+left, it fails.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import random
 import select
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -24,7 +29,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from rwkv_edge import State
+from rwkv_edge import Conversation, Model, PrefixCache, State
 from rwkv_edge.convert import convert
 from rwkv_edge.model import bundled_model
 from rwkv_edge.state import StateShape
@@ -93,6 +98,119 @@ def kill(work: Path, times: int, chance: random.Random) -> Counter[str]:
         writes[0](target)
         counts[f"{kind}: after the next write"] += check(target, allowed, parts=0)
     return counts
+
+
+# ---- a cache that processes share ---------------------------------------------------------------
+
+
+def words(i: int) -> list[list[int]]:
+    """The segments of text number i; every fourth begins alike."""
+    return [[1 + i % 4] * 40, [10 + i] * 3]
+
+
+def hammer(work: Path, times: int, chance: random.Random) -> Counter[str]:
+    """Two processes read the same texts through one folder, which holds half of their states. One
+    is killed again and again. Each compares every state with that of a plain session."""
+    model = Model(threads=1)
+    right = []
+    for i in range(16):
+        session = model.session()
+        session.read([token for segment in words(i) for token in segment])
+        right.append(session.state.data.tobytes())
+    folder, tally = work / "cache", work / "tally"
+    most = 12 * (len(right[0]) + 4096)
+
+    def child(seed: int) -> int:
+        """Work in a process until it is killed."""
+        number = os.fork()
+        if number:
+            return number
+        status = 1
+        try:
+            own = random.Random(seed)
+            with tally.open("ab", buffering=0) as file:
+                while True:
+                    i, session = own.randrange(16), model.session()
+                    cache = PrefixCache(folder, memory_bytes=0, disk_bytes=most)
+                    known = cache.read(session, words(i))
+                    if session.state.data.tobytes() != right[i] or session.tokens != 43:
+                        file.write(b"w")
+                        break
+                    file.write(b"h" if known else b"m")
+        finally:
+            os._exit(status)
+
+    def ended(number: int) -> None:
+        os.kill(number, signal.SIGKILL)
+        _, status = os.waitpid(number, 0)
+        assert os.WIFSIGNALED(status), "a process found a wrong state, or an error"
+
+    steady = child(0)
+    for i in range(times):
+        other = child(i + 1)
+        time.sleep(chance.uniform(0, 0.3))
+        ended(other)
+    ended(steady)
+    done = Counter(tally.read_bytes().decode())
+    assert not done["w"], done
+    cache = PrefixCache(folder, memory_bytes=0, disk_bytes=most)
+    for i in range(16):  # whatever they left behind, it works, and is in order again
+        session = model.session()
+        cache.read(session, words(i))
+        assert session.state.data.tobytes() == right[i]
+    cache.read(model.session(), [[7, 7, 7]])
+    (inner,) = folder.iterdir()
+    check_cache(inner, most)
+    return Counter({"killed": times, "from the cache": done["h"], "read": done["m"]})
+
+
+def check_cache(inner: Path, most: int) -> None:
+    """Its index and its files say the same, and keep to the budget."""
+    names = {path.name for path in inner.iterdir()}
+    with contextlib.closing(sqlite3.connect(inner / "index.sqlite")) as index:
+        rows = {f"{key}.state" for (key,) in index.execute("SELECT key FROM states")}
+        assert index.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    assert names == {*rows, "index.sqlite"}, names ^ rows
+    assert sum((inner / name).stat().st_size for name in rows) <= most
+    for name in rows:
+        State.load(inner / name)
+
+
+# ---- a long chat --------------------------------------------------------------------------------
+
+
+def resident() -> int:
+    """Bytes of memory that this process has now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def long(_work: Path, tokens: int, chance: random.Random) -> Counter[str]:
+    """One chat of so many tokens: from a third on its memory grows by its text, and by less than
+    1 MB beside it. Fed at once or token by token, what it has read gives the same bits."""
+    model = Model(threads=1)
+    chat = Conversation(model)
+    words = ["the", "lamp", "and", "a", "boy", "who", "asked", "why", "it", "was", "so", "dark"]
+    warm = most = text = 0
+    while (read := chat.session.tokens or 0) < tokens:
+        question = " ".join(chance.choices(words, k=100))
+        for _ in chat.ask(question, max_tokens=100, temperature=1.5, top_p=0.9, seed=read):
+            pass
+        if read >= tokens / 3:
+            most = max(most, resident())
+            warm = warm or most
+            text += len("".join(chat.turns[-1]))
+    grown = most - warm
+    assert grown - text < 1 << 20, f"{grown} bytes more, {text} of them text"
+    at_once, one_by_one = model.session(), model.session()
+    at_once.read(chat.tokens)
+    for token in chat.tokens:
+        one_by_one.read([token])
+    for session in (at_once, one_by_one):
+        for name in ("data", "output"):
+            found, right = (getattr(each.state, name).tobytes() for each in (session, chat.session))
+            assert found == right, name
+    counts = {"tokens": read, "turns": len(chat.turns), "bytes grown": grown, "of text": text}
+    return Counter(counts)
 
 
 # ---- Ctrl-C -------------------------------------------------------------------------------------
@@ -190,10 +308,13 @@ def main(arguments: Sequence[str]) -> None:
     known: dict[str, list[Callable[[Path, int, random.Random], Counter[str]]]] = {
         "kill": [kill],
         "ctrl-c": [ctrl_c_in_generate, ctrl_c_in_convert, ctrl_c_in_chat],
+        "cache": [hammer],
+        "long": [long],
     }
     if what not in known:
         sys.exit(__doc__)
-    times = int(arguments[1]) if len(arguments) > 1 else 1000 if what == "kill" else 200
+    often = {"kill": 1000, "ctrl-c": 200, "cache": 400, "long": 100_000}[what]
+    times = int(arguments[1]) if len(arguments) > 1 else often
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored
     warnings.simplefilter("ignore")  # a model is quantized again here, and numpy has threads
     chance = random.Random(1)

@@ -13,4 +13,7 @@ void avx512_kernels(Kernels& table);
 void neon_kernels(Kernels& table);
 void neon_dotprod_kernels(Kernels& table);
 
+// For the head sizes that avx512 has no form of.
+void avx2_wkv7(const Wkv7Args& args);
+
 }  // namespace rwkv_edge

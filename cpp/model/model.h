@@ -16,10 +16,14 @@ struct Feed {
     int64_t n_logits;              // logits are wanted after the last n_logits tokens
 };
 
+// Looks into a step: called with how many layers have run, from 0 to all, and the residual stream,
+// [tokens, n_embd] on the backend, as it then is.
+using Tap = std::function<void(int64_t layers, const float* residual)>;
+
 class Model {
 public:
-    // Throws FormatError, UnsupportedError, std::invalid_argument; and NoMemory, before any weight is
-    // placed, where the backend has less than the model needs.
+    // Throws FormatError, UnsupportedError, std::invalid_argument; and NoMemory, before any weight
+    // is placed, where the backend has less than the model needs.
     static std::shared_ptr<const Model> open(std::shared_ptr<const ModelFile> file,
                                              std::shared_ptr<Backend> backend);
     // Without that precaution.
@@ -39,9 +43,11 @@ public:
     // Runs a step of up to chunk() tokens through all layers. Returns the logits, [n, n_vocab] on
     // the backend, feed by feed; null where none is wanted. They are in `logits`, or where that is
     // null in scratch memory, valid until the next step.
-    // `between` is called now and then and may throw, which leaves the step half done.
+    // `between` is called now and then and may throw, which leaves the step half done. A `tap`
+    // needs a `between`, which says that the step is not one thing to the backend.
     const float* forward(Ops& ops, Scratch& scratch, std::span<const Feed> feeds,
-                         float* logits = nullptr, const std::function<void()>& between = {}) const;
+                         float* logits = nullptr, const std::function<void()>& between = {},
+                         const Tap& tap = {}) const;
     // The logits that the last step of a sequence would have given, [n_vocab].
     const float* logits(Ops& ops, Scratch& scratch, const float* memory) const;
 

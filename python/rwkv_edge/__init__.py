@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""RWKV language models on ordinary processors.
+"""Run RWKV language models on the CPU.
 
 from rwkv_edge import Model
 
@@ -11,6 +11,7 @@ for piece in session.generate("User: hello\\n\\nAssistant:", stop="\\n\\n"):
 from ._core import FormatError, UnsupportedError
 from .chat import Conversation
 from .model import Model, Session
+from .prefix_cache import PrefixCache
 from .state import State
 from .tokenizer import StreamDecoder, Tokenizer
 
@@ -19,6 +20,7 @@ __all__ = [
     "Conversation",
     "FormatError",
     "Model",
+    "PrefixCache",
     "Session",
     "State",
     "StreamDecoder",

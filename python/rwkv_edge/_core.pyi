@@ -84,6 +84,8 @@ class TensorInfo:
     @property
     def data(self) -> NDArray[np.uint8]:
         """[nbytes], read-only, in the map of the file."""
+    def read(self, start: int, size: int) -> bytes:
+        """A copy of some bytes of the data, for who does without numpy."""
 
 class MappedFile:
     """A whole file, mapped for reading. OSError where that fails, FormatError where it is empty."""
@@ -161,13 +163,24 @@ class Session:
         self, tokens: list[int], logits: Logits, progress: Callable[[int], object] | None = None
     ) -> bytearray:
         """Feeds all tokens or, where `progress` or a signal handler raises, none."""
+    def hidden(
+        self,
+        tokens: list[int],
+        layers: list[int],
+        progress: Callable[[int], object] | None = None,
+    ) -> bytearray:
+        """As `feed`; gives the residual stream when so many layers have run, [layers, tokens,
+        n_embd]."""
     @property
     def tokens(self) -> int:
         """Fed since the session was reset or its state was set."""
     def logits(self) -> bytearray:
         """After the last token fed."""
     def get_state(self) -> bytearray: ...
-    def set_state(self, state: bytearray) -> None: ...
+    def get_output(self) -> bytearray:
+        """[n_embd] of the last token fed, from which the head makes its logits."""
+    def set_state(self, state: bytearray, output: bytearray = ...) -> None:
+        """With an output, its token counts as fed: there are logits after it."""
     def reset(self) -> None: ...
     def fork(self) -> Session: ...
     def rewind(self, to: Session) -> None:
@@ -181,21 +194,46 @@ def feed_together(
     one after the other."""
 
 class Sampler:
+    """Chooses tokens by the rules that `Session.generate` states; everything is off by default."""
+
     def __init__(
         self,
-        temperature: float,
-        top_k: int,
-        top_p: float,
-        presence_penalty: float,
-        frequency_penalty: float,
-        penalty_decay: float,
-        seed: int,
-        banned: list[int],
-    ) -> None: ...
-    def sample(self, logits: bytearray, row: int = 0, n_vocab: int = 0) -> int:
-        """From one row of [rows, n_vocab]; 0: all are one row."""
-    def accept(self, token: int, weight: float = 1.0) -> None: ...
-    def reset(self) -> None: ...
+        *,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        typical_p: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        penalty_decay: float = 0.996,
+        penalty_window: int = 0,
+        seed: int = 0,
+        logit_bias: Sequence[tuple[int, float]] = [],
+        banned: Sequence[int] = [],
+        forced: Sequence[int] = [],
+    ) -> None:
+        """ValueError for an option out of range."""
+    def sample(
+        self, logits: bytearray, row: int = 0, n_vocab: int = 0, allowed: bytes | None = None
+    ) -> int:
+        """From one row of [rows, n_vocab]; 0: all are one row. Of `allowed`, bit i % 8 of byte
+        i // 8 says whether token i may be chosen.
+
+        ValueError where a logit is NaN or infinity, or no token is left.
+        """
+    def accept(self, token: int, weight: float = 1.0) -> None:
+        """For the penalties: the token was chosen, and counts so much."""
+    @property
+    def seed(self) -> int:
+        """With it another sampler goes on in the random sequence where this one is."""
+    def reset(self) -> None:
+        """Forget what was accepted."""
+
+def logprobs(
+    logits: bytearray, row: int, n_vocab: int, token: int, top: int = 0
+) -> list[tuple[int, float]]:
+    """ln p of a token at temperature 1, and then the `top` likeliest tokens with theirs."""
 
 class WorldTokenizer:
     @staticmethod

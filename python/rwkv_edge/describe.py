@@ -161,6 +161,18 @@ def describe_state(path: Path) -> tuple[str, Lines]:
     state = State.load(path)
     parts = ", ".join(f"{name} {list(shape)}" for name, shape in state.shape.parts)
     lines = [("file", str(path)), ("size", amount(path.stat().st_size)), ("each layer", parts)]
+    lines += [
+        (name, str(value))
+        for name, value in (
+            ("model", state.model),
+            ("fingerprint", state.fingerprint),
+            ("tokens read", None if state.tuned else state.tokens),
+            ("last output", None if state.output is None else "kept, so a text may go on from it"),
+            ("generated", None if state.sampler is None else f"{len(state.sampler.tokens)} tokens"),
+            ("text", None if state.text is None else f"{len(state.text):,} characters"),
+        )
+        if value is not None
+    ]
     if state.tuned:
         (_, (heads, size, _)) = state.shape.parts[0]
         return (

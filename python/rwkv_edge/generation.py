@@ -5,15 +5,24 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from bisect import bisect_right
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from numbers import Real
 from operator import index
-from typing import SupportsIndex, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, SupportsIndex, TypedDict
 
 from . import _core
+from .grammar import Constraint
 from .lookup import Lookup
+from .state import SamplerState
 from .tokenizer import END_OF_TEXT, StreamDecoder, Tokenizer
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 Floats = bytearray
 """Of 32 bits, as the engine takes and gives them. Text is generated without numpy, which takes
@@ -28,17 +37,86 @@ MOST_AGAIN = 3
 NEVER_FREQUENT = b" \t0123456789"
 
 
-class Sampling(TypedDict, total=False):
-    """The options of `Session.generate`, which says what they mean."""
+LogitsHook = Callable[["NDArray[np.float32]", list[int]], None]
+"""Changes the logits [n_vocab] after the tokens that were generated so far."""
+
+
+class Choosing(TypedDict, total=False):
+    """How tokens are chosen. `Session.generate` says what the options mean."""
 
     max_tokens: int
     temperature: float
     top_k: int
     top_p: float
+    min_p: float
+    typical_p: float
     presence_penalty: float
     frequency_penalty: float
     penalty_decay: float
+    penalty_window: int
     seed: int | None
+    logit_bias: Mapping[int, float]
+    banned: Iterable[int]
+    forced: Iterable[int]
+    earlier: Iterable[int]
+    stop_tokens: Iterable[int]
+    logits_hook: LogitsHook | None
+    logprobs: int | None
+
+
+class Sampling(Choosing, total=False):
+    """The options of `Session.generate` but for those that depend on the prompt."""
+
+    schema: dict[str, Any] | str | None
+    regex: str | None
+    choices: Iterable[str] | None
+    grammar: str | None
+
+
+class Options(Sampling, total=False):
+    """All options of `Session.generate`."""
+
+    stop: str | Sequence[str]
+    lookup: int
+
+
+FinishReason = Literal["stop", "length", "end", "cancelled"]
+
+
+class TokenLogprob(NamedTuple):
+    """What the model thought of a token that was chosen."""
+
+    token: int
+    logprob: float
+    """ln p, at temperature 1 and before biases, penalties and cuts."""
+    top: list[tuple[int, float]]
+    """The likeliest tokens with theirs, best first."""
+
+
+@dataclass(frozen=True)
+class Details:
+    """The facts about a text, as far as it was yielded."""
+
+    tokens: list[int]
+    """The text's tokens. Where a stop string begins inside one, it is the last."""
+    logprobs: list[TokenLogprob] | None
+    """One for each of `tokens`, where they were asked for."""
+    finish_reason: FinishReason | None
+    """stop: a stop string, a stop token or the end of a grammar. length: `max_tokens`. end: the
+    token that ends a document. cancelled: the iterator was closed, or the session used otherwise.
+    None: there is more to come."""
+    prompt_tokens: int
+    sampled_tokens: int
+    """All that were chosen, with those of a stop string."""
+    prompt_seconds: float
+    """What the engine took until the first token was chosen,"""
+    seconds: float
+    """and from there on. What the caller did in between is not counted."""
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of all tokens but the first; 0 where there are no others."""
+        return max(self.sampled_tokens - 1, 0) / self.seconds if self.seconds else 0.0
 
 
 class Answer:
@@ -50,19 +128,31 @@ class Answer:
     def __init__(
         self,
         tokenizer: Tokenizer,
-        banned: list[int],
+        n_vocab: int,
+        without_text: Sequence[int],
         *,
         stop: str | Sequence[str] = (),
         max_tokens: int = 256,
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 0.3,
+        min_p: float = 0.0,
+        typical_p: float = 1.0,
         presence_penalty: float = 0.0,
         frequency_penalty: float = 0.0,
         penalty_decay: float = 0.996,
+        penalty_window: int = 0,
         seed: int | None = None,
+        logit_bias: Mapping[int, float] | None = None,
+        banned: Iterable[int] = (),
+        forced: Iterable[int] = (),
+        earlier: Iterable[int] = (),
+        stop_tokens: Iterable[int] = (),
+        logits_hook: LogitsHook | None = None,
+        logprobs: int | None = None,
+        constraint: Constraint | None = None,
     ) -> None:
-        """`Session.generate` says what the options mean.
+        """`Session.generate` says what the options mean. The ids `without_text` are banned too.
 
         Raises ValueError for one out of range, TypeError for one of another kind.
         """
@@ -72,12 +162,27 @@ class Answer:
             temperature=real("temperature", temperature),
             top_k=whole("top_k", top_k, 0, 2**63 - 1),
             top_p=real("top_p", top_p),
+            min_p=real("min_p", min_p),
+            typical_p=real("typical_p", typical_p),
             presence_penalty=real("presence_penalty", presence_penalty),
             frequency_penalty=real("frequency_penalty", frequency_penalty),
             penalty_decay=real("penalty_decay", penalty_decay),
+            penalty_window=whole("penalty_window", penalty_window, 0, 2**63 - 1),
             seed=whole("seed", seed, 0, MAX_SEED),
-            banned=banned,
+            logit_bias=biases(logit_bias, n_vocab),
+            banned=[*without_text, *token_ids("banned", banned, n_vocab)],
+            forced=token_ids("forced", forced, n_vocab),
         )
+        self._earlier = token_ids("earlier", earlier, n_vocab)
+        for token in self._earlier:
+            self._sampler.accept(token, weight_of(tokenizer.token_bytes(token)))
+        self._seeds = [seed]  # at the beginning and after each token
+        if logits_hook is not None and not callable(logits_hook):
+            raise TypeError(f"logits_hook: found {logits_hook!r}, expected a function")
+        self._hook = logits_hook
+        self._constraint = constraint
+        self._stop_tokens = set(token_ids("stop_tokens", stop_tokens, n_vocab))
+        self.top = None if logprobs is None else whole("logprobs", logprobs, 0, n_vocab)
         self._stops = stop_bytes(stop)
         self._left = whole("max_tokens", max_tokens, 0)
         self._tokenizer = tokenizer
@@ -86,9 +191,15 @@ class Answer:
         self._given = 0  # bytes of the tokens' text that were returned
         self._ends: list[int] = []  # where the text of each token ends
         self.tokens: list[int] = []
-        """All that were sampled, but for the one that ends a document."""
-        self.complete = False
+        """All that were sampled, but for the one that ends the text."""
+        self.logprobs: list[TokenLogprob] = []
+        """Of these tokens, where they were asked for."""
+        self.finish_reason: FinishReason | None = None
+
+    @property
+    def complete(self) -> bool:
         """Whether no token follows."""
+        return self.finish_reason is not None
 
     @property
     def all_given(self) -> bool:
@@ -101,30 +212,60 @@ class Answer:
         Returns the text that is now certain: whole characters that begin no stop string. Unless the
         answer is complete, the last of `tokens` is the one to feed next.
         """
-        token = self._sampler.sample(logits, row, n_vocab) if self._left else END_OF_TEXT
-        if token == END_OF_TEXT:
-            return self._finish(self._held)
+        if not self._left:
+            return self._finish("length", self._held)
+        token = self._sample(logits, row, n_vocab)
+        if token in self._stop_tokens or token == END_OF_TEXT:
+            asked = token in self._stop_tokens or self._constraint
+            return self._finish("stop" if asked else "end", self._held)
         self._left -= 1
         data = self._tokenizer.token_bytes(token)
         self._ends.append((self._ends[-1] if self._ends else 0) + len(data))
         self.tokens.append(token)
-        self._sampler.accept(token, 0.0 if data in NEVER_FREQUENT else 1.0)
+        if self.top is not None:
+            own, *best = _core.logprobs(logits, row, n_vocab, token, self.top)
+            self.logprobs.append(TokenLogprob(*own, best))
+        self._sampler.accept(token, weight_of(data))
+        self._seeds.append(self._sampler.seed)
         self._held += data
         stop = find_stop(self._held, self._stops)
         if stop >= 0:
-            return self._finish(self._held[:stop])
+            return self._finish("stop", self._held[:stop])
+        if self._constraint is not None:
+            self._constraint.accept(token)
+            if self._constraint.complete:
+                return self._finish("stop", self._held)
         if not self._left:
-            return self._finish(self._held)
+            return self._finish("length", self._held)
         cut = len(self._held) - held_back(self._held, self._stops)
         text = self._decoder.push(self._held[:cut])
         self._held = self._held[cut:]
         self._given = self._ends[-1] - len(self._held) - self._decoder.pending
         return text
 
-    def _finish(self, rest: bytes) -> str:
-        self.complete = True
+    def _sample(self, logits: Floats, row: int, n_vocab: int) -> int:
+        if self._hook is not None:
+            import numpy as np
+
+            rows = np.frombuffer(logits, np.float32).reshape(-1, n_vocab or len(logits) // 4)
+            result: Any = self._hook(rows[row], list(self.tokens))
+            if result is not None:
+                raise TypeError(
+                    f"logits_hook: it returned {type(result).__name__}, expected None: "
+                    "it changes the array that it is given"
+                )
+        allowed = None if self._constraint is None else self._constraint.allowed()
+        return self._sampler.sample(logits, row, n_vocab, allowed)
+
+    def _finish(self, reason: FinishReason, rest: bytes) -> str:
+        self.finish_reason = reason
         self._given += self._decoder.pending + len(rest)
         return self._decoder.push(rest) + self._decoder.flush()
+
+    def sampler_state(self) -> SamplerState:
+        """Of the returned text, up to its last whole token."""
+        count, _ = self.given()
+        return SamplerState(self._seeds[count], (*self._earlier, *self.tokens[:count]))
 
     def given(self) -> tuple[int, list[int]]:
         """What the returned text consists of: so many of `tokens`, and where it ends inside the
@@ -152,7 +293,9 @@ class Stream:
         self.lookup = lookup
         self.ended = False
         """Whether no text follows, and the session stands where it ends."""
+        self.prompt_seconds = self.seconds = 0.0
         self._core = core
+        self._prompt_tokens = len(prompt)
         self._prompt: list[int] | None = prompt or None
         self._start = core.tokens + len(prompt)
         self._draft: list[int] = []  # fed, or to be fed, and not yet sampled
@@ -160,6 +303,8 @@ class Stream:
         # Where the session can go back to: what was fed by then was also given out.
         self._mark: _core.Session | None = None
         self._marked = False
+        self.keeps_mark = False
+        """Whether `mark` is known after the end, too."""
 
     def part(self) -> tuple[_core.Session, list[int], _core.Logits]:
         """What to feed next: the prompt; then what was sampled, and perhaps a draft of more."""
@@ -179,8 +324,12 @@ class Stream:
         self._skip = len(sampled) - 1 if draft else 0
         return self._core, sampled + draft, _core.Logits.all if draft else _core.Logits.last
 
-    def take(self, logits: Floats, row: int = 0, n_vocab: int = 0) -> str:
-        """The text that is certain after the logits of `part`, which begin at a row."""
+    def take(self, logits: Floats, row: int, n_vocab: int, seconds: float = 0.0) -> str:
+        """The text that is certain after the logits of `part`, which begin at a row, and which took
+        so long.
+        """
+        start = time.perf_counter() - seconds
+        begun = bool(self.answer.tokens)
         self._prompt = None
         known, draft = len(self.answer.tokens), self._draft
         row += self._skip
@@ -201,20 +350,46 @@ class Stream:
             self.lookup.extend(self.answer.tokens[known:])
             if draft:
                 self.lookup.learn(len(draft), accepted)
-        if self.answer.complete:
-            self.settle()
+        if begun:
+            self.seconds += time.perf_counter() - start
+        else:
+            self.prompt_seconds += time.perf_counter() - start
         return text
 
-    def take_last(self) -> str:
-        """The text that is certain after the last token fed, where there is no prompt."""
-        return "" if self._prompt else self.take(self._core.logits())
+    @property
+    def goes_on(self) -> bool:
+        """Whether the first token comes after the last one that was fed."""
+        return self._prompt is None and not self.answer.tokens and not self.answer.complete
+
+    def last_logits(self) -> bytearray:
+        return self._core.logits()
+
+    def details(self) -> Details:
+        answer = self.answer
+        whole, begun = answer.given()
+        count = whole + bool(begun)
+        return Details(
+            tokens=answer.tokens[:count],
+            logprobs=None if answer.top is None else answer.logprobs[:count],
+            finish_reason=answer.finish_reason or ("cancelled" if self.ended else None),
+            prompt_tokens=self._prompt_tokens,
+            sampled_tokens=len(answer.tokens),
+            prompt_seconds=self.prompt_seconds,
+            seconds=self.seconds,
+        )
 
     def settle(self) -> None:
         """End, and leave the session where the text ends that was returned."""
         if not self.ended:
             self.ended = True
             self._settle(self._core)
-            self._mark = None
+            if not self.keeps_mark:
+                self._mark = None
+
+    @property
+    def mark(self) -> tuple[int, _core.Session] | None:
+        """A session before the last tokens of the answer, and how many of them it has read."""
+        return None if self._mark is None else (self._mark.tokens - self._start, self._mark)
 
     def settled_fork(self) -> _core.Session:
         """A second session where that text ends; this one goes on."""
@@ -235,26 +410,111 @@ class Stream:
             core.feed(rest, _core.Logits.none)
 
 
-def run(streams: Sequence[Stream], n_vocab: int) -> Generator[tuple[int, str], None, None]:
-    """Feed streams of one model together until all have ended; yields the texts with the numbers
-    of their streams. Whenever it stops, the sessions stand where their texts end.
+Work = Callable[[], "bytearray | None"]
+Piece = tuple[int, str]  # the number of the stream, its text
+Flow = Generator[Work | Piece, bytearray | None, None]
+
+
+def flow(
+    streams: Sequence[Stream], n_vocab: int, progress: Callable[[int], None] | None = None
+) -> Flow:
+    """The way in which all texts come about, of one stream or of several that are fed together.
+
+    It yields pieces of text, and in between work for the engine: whoever drives it does that, in
+    this thread or another, and sends the result. Whenever it stops, the sessions stand where the
+    texts end that were yielded. `progress` is called in the middle of long work, and may raise.
     """
     try:
         for i, stream in enumerate(streams):
-            if not stream.ended and (text := stream.take_last()):
-                yield i, text
-        while active := [i for i, stream in enumerate(streams) if not stream.ended]:
-            parts = [streams[i].part() for i in active]
-            logits = _core.feed_together(parts)
-            row = 0
-            for i, (_, ids, mode) in zip(active, parts, strict=True):
-                # the one who got the text before may have ended this stream
-                if not streams[i].ended and (text := streams[i].take(logits, row, n_vocab)):
-                    yield i, text
-                row += len(ids) if mode == _core.Logits.all else 1
+            if stream.goes_on:
+                yield from step([(i, stream, 1)], stream.last_logits, n_vocab)
+        while active := [(i, s) for i, s in enumerate(streams) if not s.ended]:
+            parts = [stream.part() for _, stream in active]
+            members = [
+                (i, stream, len(ids) if mode == _core.Logits.all else 1)
+                for (i, stream), (_, ids, mode) in zip(active, parts, strict=True)
+            ]
+            yield from step(members, partial(_core.feed_together, parts, progress), n_vocab)
     finally:
         for stream in streams:
             stream.settle()
+
+
+def step(members: Iterable[tuple[int, Stream, int]], work: Work, n_vocab: int) -> Flow:
+    """One step of some streams, given with their numbers and rows of logits."""
+    start = time.perf_counter()
+    logits = yield work
+    assert logits is not None
+    seconds = time.perf_counter() - start
+    row = 0
+    for i, stream, rows in members:
+        # the one who got the text before may have ended this stream
+        if not stream.ended:
+            if text := stream.take(logits, row, n_vocab, seconds):
+                yield i, text
+            if stream.answer.complete:
+                yield stream.settle
+        row += rows
+
+
+def run(streams: Sequence[Stream], n_vocab: int) -> Generator[Piece, None, None]:
+    """The pieces of a flow, whose work is done here."""
+    steps = flow(streams, n_vocab)
+    result = None
+    try:
+        while True:
+            found = steps.send(result)
+            if isinstance(found, tuple):
+                result = None
+                yield found
+            else:
+                result = found()
+    except StopIteration:
+        return
+    finally:
+        steps.close()
+
+
+class Generation(Iterator[str]):
+    """A text as it comes: its pieces, and the facts about it."""
+
+    def __init__(self, stream: Stream, n_vocab: int) -> None:
+        """For `Session.generate`."""
+        self._stream = stream
+        self._pieces = run([stream], n_vocab)
+
+    def __next__(self) -> str:
+        return next(self._pieces)[1]
+
+    def close(self) -> None:
+        """End the text where it stands."""
+        self._pieces.close()
+
+    @property
+    def details(self) -> Details:
+        """Of the pieces so far; of the whole text when there are no more."""
+        return self._stream.details()
+
+
+class BatchGeneration(Iterator[Piece]):
+    """Several texts as they come: numbers and pieces, and the facts about each."""
+
+    def __init__(self, streams: Sequence[Stream], n_vocab: int) -> None:
+        """For `Batch.generate`."""
+        self._streams = streams
+        self._pieces = run(streams, n_vocab)
+
+    def __next__(self) -> Piece:
+        return next(self._pieces)
+
+    def close(self) -> None:
+        """End all texts where they stand."""
+        self._pieces.close()
+
+    @property
+    def details(self) -> list[Details]:
+        """Of each text so far."""
+        return [stream.details() for stream in self._streams]
 
 
 def whole(name: str, value: SupportsIndex, least: int, most: int | None = None) -> int:
@@ -279,6 +539,26 @@ def real(name: str, value: float) -> float:
         return math.inf
 
 
+def token_ids(name: str, tokens: Iterable[SupportsIndex], n_vocab: int) -> list[int]:
+    """An option that is a list of tokens."""
+    if isinstance(tokens, (str, bytes)) or not isinstance(tokens, Iterable):
+        raise TypeError(f"{name}: found {tokens!r}, expected a list of whole numbers")
+    return [whole(name, token, 0, n_vocab - 1) for token in tokens]
+
+
+def biases(found: Mapping[int, float] | None, n_vocab: int) -> list[tuple[int, float]]:
+    """The option `logit_bias`."""
+    if found is None:
+        return []
+    if not isinstance(found, Mapping):
+        raise TypeError(f"logit_bias: found {found!r}, expected a dict of tokens and numbers")
+    ids = token_ids("logit_bias", found, n_vocab)
+    return [
+        (token, real(f"logit_bias of token {token}", bias))
+        for token, bias in zip(ids, found.values(), strict=True)
+    ]
+
+
 def stop_bytes(stop: str | Sequence[str]) -> list[bytes]:
     """The stop strings as bytes; raises ValueError for an empty one, TypeError for no text."""
     texts = [stop] if isinstance(stop, str) or not isinstance(stop, Iterable) else list(stop)
@@ -288,6 +568,11 @@ def stop_bytes(stop: str | Sequence[str]) -> list[bytes]:
     if b"" in stops:
         raise ValueError("stop: found an empty string, expected some text")
     return stops
+
+
+def weight_of(data: bytes) -> float:
+    """How much a token counts for the frequency penalty."""
+    return 0.0 if data in NEVER_FREQUENT else 1.0
 
 
 def find_stop(text: bytes, stops: Sequence[bytes]) -> int:

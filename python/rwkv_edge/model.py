@@ -5,18 +5,37 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
+from itertools import accumulate
 from operator import index
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeVar, cast, overload
 
 from . import _core
 from .files.form import ARCH_KEY
-from .generation import MAX_SEED, Answer, Sampling, Stream, run, whole
+from .generation import (
+    MAX_SEED,
+    Answer,
+    BatchGeneration,
+    Choosing,
+    Generation,
+    Options,
+    Sampling,
+    Stream,
+    whole,
+)
+from .grammar import FORMS, Grammars, form_of
 from .lookup import Lookup
-from .model_file import bytes_per_token, default_threads, hint, open_model_file
+from .model_file import (
+    bytes_per_token,
+    default_threads,
+    fingerprint,
+    hint,
+    open_model_file,
+    stamp,
+)
 from .state import State, StateShape
 from .tokenizer import END_OF_TEXT, Tokenizer, tokenizer_from_file
 
@@ -25,8 +44,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from typing_extensions import Unpack
 
+    from .asynchronous import AsyncGeneration
+
 # Tokens that a lookup knows at most.
 MOST_LOOKED_UP = 8192
+
+# Of a long text; each takes n_embd floats.
+EMBEDDED_AT_ONCE = 512
 
 T = TypeVar("T")
 FeedProgress = Callable[[int, int], None]  # tokens fed, tokens in all
@@ -43,9 +67,9 @@ def bundled_model() -> Path:
 
 
 class Model:
-    """An RWKV model: its weights, mapped from a file, and its tokenizer.
+    """An RWKV model: the weights in a mapped file, and the tokenizer.
 
-    Immutable; its sessions may run in several threads at once.
+    A model does not change. Several threads may run its sessions at once.
     """
 
     def __init__(
@@ -56,26 +80,29 @@ class Model:
         threads: int | None = None,
         device: str | None = None,
     ) -> None:
-        """Open `path`, or the bundled demo model, to run on `threads` threads, or on a GPU.
+        """Open the model in `path`, or the bundled demo model.
 
-        Without `threads` it is one for each core that the process may use and that is idle, at most
-        8; and one for each 16 MiB of weights that a token reads, so a small model has one.
+        `threads` is the number of threads. By default it is the number of idle cores, at most 8,
+        and at most one for each 16 MiB of weights that a token reads. So a small model has one.
 
-        A checkpoint that is no GGUF file is opened as `convert` would take it, with its weights in
-        their own precision; `vocab` is the file of its vocabulary, by default one beside it or the
-        World vocabulary in the package pyrwkv-tokenizer.
+        `path` may be any file or folder that `convert` takes; weights keep their precision. `vocab`
+        is a vocabulary file for a model that holds none. By default the vocabulary is a file beside
+        the model, or the World vocabulary of the package pyrwkv-tokenizer.
 
-        `device` is "cpu", "cuda" or, for the second GPU, "cuda:1"; None is what the variable
-        RWKV_EDGE_DEVICE says, or "cpu".
+        `device` is "cpu", "cuda" for a GPU, or "cuda:1" for the second GPU. By default it is what
+        the environment variable RWKV_EDGE_DEVICE says, else "cpu".
 
-        Raises FormatError for a file that is no model or a damaged one, UnsupportedError for a
-        model or a device that this build cannot run, ValueError for a device that is not there,
-        MemoryError for a model that does not fit into a GPU's memory, OSError for a file that
-        cannot be read or threads that the system does not give.
+        Raises FormatError for a file that is damaged or not a model, UnsupportedError for a model
+        or a device that this build cannot run, ValueError for a GPU that is not there, MemoryError
+        if the model does not fit into the GPU's memory, OSError if the file cannot be read or the
+        system refuses a thread.
         """
         if threads is not None:
             threads = whole("threads", threads, 1, 1024)
-        self._file = open_model_file(bundled_model() if path is None else path, vocab=vocab)
+        path = Path(bundled_model() if path is None else path)
+        self.stamp = stamp(path)
+        """Of the file when it was opened: its size and its time."""
+        self._file = open_model_file(path, vocab=vocab)
         if self._file.get(ARCH_KEY) is not None:
             raise _core.FormatError(
                 f"{self._file.path}: a saved state, not a model; "
@@ -109,12 +136,18 @@ class Model:
 
     @property
     def head_size(self) -> int:
-        """Channels in each head; 0 in RWKV-4, which has none."""
+        """Channels of each head; 0 in RWKV-4, which has no heads."""
         return dict(self._core.state_parts).get("wkv", (0,))[-1]
 
     @property
     def threads(self) -> int:
         return self._core.threads
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What tells this model from others of its shape: 64 hex digits. `model_file.fingerprint`
+        says what it covers."""
+        return fingerprint(self._file)
 
     @property
     def device(self) -> str:
@@ -123,17 +156,20 @@ class Model:
 
     @property
     def hint(self) -> str | None:
-        """What would make this model faster on this machine; None where nothing is known to."""
+        """Advice on how this model could run faster on this machine, or None."""
         return hint(self._file)
 
     @cached_property
     def metadata(self) -> dict[str, Any]:
-        """All keys of the file with their values: bool, int, float, str or a list of these."""
+        """The keys of the file and their values: bool, int, float, str or a list of these."""
         return {key: self._file.get(key) for key in self._file.keys()}  # noqa: SIM118 (no mapping)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """Raises FormatError where the file holds none that fits, UnsupportedError for its kind."""
+        """The model's tokenizer.
+
+        Raises FormatError if the file holds none that fits, UnsupportedError for an unknown kind.
+        """
         tokenizer = tokenizer_from_file(self._file)
         if tokenizer.n_vocab > self.n_vocab:
             raise _core.FormatError(
@@ -148,36 +184,80 @@ class Model:
         tokenizer = self.tokenizer
         return [*tokenizer.without_text(), *range(tokenizer.n_vocab, self.n_vocab)]
 
+    @cached_property
+    def _grammars(self) -> Grammars:
+        return Grammars(self.tokenizer, self.n_vocab)
+
     @property
     def _shape(self) -> StateShape:
         return StateShape(self.arch, self.n_layer, tuple(self._core.state_parts))
 
     def session(self, state: State | None = None) -> Session:
-        """A new session: from the beginning, from where `state` was copied, or from a tuned state.
+        """A new session, which begins with `state`: a copied, saved or tuned state; None: no text.
 
-        Raises FormatError where the state is of another model.
+        Raises FormatError if the state belongs to another model. `State.load` can allow that.
         """
         session = Session(self, self._core.session())
         if state is not None:
             session.reset(state)
         return session
 
-    def batch(self, sessions: Iterable[Session]) -> Batch:
-        """Sessions of this model, to go on together.
+    def embed(
+        self,
+        texts: Iterable[str | bytes],
+        *,
+        layer: int | None = None,
+        pooling: Literal["mean", "last"] = "mean",
+    ) -> NDArray[np.float32]:
+        """A vector for each text, float32 [len(texts), n_embd], of length 1; so the dot of two is
+        their cosine.
 
-        Raises ValueError where one occurs twice or is of another model.
+        It is the residual stream after `layer` layers, as `Session.hidden` counts them, averaged
+        over the text's tokens; or with `pooling` "last" that of its last token. Each text is read
+        by itself, as the beginning of a document. No RWKV was trained to give such vectors. By
+        default it is after two thirds of the layers: the first know words, the last know what word
+        comes next.
+
+        Raises ValueError for an empty text, and for a layer that the model lacks.
+        """
+        import numpy as np
+
+        if pooling not in ("mean", "last"):
+            raise ValueError(f"pooling: found {pooling!r}, expected 'mean' or 'last'")
+        depth = (2 * self.n_layer + 1) // 3 if layer is None else layer
+        vectors = []
+        for i, text in enumerate(texts):
+            ids = self.tokenizer.encode(text)
+            if not ids:
+                raise ValueError(f"text {i} is empty")
+            session = self.session()
+            session.read([END_OF_TEXT])
+            total = np.zeros(self.n_embd)
+            for start in range(0, len(ids), EMBEDDED_AT_ONCE):
+                (found,) = session.hidden(ids[start : start + EMBEDDED_AT_ONCE], [depth])
+                total = found[-1] if pooling == "last" else total + found.sum(0, np.float64)
+            vectors.append(total / np.linalg.norm(total))
+        return np.array(vectors, np.float32).reshape(-1, self.n_embd)
+
+    def batch(self, sessions: Iterable[Session]) -> Batch:
+        """A batch of sessions of this model, which read and write together.
+
+        Raises ValueError if a session occurs twice or belongs to another model.
         """
         return Batch(self, sessions)
 
 
 class Session:
-    """One text as the model has read it so far. To be used by one thread at a time."""
+    """A text or conversation in progress: the recurrent state and the last logits.
+
+    One thread at a time may use a session.
+    """
 
     def __init__(self, model: Model, core: _core.Session) -> None:
         """For `Model.session` and `Session.fork`."""
         self.model = model
         self._engine = core
-        self._from_start = True  # and not from a state after some text
+        self._before: int | None = 0  # tokens before those that the engine counts; None: unknown
         self._stream: Stream | None = None  # the text that is being generated
         self._lookup = Lookup(0)
         self._read = array("i")  # the last tokens, for a lookup; wrong ones would do no harm
@@ -223,11 +303,13 @@ class Session:
         logits: Literal["last", "all", "none"] = "last",
         progress: FeedProgress | None = None,
     ) -> NDArray[np.float32] | None:
-        """Read tokens, at least one; all of them or, when an exception ends the call, none.
+        """Read T tokens, at least one. If an exception ends the call, none of them was read.
 
-        Returns what is expected next: the logits, float32 [n_vocab], after the last token, or
-        [T, n_vocab] after each, or None. `progress` is called now and then, and may raise.
-        Raises ValueError for a token outside the vocabulary.
+        Returns the logits, float32: with "last" [n_vocab], those after the last token; with "all"
+        [T, n_vocab], those after each token; with "none" None. `progress` is called now and then
+        with the numbers of tokens read and of all tokens. It may raise to end the call.
+
+        Raises ValueError for no tokens or a token outside the vocabulary.
         """
         mode = logits_mode(logits)
         found = self._feed(self._checked(tokens), mode, progress)
@@ -236,8 +318,33 @@ class Session:
     def read(
         self, tokens: Iterable[SupportsIndex], *, progress: FeedProgress | None = None
     ) -> None:
-        """Read tokens as `feed` does, for `generate` to go on from there."""
+        """Read tokens as `feed` does, without logits. `generate` continues from there."""
         self._feed(self._checked(tokens), _core.Logits.none, progress)
+
+    def hidden(
+        self,
+        tokens: Iterable[SupportsIndex],
+        layers: Iterable[SupportsIndex],
+        *,
+        progress: FeedProgress | None = None,
+    ) -> NDArray[np.float32]:
+        """Read tokens as `feed` does, and return what the model makes of them on the way.
+
+        That is the residual stream, float32 [len(layers), T, n_embd]: for each of `layers`, after
+        each token, what it holds when so many layers have run. 0 is the embedding after its norm,
+        what the first layer reads. `model.n_layer` or -1 is what the head reads before the last
+        norm, and other negative numbers count from there.
+        Raises ValueError for a layer that the model lacks, and as `feed` does.
+        """
+        import numpy as np
+
+        last = self.model.n_layer
+        numbers = [whole("layer", layer, -last - 1, last) % (last + 1) for layer in layers]
+        ids = self._checked(tokens)
+        found = self._writable.hidden(ids, numbers, of_all(progress, len(ids)))
+        self._note(ids)
+        shape = (len(numbers), len(ids), self.model.n_embd)
+        return np.frombuffer(found, np.float32).reshape(shape)
 
     def _checked(self, tokens: Iterable[SupportsIndex]) -> list[int]:
         ids = self._ids(tokens)
@@ -253,9 +360,10 @@ class Session:
             ids = [index(token) for token in tokens]
         except TypeError as error:
             raise ValueError(f"tokens: {error}, {expected}") from error
-        outside = next((i for i in ids if not 0 <= i < self.model.n_vocab), None)
+        n_vocab = self.model.n_vocab
+        outside = next((i for i in ids if not 0 <= i < n_vocab), None)
         if outside is not None:
-            raise ValueError(f"token {outside} is outside the vocabulary of {self.model.n_vocab}")
+            raise ValueError(f"token {outside} is outside the vocabulary of {n_vocab}")
         return ids
 
     def _feed(
@@ -270,45 +378,76 @@ class Session:
 
     @property
     def state(self) -> State:
-        """A copy of what the session remembers; while text is generated, of where the text yielded
-        so far ends.
+        """A copy of the session's state. While text is generated, it is the state at the end of the
+        text that was yielded.
         """
         import numpy as np
 
-        return State(np.frombuffer(self._readable.get_state(), np.float32), self.model._shape)
+        core = self._readable
+        output = np.frombuffer(core.get_output(), np.float32) if core.tokens else None
+        return State(
+            np.frombuffer(core.get_state(), np.float32),
+            self.model._shape,
+            output=output,
+            tokens=None if self._before is None else self._before + core.tokens,
+            fingerprint=self.model.fingerprint,
+            model=self.model.path.name,
+            sampler=None if self._stream is None else self._stream.answer.sampler_state(),
+        )
+
+    @property
+    def tokens(self) -> int | None:
+        """How many tokens were read since the beginning; None after a state that does not say."""
+        return None if self._before is None else self._before + self._readable.tokens
 
     def reset(self, state: State | None = None) -> None:
-        """Go to the beginning, to where `state` was copied, or to a tuned state.
+        """Forget the text and begin with `state`; None: with no text.
 
-        Raises FormatError where the state is of another model.
+        Raises FormatError if the state does not fit the model, TypeError if it is no State.
         """
         if state is None:
             self._writable.reset()
+            self._before = 0
         elif not isinstance(state, State):
             raise TypeError(f"state: found {state!r}, expected a State, as State.load(path) gives")
         else:
-            fitted = state.fitted(self.model._shape, str(self.model.path))
-            self._writable.set_state(bytearray(fitted.data))
-        self._from_start = state is None or state.tuned
+            model = self.model
+            fitted = state.fitted(model._shape, str(model.path), model.fingerprint)
+            output = bytearray() if fitted.output is None else bytearray(fitted.output)
+            self._stand(bytearray(fitted.data), output, fitted.tokens)
+            return
         self._read = array("i")
 
+    def _stand(
+        self,
+        state: bytearray,
+        output: bytearray,
+        tokens: int | None,
+        read: array[int] = array("i"),  # noqa: B008
+    ) -> None:
+        """Go to where so many tokens were read, the last of which had that output, or no token."""
+        self._writable.set_state(state, output)
+        # the engine counts the last one
+        self._before = tokens - 1 if output and tokens is not None else tokens
+        self._read = read[-MOST_LOOKED_UP:]
+
     def fork(self) -> Session:
-        """A second session that goes on from here on its own: while text is generated, from where
-        the text yielded so far ends.
+        """A copy of the session, which continues independently. While text is generated, it begins
+        at the end of the text that was yielded.
         """
         twin = Session(self.model, self._readable.fork())
-        twin._from_start, twin._read = self._from_start, self._read
+        twin._before, twin._read = self._before, self._read
         return twin
 
     def rewind(self, to: Session) -> None:
-        """Go to where another session of this model stands, such as a fork made earlier.
+        """Copy the state of another session of this model, such as a fork made earlier.
 
         Raises ValueError for a session of another model.
         """
         if to.model is not self.model:
             raise ValueError(f"a session of {to.model}, expected one of {self.model}")
         self._writable.rewind(to._readable)
-        self._from_start, self._read = to._from_start, to._read
+        self._before, self._read = to._before, to._read
 
     def generate(
         self,
@@ -317,8 +456,9 @@ class Session:
         stop: str | Sequence[str] = (),
         lookup: int = 0,
         **sampling: Unpack[Sampling],
-    ) -> Generator[str, None, None]:
-        """Read the prompt and yield what follows, piece by piece, in whole characters.
+    ) -> Generation:
+        """Read the prompt and yield what follows, piece by piece, in whole characters. The iterator
+        has the facts as `details`: tokens, finish reason, counts, times.
 
         It ends after `max_tokens` (256) tokens, at the token that ends a document, or before a stop
         string. Then, or when the iterator is closed early, the session stands exactly behind the
@@ -326,44 +466,114 @@ class Session:
         whatever changes the session ends the text. An empty prompt goes on from the last token fed;
         at the very beginning it stands for the token that ends a document.
 
-        Of the tokens, the most likely are kept: as few as hold `top_p` (0.3) of the probability (1:
-        all), and at most `top_k` (0: any number). Then `temperature` (1) sharpens (< 1) or flattens
-        (> 1) their probabilities; 0 always takes the first. A token's logit is lowered by
-        `presence_penalty` (0) once it was generated, and by `frequency_penalty` (0) times its
-        count, of which each later token leaves `penalty_decay` (0.996); digits and blanks are not
-        counted. Equal seeds give equal text; `seed` None is random.
+        The logits of the model are changed first. `logits_hook(logits, tokens)` may change them in
+        place: float32 [n_vocab], after the tokens generated so far. `logit_bias` ({token: number})
+        is added. A token's logit is lowered by `presence_penalty` (0) once it was generated, and by
+        `frequency_penalty` (0) times its count, of which each later token leaves `penalty_decay`
+        (0.996); digits and blanks are not counted, nor are tokens further back than
+        `penalty_window` (0: all count). `banned` tokens are never chosen.
+
+        Then some tokens are kept, one rule after the other, each by the probabilities that the one
+        before it has left. `typical_p` (1: off): those whose information, -ln p, is closest to the
+        expected one, as many as hold this probability. `top_p` (0.3; 1: off): the likeliest ones,
+        as few as hold this probability. `top_k` (0: off): so many of the likeliest. `min_p`
+        (0: off): those with this share of the largest probability. At last `temperature` (1)
+        sharpens (< 1) or flattens (> 1) what is left; 0 always takes the first of all. Equal seeds
+        give equal text; `seed` None is random.
+
+        The tokens `earlier` count for the penalties as if they had just been generated. With those
+        and the seed of a `state.sampler`, a text goes on as if its generation had not been stopped.
+
+        The text begins with the tokens `forced`, whatever the logits say. It also ends at one of
+        the `stop_tokens`, which is neither yielded nor read.
+
+        The text can be given a form, of which nothing else is ever written: JSON of a `schema` (a
+        dict, or its JSON), a `regex`, one of some `choices`, or a `grammar` in Lark's notation. It
+        ends where the form allows nothing more, or where it may end and the model wants to; after
+        `max_tokens` it may be cut short. This needs the package llguidance (rwkv-edge[grammar]).
+
+        `logprobs` (None: off) lets `details` have what the model thought of each token, and of so
+        many of the likeliest: ln p, before all of the above but the hook.
 
         With `lookup`, up to so many tokens are taken from the text so far, as a guess of what
         follows, and read in one step; the text that comes out is the same. Where it repeats itself
         it comes sooner; `lookups` says how many guesses were right.
 
         Raises ValueError for options out of range, and for an empty prompt after a state was set;
-        TypeError for options of another kind.
+        TypeError for options of another kind; UnsupportedError where a package is missing.
         """
-        stream = self._generating(prompt, stop, lookup, sampling)
-        return (text for _, text in run([stream], self.model.n_vocab))
+        stream = self._generating(prompt, {**sampling, "stop": stop, "lookup": lookup})
+        return Generation(stream, self.model.n_vocab)
+
+    def agenerate(
+        self,
+        prompt: str | Sequence[int] = "",
+        *,
+        stop: str | Sequence[str] = (),
+        lookup: int = 0,
+        **sampling: Unpack[Sampling],
+    ) -> AsyncGeneration:
+        """As `generate`, for `async for`: the engine works in another thread, and other tasks of
+        the event loop run meanwhile.
+
+        Where the task is cancelled, the session stands where the text ends that was yielded. The
+        session is not to be used by others until then. After a `break`, call `aclose`, or use the
+        session again, which ends the text too.
+        """
+        from .asynchronous import AsyncGeneration
+
+        stream = self._generating(prompt, {**sampling, "stop": stop, "lookup": lookup})
+        return AsyncGeneration(stream, self.model.n_vocab)
 
     @property
     def lookups(self) -> tuple[int, int, int]:
-        """Of the last text that was generated with `lookup`: how many tokens were guessed, how many
-        of these were right, and how many steps the text took.
+        """Figures of the last text that was generated with `lookup`: tokens guessed, tokens guessed
+        right, and steps.
         """
         return self._lookup.drafted, self._lookup.accepted, self._lookup.steps
 
-    def _generating(
-        self,
-        prompt: str | Sequence[int],
-        stop: str | Sequence[str],
-        lookup: int,
-        sampling: Sampling,
-    ) -> Stream:
+    @property
+    def _generated(self) -> list[int]:
+        """The tokens of the text that was generated last, as far as it was yielded; none once the
+        session has changed.
+        """
+        if self._stream is None:
+            return []
+        number, begun = self._stream.answer.given()
+        return self._stream.answer.tokens[:number] + begun
+
+    def _amend(self, tokens: list[int]) -> bool:
+        """Read these tokens in place of those that were generated last; False, and nothing has
+        changed, where the state that it needs is not known any more.
+        """
+        given = self._generated
+        mark = None if self._stream is None else self._stream.mark
+        if tokens[: len(given)] == given:
+            rest = tokens[len(given) :]
+        elif mark is not None and tokens[: mark[0]] == given[: mark[0]]:
+            self._writable.rewind(mark[1])
+            rest = tokens[mark[0] :]
+        else:
+            return False
+        if rest:
+            self.read(rest)
+        return True
+
+    def _generating(self, prompt: str | Sequence[int], options: Options) -> Stream:
         model = self.model
-        answer = Answer(model.tokenizer, model._without_text, stop=stop, **sampling)
+        lookup = options.get("lookup", 0)
+        form = form_of(options)
+        constraint = None if form is None else model._grammars.constraint(*form)
+        mine = ("lookup", *FORMS)
+        own = cast(Choosing, {name: options[name] for name in options if name not in mine})  # type: ignore[literal-required]
+        answer = Answer(
+            model.tokenizer, model.n_vocab, model._without_text, constraint=constraint, **own
+        )
         encode = model.tokenizer.encode
         ids = self._ids(encode(prompt) if isinstance(prompt, str) else prompt)
         core = self._writable
         if not ids and not core.tokens:
-            if not self._from_start:
+            if self._before != 0:
                 raise ValueError("the prompt is empty, and the last token's logits are not known")
             ids = [END_OF_TEXT]
         self._note(ids)
@@ -373,11 +583,11 @@ class Session:
 
 
 class Batch:
-    """Sessions of one model that go on together.
+    """Sessions of one model that read and write together.
 
-    A step reads the weights once for all of them, so eight sessions take far less time than one
-    after the other. Each gets, to the bit, what it would get alone. To be used by one thread at a
-    time.
+    A step reads the weights once for all sessions, so eight of them take far less time than one
+    after the other. Each session gets the same bits as it would alone. One thread at a time may use
+    a batch.
     """
 
     def __init__(self, model: Model, sessions: Iterable[Session]) -> None:
@@ -402,6 +612,14 @@ class Batch:
         self,
         tokens: Iterable[Iterable[SupportsIndex]],
         *,
+        logits: Literal["all"],
+        progress: FeedProgress | None = None,
+    ) -> list[NDArray[np.float32]]: ...
+    @overload
+    def feed(
+        self,
+        tokens: Iterable[Iterable[SupportsIndex]],
+        *,
         logits: Literal["none"],
         progress: FeedProgress | None = None,
     ) -> None: ...
@@ -409,18 +627,19 @@ class Batch:
         self,
         tokens: Iterable[Iterable[SupportsIndex]],
         *,
-        logits: Literal["last", "none"] = "last",
+        logits: Literal["last", "all", "none"] = "last",
         progress: FeedProgress | None = None,
-    ) -> NDArray[np.float32] | None:
-        """Feed each session tokens of its own, at least one: all of them, or when an exception ends
-        the call, none.
+    ) -> NDArray[np.float32] | list[NDArray[np.float32]] | None:
+        """Read tokens, at least one for each session. If an exception ends the call, none of them
+        was read.
 
-        Returns the logits after the last token of each session, float32 [n_sessions, n_vocab], or
-        None. Raises ValueError for a token outside the vocabulary.
+        Returns the logits after the last token of each session, float32 [n_sessions, n_vocab]; with
+        "all" a list of [T, n_vocab] for the T tokens of each; with "none" None.
+
+        Raises ValueError for another number of lists than sessions, an empty list, or a token
+        outside the vocabulary.
         """
         mode = logits_mode(logits)
-        if mode == _core.Logits.all:
-            raise ValueError("logits: found 'all', expected 'last' or 'none' for several sessions")
         ids = [
             session._checked(each)
             for session, each in zip(self.sessions, self._each(tokens, "tokens"), strict=True)
@@ -429,32 +648,37 @@ class Batch:
         found = _core.feed_together(parts, of_all(progress, sum(map(len, ids))))
         for session, each in zip(self.sessions, ids, strict=True):
             session._note(each)
-        return rows_of(found, mode, self.model.n_vocab, len(self.sessions))
+        rows = rows_of(found, mode, self.model.n_vocab, len(self.sessions))
+        if rows is None or mode == _core.Logits.last:
+            return rows
+        ends = list(accumulate(map(len, ids)))
+        return [rows[end - len(each) : end] for end, each in zip(ends, ids, strict=True)]
 
     def generate(
         self,
         prompts: str | Iterable[str | Sequence[int]] = "",
         *,
-        stop: str | Sequence[str] = (),
-        lookup: int = 0,
-        **sampling: Unpack[Sampling],
-    ) -> Generator[tuple[int, str], None, None]:
+        each: Iterable[Options] | None = None,
+        **options: Unpack[Options],
+    ) -> BatchGeneration:
         """Read a prompt for each session, or the same for all, and yield what follows: (number of
-        the session, piece), as the pieces come.
+        the session, piece), as the pieces come. The iterator has the facts as `details`, a list.
 
         Each session's text is what `Session.generate` would yield with these options; the one of
-        session i has the seed `seed` + i. Raises ValueError as it does.
+        session i has the seed `seed` + i. `each` has a dict of options for each session, which go
+        before those for all. Raises ValueError and TypeError as it does.
         """
-        each = [prompts] * len(self.sessions) if isinstance(prompts, str) else prompts
+        if isinstance(prompts, str):
+            prompts = [prompts] * len(self.sessions)
+        asked = self._each(prompts, "prompts")
+        own = [Options()] * len(self.sessions) if each is None else self._each(each, "each")
         streams = []
-        for i, (session, prompt) in enumerate(
-            zip(self.sessions, self._each(each, "prompts"), strict=True)
-        ):
-            own = sampling.copy()
-            if (seed := own.get("seed")) is not None:
-                own["seed"] = (whole("seed", seed, 0, MAX_SEED) + i) % (MAX_SEED + 1)
-            streams.append(session._generating(prompt, stop, lookup, own))
-        return run(streams, self.model.n_vocab)
+        for i, session in enumerate(self.sessions):
+            found: Options = {**options, **own[i]}
+            if "seed" not in own[i] and (seed := options.get("seed")) is not None:
+                found["seed"] = (whole("seed", seed, 0, MAX_SEED) + i) % (MAX_SEED + 1)
+            streams.append(session._generating(asked[i], found))
+        return BatchGeneration(streams, self.model.n_vocab)
 
     def _each(self, values: Iterable[T], name: str) -> list[T]:
         found = list(values)

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <map>
 #include <numeric>
 #include <random>
@@ -127,7 +128,138 @@ TEST(banned_tokens_are_never_chosen) {
     CHECK((support({.top_p = 1.0, .banned = {1, 3}}, kFour) == std::set<int32_t>{0, 2}));
     // What is left of .3 .2 .1
     CHECK((support({.top_p = 0.45, .banned = {1}}, kFour) == std::set<int32_t>{3}));
-    CHECK_THROWS(std::invalid_argument, "finite", Sampler({.banned = {0, 1}}).sample(Logits{1, 2}));
+    CHECK_THROWS(std::invalid_argument, "no token is left",
+                 Sampler({.banned = {0, 1}}).sample(Logits{1, 2}));
+}
+
+TEST(min_p_is_a_share_of_the_best) {
+    CHECK((support({.top_p = 1.0, .min_p = 0.7}, kFour) == std::set<int32_t>{1, 3}));
+    CHECK((support({.top_p = 1.0, .min_p = 0.3}, kFour) == std::set<int32_t>{1, 2, 3}));
+    CHECK((support({.top_p = 1.0, .min_p = 1.0}, Logits{2, 1, 2}) == std::set<int32_t>{0, 2}));
+    CHECK((support({.temperature = 100, .top_p = 1.0, .min_p = 0.7}, kFour) ==
+           std::set<int32_t>{1, 3}));
+}
+
+TEST(typical_p_keeps_what_is_closest_to_the_expected_information) {
+    // -sum p ln p = 1.280, and -ln p is 2.303, 0.916, 1.609, 1.204: the order is .3 .2 .4 .1
+    CHECK((support({.top_p = 1.0, .typical_p = 0.2}, kFour) == std::set<int32_t>{3}));
+    CHECK((support({.top_p = 1.0, .typical_p = 0.45}, kFour) == std::set<int32_t>{2, 3}));
+    CHECK((support({.top_p = 1.0, .typical_p = 0.85}, kFour) == std::set<int32_t>{1, 2, 3}));
+    // Of what is left of it, .3 and .2, the others take the best.
+    CHECK((support({.top_k = 1, .top_p = 1.0, .typical_p = 0.45}, kFour) == std::set<int32_t>{3}));
+    CHECK((support({.top_p = 0.59, .typical_p = 0.45}, kFour) == std::set<int32_t>{3}));
+    CHECK((support({.top_p = 0.61, .typical_p = 0.45}, kFour) == std::set<int32_t>{2, 3}));
+    CHECK((support({.top_p = 1, .min_p = 0.7, .typical_p = 0.45}, kFour) == std::set<int32_t>{3}));
+}
+
+TEST(a_bias_is_added) {
+    Sampler sampler({.temperature = 0, .logit_bias = {{0, 1.5}, {2, -9.0}, {77, 1.0}}});
+    CHECK(sampler.sample(Logits{1.0f, 2.4f, 3.0f}) == 0);
+    CHECK(sampler.sample(Logits{1.0f, 2.6f, 3.0f}) == 1);
+}
+
+TEST(forced_tokens_come_first) {
+    Sampler sampler({.temperature = 0, .banned = {2}, .forced = {2, 0}});
+    CHECK(sampler.sample(kFour) == 2 && sampler.sample(kFour) == 0 && sampler.sample(kFour) == 1);
+    CHECK_THROWS(std::invalid_argument, "forced token 4 is outside the vocabulary of 4",
+                 Sampler({.forced = {4}}).sample(kFour));
+    CHECK_THROWS(std::invalid_argument, "outside", Sampler({.forced = {-1}}).sample(kFour));
+    const uint8_t bits[] = {0b0111};
+    CHECK_THROWS(std::invalid_argument, "forced token 3 is not allowed",
+                 Sampler({.forced = {3}}).sample(kFour, bits));
+}
+
+TEST(what_is_not_allowed_is_never_chosen) {
+    std::mt19937 rng(1);
+    Logits logits(200);
+    for (float& l : logits) l = static_cast<float>(rng() % 100) * 0.01f;
+    std::vector<uint8_t> bits(25, 0);
+    std::set<int32_t> right;
+    for (const int32_t token : {3, 8, 9, 63, 64, 190}) {
+        bits[static_cast<std::size_t>(token / 8)] |= static_cast<uint8_t>(1 << token % 8);
+        right.insert(token);
+    }
+    for (int32_t token = 80; token < 96; ++token) right.insert(token);
+    bits[10] = bits[11] = 0xff;
+    std::set<int32_t> found;
+    Sampler sampler({.top_p = 1.0});
+    for (int i = 0; i < 3000; ++i) found.insert(sampler.sample(logits, bits));
+    CHECK(found == right);
+    // Tokens beyond the bits are not allowed either.
+    const std::span<const uint8_t> few(bits.data(), 1);
+    CHECK(sampler.sample(logits, few) == 3);
+    CHECK_THROWS(std::invalid_argument, "no token is left",
+                 sampler.sample(logits, std::span<const uint8_t>{}));
+}
+
+TEST(penalties_look_back_through_a_window) {
+    Sampler sampler({.temperature = 0,
+                     .presence_penalty = 1.0,
+                     .frequency_penalty = 0.5,
+                     .penalty_decay = 0.5,
+                     .penalty_window = 2});
+    const auto stands_at = [&](float value) {
+        return sampler.sample(Logits{10.0f, value + 0.01f, -99}) == 1 &&
+               sampler.sample(Logits{10.0f, value - 0.01f, -99}) == 0;
+    };
+    sampler.accept(0);
+    sampler.accept(0);
+    CHECK(stands_at(10.0f - 1.0f - 0.5f * 1.5f));
+    sampler.accept(2);  // the first occurrence is out of the window, the second counts 0.5
+    CHECK(stands_at(10.0f - 1.0f - 0.5f * 0.5f));
+    sampler.accept(2);
+    CHECK(stands_at(10.0f));
+}
+
+TEST(many_candidates) {
+    // Where almost all tokens are needed: equal ones, and a line of different ones
+    for (const float step : {0.0f, 1e-4f}) {
+        Logits logits(65536);
+        for (std::size_t i = 0; i < logits.size(); ++i) logits[i] = static_cast<float>(i) * step;
+        double total = 0.0, mass = 0.0;
+        for (const float l : logits) total += std::exp(static_cast<double>(l - logits.back()));
+        std::size_t border = logits.size();
+        while (mass < 0.9 * total)
+            mass += std::exp(static_cast<double>(logits[--border] - logits.back()));
+        if (step == 0.0f) border = 0;  // equals stay together
+        Sampler sampler({.top_p = 0.9});
+        int32_t least = 65535;
+        for (int i = 0; i < 3000; ++i) least = std::min(least, sampler.sample(logits));
+        // The share of the tokens close to the border is so large that one of them was drawn.
+        CHECK(least >= static_cast<int32_t>(border) - 1);
+        CHECK(least <= static_cast<int32_t>(border) + 1000);
+    }
+}
+
+TEST(logits_as_large_as_floats_are) {
+    const float large = std::numeric_limits<float>::max();
+    const Logits logits{-large, 0.0f, large, large, -INFINITY};
+    for (const SamplerOptions& options :
+         {SamplerOptions{.top_p = 1.0}, SamplerOptions{.top_k = 3, .top_p = 0.9},
+          SamplerOptions{.temperature = 1e-300, .top_p = 1.0, .min_p = 1e-9},
+          SamplerOptions{.top_p = 0.9, .typical_p = 0.5}})
+        CHECK((support(options, logits) == std::set<int32_t>{2, 3}));
+}
+
+TEST(logprobs_of_a_token_and_of_the_best) {
+    const auto near = [](double a, double b) { return std::fabs(a - b) < 1e-6; };
+    const std::vector<Logprob> found = logprobs(kFour, 2, 3);
+    CHECK(found.size() == 4);
+    CHECK(found[0].token == 2 && near(found[0].logprob, std::log(0.2)));
+    CHECK(found[1].token == 1 && near(found[1].logprob, std::log(0.4)));
+    CHECK(found[2].token == 3 && near(found[2].logprob, std::log(0.3)));
+    CHECK(found[3].token == 2 && near(found[3].logprob, std::log(0.2)));
+    CHECK(logprobs(kFour, 0, 0).size() == 1 && logprobs(kFour, 0, 99).size() == 5);
+    Logits equal(1000, 1.0f);
+    equal[500] = 2.0f;
+    const std::vector<Logprob> best = logprobs(equal, 999, 3);
+    CHECK(best[1].token == 500 && best[2].token == 0 && best[3].token == 1);
+    CHECK(std::isinf(logprobs(Logits{0.0f, -INFINITY}, 1, 0)[0].logprob));
+    CHECK_THROWS(std::invalid_argument, "token 4 is outside the vocabulary of 4",
+                 logprobs(kFour, 4, 0));
+    CHECK_THROWS(std::invalid_argument, "logprobs is -1", logprobs(kFour, 0, -1));
+    CHECK_THROWS(std::invalid_argument, "finite", logprobs(Logits{NAN, 0.0f}, 1, 0));
+    CHECK_THROWS(std::invalid_argument, "finite", logprobs(Logits{-INFINITY}, 0, 0));
 }
 
 TEST(the_seed_decides) {
@@ -148,13 +280,18 @@ TEST(options_out_of_range_are_refused) {
     CHECK_THROWS(std::invalid_argument, "penalty_decay", Sampler({.penalty_decay = 1.1}));
     CHECK_THROWS(std::invalid_argument, "presence_penalty",
                  Sampler({.presence_penalty = INFINITY}));
+    CHECK_THROWS(std::invalid_argument, "min_p is nan", Sampler({.min_p = NAN}));
+    CHECK_THROWS(std::invalid_argument, "typical_p is 2", Sampler({.typical_p = 2}));
+    CHECK_THROWS(std::invalid_argument, "penalty_window is -1", Sampler({.penalty_window = -1}));
+    CHECK_THROWS(std::invalid_argument, "logit_bias of token 3 is inf, expected -1000 to 1000",
+                 Sampler({.logit_bias = {{3, INFINITY}}}));
 }
 
 TEST(logits_without_a_maximum_are_refused) {
     Sampler sampler(SamplerOptions{});
     CHECK_THROWS(std::invalid_argument, "finite", sampler.sample(Logits{0.0f, NAN}));
-    CHECK_THROWS(std::invalid_argument, "finite", sampler.sample(Logits{-INFINITY, -INFINITY}));
+    CHECK_THROWS(std::invalid_argument, "-inf", sampler.sample(Logits{-INFINITY, -INFINITY}));
     CHECK_THROWS(std::invalid_argument, "finite", sampler.sample(Logits{0.0f, INFINITY}));
-    CHECK_THROWS(std::invalid_argument, "finite", sampler.sample(Logits{}));
+    CHECK_THROWS(std::invalid_argument, "no token is left", sampler.sample(Logits{}));
     CHECK(sampler.sample(Logits{-INFINITY, 0.0f}) == 1);  // single tokens may be banned
 }

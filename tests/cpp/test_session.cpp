@@ -122,6 +122,8 @@ TEST(a_session_goes_back_to_where_another_stands) {
         const Floats after = feed_last(session, prompt(5));
         const auto mark = session.fork();
         const Floats there = state_of(session);
+        Floats output(static_cast<std::size_t>(session.model().config().n_embd));
+        session.copy_output(output);
         feed_last(session, prompt(70, 3));
         session.rewind(*mark);
         Floats again(kVocab);
@@ -131,6 +133,12 @@ TEST(a_session_goes_back_to_where_another_stands) {
         CHECK_CASE(state_of(session) == there, version);
         session.set_state(there);
         CHECK(session.tokens() == 0 && mark->tokens() == 5);
+        CHECK_THROWS(std::invalid_argument, "has an output", session.copy_output(output));
+        session.set_state(there, output);
+        session.logits(again.data());
+        CHECK_CASE(session.tokens() == 1 && again == after, version);
+        CHECK_THROWS(std::invalid_argument, "the output has 3 values",
+                     session.set_state(there, Floats(3)));
         Session stranger(model(version, 1));
         CHECK_THROWS(std::invalid_argument, "another model", stranger.rewind(session));
     }
@@ -178,6 +186,48 @@ TEST(company_changes_no_bit) {
                 }
                 if (round % 2 == 0) start();
             }
+        }
+}
+
+// The residual stream, of some sessions of a step: each gets what it gets alone, token by token.
+TEST(hidden_values_are_the_same_however_they_are_read) {
+    for (const std::string& version : kTinyVersions)
+        for (int threads : {1, 3}) {
+            const auto shared = model(version, threads);
+            const auto n = static_cast<std::size_t>(shared->model().config().n_embd);
+            const int64_t last = shared->model().config().n_layer;
+            const Ids first = prompt(100), second = prompt(30, 2), third = prompt(41, 3);
+            const std::vector<int64_t> some{last, 0}, all{0, last, 1};
+            const auto alone = [&](const Ids& ids, const std::vector<int64_t>& layers) {
+                Session session(shared);
+                Floats found(layers.size() * ids.size() * n), one(layers.size() * n);
+                for (std::size_t i = 0; i < ids.size(); ++i) {
+                    const Session::Part part{&session, std::span(ids).subspan(i, 1),
+                                             Session::Logits::None, layers, one.data()};
+                    Session::feed_together({&part, 1}, nullptr);
+                    for (std::size_t k = 0; k < layers.size(); ++k)
+                        std::copy_n(
+                            one.begin() + static_cast<std::ptrdiff_t>(k * n), n,
+                            found.begin() + static_cast<std::ptrdiff_t>((k * ids.size() + i) * n));
+                }
+                return found;
+            };
+            Session a(shared), b(shared), c(shared), plain(shared);
+            Floats of_a(2 * first.size() * n), of_c(3 * third.size() * n), logits(kVocab);
+            const Session::Part parts[] = {
+                {&a, first, Session::Logits::None, some, of_a.data()},
+                {&b, second, Session::Logits::Last},
+                {&c, third, Session::Logits::None, all, of_c.data()},
+            };
+            Session::feed_together(parts, logits.data());
+            CHECK_CASE(of_a == alone(first, some) && of_c == alone(third, all), version);
+            CHECK_CASE(logits == feed_last(plain, second), version);
+            CHECK_CASE(state_of(b) == state_of(plain), version);
+            const std::vector<int64_t> beyond{last + 1};
+            const Session::Part wrong{&a, first, Session::Logits::None, beyond, of_a.data()};
+            CHECK_THROWS(std::invalid_argument, "expected 0 to",
+                         Session::feed_together({&wrong, 1}, nullptr));
+            CHECK(a.tokens() == 100);
         }
 }
 

@@ -40,17 +40,22 @@ class ScriptedSampler:
 
     script: ClassVar[list[int | type[BaseException]]] = []
     accepted: ClassVar[list[tuple[int, float]]] = []
-    options: ClassVar[dict[str, float]] = {}
+    options: ClassVar[dict[str, object]] = {}
+    banned: ClassVar[list[int]] = []
+    seed = 0
 
-    def __init__(self, banned: list[int], **options: float) -> None:
-        self.banned = banned
+    def __init__(self, banned: Sequence[int] = (), **options: object) -> None:
+        type(self).banned = list(banned)
         self.options.update(options)
 
-    def sample(self, _logits: bytearray, _row: int, _n_vocab: int) -> int:
+    def sample(
+        self, _logits: bytearray, _row: int, _n_vocab: int, allowed: bytes | None = None
+    ) -> int:
         token = self.script.pop(0)
         if not isinstance(token, int):
             raise token
         assert token not in self.banned
+        assert allowed is None or allowed[token // 8] >> token % 8 & 1
         return token
 
     def accept(self, token: int, weight: float) -> None:

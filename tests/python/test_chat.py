@@ -4,18 +4,38 @@
 from __future__ import annotations
 
 import json
+import random
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import checkpoints as ck
 import pile
 import pytest
 import tiny
 from conftest import GetModel
-from rwkv_edge import Conversation, FormatError, Model, State
-from rwkv_edge.chat import clean
-from scripted import ASSISTANT, ING, THE, TURN_END, USER, bits, bits_after, byte_tokens, play
+from rwkv_edge import Conversation, FormatError, Model, Session, State
+from rwkv_edge.chat import THINK_MODES, Thought, clean
+from rwkv_edge.chat.conversation import KEPT
+from rwkv_edge.chat.saved import Transcript, text_of, transcript_of
+from scripted import (
+    ASSISTANT,
+    ING,
+    THE,
+    TURN_END,
+    USER,
+    bits,
+    bits_after,
+    byte_tokens,
+    play,
+    talkative_model,
+)
 
 COLON = byte_tokens(":")
+(BLANK,) = byte_tokens(" ")
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +71,8 @@ def test_what_the_model_reads(model: Model, monkeypatch: pytest.MonkeyPatch) -> 
     assert bits(chat.session) == bits_after(model, first)
     play(monkeypatch, [ING, TURN_END])
     assert "".join(chat.ask("and?")) == "ing"
-    assert bits(chat.session) == bits_after(model, [*first, *asked(model, "and?"), ING, TURN_END])
+    second = [*asked(model, "and?"), BLANK, ING, TURN_END]  # as in training: "Assistant: ing"
+    assert bits(chat.session) == bits_after(model, [*first, *second])
 
 
 def test_without_a_system_text(model: Model) -> None:
@@ -64,7 +85,8 @@ ANSWERS: dict[str, tuple[list[int], str, list[int]]] = {
     "paragraph": ([THE, TURN_END, THE], "the", [THE]),
     "user's turn": ([THE, *byte_tokens("\n"), USER, *COLON], "the", [THE]),
     "its own turn again": ([THE, *byte_tokens("\n"), ASSISTANT, *COLON], "the", [THE]),
-    "white space first": ([*byte_tokens(" \n "), ING, 0], "ing", [*byte_tokens(" \n "), ING]),
+    "white space first": ([*byte_tokens(" \n "), ING, 0], "ing", [BLANK, ING]),
+    "white space last": ([THE, *byte_tokens(" \n "), 0], "the \n ", [THE]),
     "end of text": ([THE, 0], "the", [THE]),
     "nothing": ([0], "", []),
     "nothing but the end": ([TURN_END], "", []),
@@ -90,19 +112,6 @@ def test_an_answer_of_several_paragraphs(model: Model, monkeypatch: pytest.Monke
     assert bits(chat.session) == bits_after(model, [*asked(model, "hi"), *kept, TURN_END])
 
 
-@pytest.mark.parametrize(("last", "rest"), [("\n", "\n"), ("\n\n", ""), ("x", "\n\n")])
-def test_a_turn_ends_with_two_newlines_only(
-    model: Model, monkeypatch: pytest.MonkeyPatch, last: str, rest: str
-) -> None:
-    tokens = [THE, *byte_tokens(last)]
-    play(monkeypatch, [*tokens, 0])
-    chat = Conversation(model)
-    chat.stop = ("no such thing",)
-    assert "".join(chat.ask("hi")) == "the" + last
-    tokens += model.tokenizer.encode(rest)
-    assert bits(chat.session) == bits_after(model, [*asked(model, "hi"), *tokens])
-
-
 def test_max_tokens_ends_an_answer(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     play(monkeypatch, [THE, ING, ING, ING])
     chat = Conversation(model)
@@ -125,7 +134,7 @@ def test_a_stopped_answer_ends_its_turn(
     elif how == "ask":
         play(monkeypatch, [ING, TURN_END])
         assert "".join(chat.ask("so?")) == "ing"
-        expected += [*asked(model, "so?"), ING, TURN_END]
+        expected += [*asked(model, "so?"), BLANK, ING, TURN_END]
     elif how == "reset":
         chat.reset()
         expected = []
@@ -324,3 +333,547 @@ def test_what_a_user_says_is_no_template(model: Model, monkeypatch: pytest.Monke
 def test_a_tuned_state_of_another_model(raven: Model, tuned: State) -> None:
     with pytest.raises(FormatError, match=r"tuned\.pth: .* does not fit .*raven\.gguf: rwkv4 with"):
         Conversation(raven, state=tuned)
+
+
+# ---- the state is that of the visible text ------------------------------------------------------
+
+
+def bits_of(model: Model, system: str, turns: Sequence[tuple[str, str]]) -> bytes:
+    """The state of a session that reads a conversation as it can be seen."""
+    encode = model.tokenizer.encode
+    tokens = encode(f"System: {system}\n\n") if system else []
+    for user, answer in turns:
+        tokens += encode(f"User: {user}\n\nAssistant:")
+        tokens += encode((f" {answer}" if answer else "") + "\n\n")
+    return bits_after(model, tokens)
+
+
+def test_whatever_is_done_the_state_is_that_of_the_visible_text(tmp_path: Path) -> None:
+    model, chance = Model(talkative_model(tmp_path), threads=1), random.Random(5)
+    chat = Conversation(model, system="x", template="g1", think_tokens=5)
+    texts = ["hello", "the\n\nsecond (think)", "\u6f22\u5b57 \udcff", "ing " * 20]
+    done: Counter[str] = Counter()
+
+    def ask(text: str) -> None:
+        chat.think = chance.choice(THINK_MODES)
+        options: dict[str, Any] = {"top_p": 0.95, "seed": chance.randrange(1000)}
+        pieces = chat.ask(
+            text, thoughts=True, lookup=chance.choice((0, 4)), max_tokens=9, **options
+        )
+        for _ in range(chance.choice((0, 1, 4, 100))):
+            next(pieces, None)
+        if chance.random() < 0.5:
+            pieces.close()
+
+    for _ in range(120):
+        said = len(chat.turns)
+        what = chance.choices(
+            ("ask", "undo", "edit", "tell", "reset", "load", "save"), (10, 3, 2, 1, 0.3, 1, 1)
+        )[0]
+        done[what] += 1
+        if what == "ask":
+            ask(chance.choice(texts))
+        elif what in ("undo", "edit") and said:
+            back = 1 if what == "edit" else chance.randint(1, said)
+            gone = chat.turns[said - back]
+            assert chat.undo(back) == gone
+            assert len(chat.turns) == said - back
+            if what == "edit":
+                ask(f"{gone.user} and more")
+        elif what == "tell":
+            chat.tell(chance.choice(["", "a\n\nb", "the"]))
+        elif what == "reset":
+            chat.reset()
+        elif what == "save":
+            chat.save(tmp_path / "state")
+        elif what == "load" and (tmp_path / "state").exists():
+            chat.load(tmp_path / "state")
+        if chance.random() < 0.5:  # or else what comes next must end an answer first
+            assert bits(chat.session) == bits_of(model, chat.system, chat.turns)
+            assert len(chat.tokens) >= len(chat.turns)
+    assert min(done.values()) > 0
+    assert bits(chat.session) == bits_of(model, chat.system, chat.turns)
+
+
+def test_tokens_that_a_text_does_not_encode_to(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the model wrote as single bytes is read again as its text is encoded."""
+    chat = Conversation(model)
+    play(monkeypatch, [*byte_tokens(" the"), 0])
+    assert "".join(chat.ask("hi")) == "the"
+    assert bits(chat.session) == bits_after(model, [*asked(model, "hi"), THE, TURN_END])
+    assert bits(chat.session) != bits_after(
+        model, [*asked(model, "hi"), *byte_tokens(" the"), TURN_END]
+    )
+    assert chat.tokens == [*asked(model, "hi"), THE, TURN_END]
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The tokens that sessions read, those that they write aside."""
+    found: list[int] = []
+    real = Session.read
+
+    def listen(self: Session, tokens: list[int], **options: Any) -> None:
+        found.extend(tokens)
+        real(self, tokens, **options)
+
+    monkeypatch.setattr(Session, "read", listen)
+    return found
+
+
+@pytest.mark.parametrize("lookup", [0, 4])
+def test_a_token_of_the_answer_and_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: list[int], lookup: int
+) -> None:
+    """As the World vocabulary has for Chinese. It is kept, as in training, and nothing before it is
+    read again."""
+    made = tiny.tiny_model(tiny.SHAPES["d128"], "f32", 1)
+    texts = [repr(bytes([byte]))[2:-1] for byte in range(256)]
+    words = ["。\n", "User", "Assistant", "ing", "\n\n"]
+    tokens = ["<s>", *texts, *(repr(word.encode())[2:-1] for word in words)]
+    padded = tokens + [f"[PAD{i}]" for i in range(len(tokens), tiny.SHAPES["d128"].vocab)]
+    made.file.put("tokenizer.ggml.tokens", tiny.ARRAY, tiny.array(tiny.STRING, padded))
+    model = Model(tiny.write(tmp_path, "a.gguf", made), threads=1)
+    chat, end = Conversation(model), [THE, *byte_tokens("\n")]
+    play(monkeypatch, [BLANK, ING, ING, *end])
+    assert "".join(chat.ask("hi", lookup=lookup)) == "inging。"
+    assert read == [*asked(model, "hi"), *end]
+    expected = [*asked(model, "hi"), BLANK, ING, ING, *end]
+    assert bits(chat.session) == bits_after(model, expected) == bits_of(model, "", chat.turns)
+
+
+def test_undo(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    fed: list[int] = []
+    chat = Conversation(model, system="x")
+    for i in range(8):
+        play(monkeypatch, [THE, ING, TURN_END])
+        list(chat.ask(f"question {i}"))
+    read = Session.read
+
+    def listen(self: Session, tokens: list[int], **options: Any) -> None:
+        fed.extend(tokens)
+        read(self, tokens, **options)
+
+    monkeypatch.setattr(Session, "read", listen)
+    for left in (7, 6, 5, 4):  # from states that were kept
+        assert chat.undo() == (f"question {left}", "theing")
+        assert bits(chat.session) == bits_of(model, "x", chat.turns)
+        assert not fed
+    assert chat.undo() == ("question 3", "theing")
+    assert len(fed) == len(chat.tokens)  # everything again, but no more than that
+    assert bits(chat.session) == bits_of(model, "x", chat.turns)
+    fed.clear()
+    assert chat.undo(2) == ("question 1", "theing")  # and the states before its turns were kept
+    assert not fed
+    assert bits(chat.session) == bits_of(model, "x", chat.turns)
+    for turns in (0, -1, 2):
+        with pytest.raises(ValueError, match=rf"found {turns} turns .*, expected 1 to 1, as were"):
+            chat.undo(turns)
+    assert [turn.user for turn in chat.turns] == ["question 0"]
+
+
+@pytest.mark.parametrize("how", ["undo", "tell"])
+def test_reading_again_is_all_or_nothing(
+    model: Model, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    chat = Conversation(model)
+    for i in range(7):
+        play(monkeypatch, [THE, TURN_END])
+        list(chat.ask(f"{i} " * 100))
+    turns, seen = chat.turns, []
+
+    def progress(done: int, total: int) -> None:
+        seen.append((done, total))
+        if done > 100:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        chat.undo(2 + 4, progress=progress) if how == "undo" else chat.tell("x", progress=progress)
+    assert seen == sorted(seen)
+    assert seen[-1][0] <= seen[-1][1]
+    assert (chat.turns, chat.system) == (turns, "")
+    assert bits(chat.session) == bits_of(model, "", turns)
+
+
+@pytest.mark.parametrize("think", ["off", "on"])
+def test_an_interrupt_where_an_answer_ends(
+    model: Model, monkeypatch: pytest.MonkeyPatch, think: str
+) -> None:
+    """It falls where the turn is read again; whoever looks at the session next completes that."""
+    chat = Conversation(model, template="g1", think=think)
+    thought = byte_tokens(">Hm</think") if think == "on" else []
+    play(monkeypatch, [*thought, *byte_tokens("> the"), 0])
+    pieces = chat.ask("hi")
+    text = [next(pieces), next(pieces)]
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "read", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            pieces.close()
+    assert chat.turns == (("hi", "".join(text).strip()),)
+    assert bits(chat.session) == bits_of(model, "", chat.turns)
+
+
+def test_the_memory_of_a_long_conversation(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+    fork = Session.fork
+
+    def count(self: Session) -> Session:
+        sessions.add(made := fork(self))
+        return made
+
+    monkeypatch.setattr(Session, "fork", count)
+    chat = Conversation(model)
+    for i in range(20):
+        play(monkeypatch, [THE, TURN_END])
+        list(chat.ask(f"question {i}"))
+        assert len(sessions) <= KEPT
+    chat.undo(10)
+    assert len(sessions) <= KEPT
+
+
+def test_another_system_text(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    chat = Conversation(model, system="x")
+    play(monkeypatch, [THE, TURN_END])
+    list(chat.ask("hi"))
+    chat.tell("Be\n\nkind. ")
+    assert (chat.system, chat.turns) == ("Be\nkind.", (("hi", "the"),))
+    assert bits(chat.session) == bits_of(model, "Be\nkind.", [("hi", "the")])
+    chat.reset()
+    assert bits(chat.session) == bits_of(model, "x", [])
+
+
+# ---- thinking -----------------------------------------------------------------------------------
+
+THOUGHT = ">\nHm, the\n\nUser: is\n</think"
+ASKED = {  # what the model reads in place of "User: hi\n\nAssistant:"
+    "off": "User: hi\n\nAssistant:",
+    "bit": "User: hi (think a bit)\n\nAssistant: <think",
+    "on": "User: hi (think)\n\nAssistant: <think",
+    "lot": "User: hi (think a lot)\n\nAssistant: <think",
+}
+
+
+def told_apart(pieces: Iterable[str]) -> tuple[str, str]:
+    """Thoughts and answer."""
+    thoughts: list[str] = []
+    answer: list[str] = []
+    for piece in pieces:
+        (thoughts if isinstance(piece, Thought) else answer).append(piece)
+    return "".join(thoughts), "".join(answer)
+
+
+@pytest.mark.parametrize("mode", ["bit", "on", "lot"])
+def test_thinking_comes_first_and_is_not_remembered(
+    model: Model, monkeypatch: pytest.MonkeyPatch, read: list[int], mode: str
+) -> None:
+    chat = Conversation(model, template="g1", think=mode)
+    play(monkeypatch, [*byte_tokens(THOUGHT), *byte_tokens(">\n\nYes.\n\nNo.\n\nUser:")])
+    thoughts, answer = told_apart(chat.ask("hi", thoughts=True))
+    assert thoughts == "Hm, the\n\nUser: is\n"
+    assert answer == "Yes.\n\nNo."
+    encode = model.tokenizer.encode
+    begin = encode(ASKED[mode]) + encode("</think")
+    assert read[: len(begin)] == begin
+    assert bits(chat.session) == bits_of(model, "", [("hi", "Yes.\n\nNo.")])
+    # And who does not ask for thoughts gets none.
+    play(monkeypatch, [*byte_tokens(THOUGHT), *byte_tokens(">\nNo"), 0])
+    assert list(chat.ask("hi")) == ["N", "o"]
+    assert chat.turns == (("hi", "Yes.\n\nNo."), ("hi", "No"))
+
+
+def test_fast_thinking_is_none(
+    model: Model, monkeypatch: pytest.MonkeyPatch, read: list[int]
+) -> None:
+    chat = Conversation(model, template="g1", think="fast")
+    play(monkeypatch, [*byte_tokens(">\nYes."), 0])
+    assert told_apart(chat.ask("hi", thoughts=True)) == ("", "Yes.")
+    begin = model.tokenizer.encode(ASKED["off"]) + model.tokenizer.encode(" <think>\n</think")
+    assert read[: len(begin)] == begin
+    assert bits(chat.session) == bits_of(model, "", [("hi", "Yes.")])
+
+
+@pytest.mark.parametrize(("thought", "shown"), [("> a b c", "a b c"), (">\nab", "ab"), ("", "")])
+def test_thinking_has_an_end(
+    model: Model, monkeypatch: pytest.MonkeyPatch, read: list[int], thought: str, shown: str
+) -> None:
+    """It may reach its limit, or end the document; an answer follows nevertheless."""
+    chat = Conversation(model, template="g1", think="on", think_tokens=7)
+    end = [] if len(thought) == 7 else [0]
+    play(monkeypatch, [*byte_tokens(thought), *end, *byte_tokens(">\nYes"), 0])
+    assert told_apart(chat.ask("hi", thoughts=True, max_tokens=100)) == (shown, "Yes")
+    encode = model.tokenizer.encode
+    begin = encode(ASKED["on"]) + encode("\n</think")
+    assert read[: len(begin)] == begin
+    assert bits(chat.session) == bits_of(model, "", [("hi", "Yes")])
+
+
+def test_thinking_that_is_stopped(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    chat = Conversation(model, template="g1", think="on")
+    play(monkeypatch, byte_tokens(">abcdef"))
+    pieces = chat.ask("hi", thoughts=True)
+    assert [next(pieces), next(pieces)] == ["a", "b"]
+    pieces.close()
+    assert chat.turns == (("hi", ""),)
+    assert bits(chat.session) == bits_of(model, "", [("hi", "")])
+
+
+THINKS_BY_ITSELF = {
+    "and answers": (" <think>\nHm\n</think>\n\nYes.", "Hm\n", "Yes."),
+    "at once": ("<think></think>Yes", "", "Yes"),
+    "to its end": (" <think>Hm</thi", "Hm</thi", ""),
+    "not": (" <thin air", "", "<thin air"),
+    "nearly": (" <think", "", "<think"),
+    "later": ("No <think>Hm</think>", "", "No <think>Hm</think>"),
+}
+
+
+@pytest.mark.parametrize("lookup", [0, 4])
+@pytest.mark.parametrize(
+    ("text", "thought", "answer"), THINKS_BY_ITSELF.values(), ids=THINKS_BY_ITSELF
+)
+def test_a_model_that_thinks_by_itself(
+    model: Model, monkeypatch: pytest.MonkeyPatch, text: str, thought: str, answer: str, lookup: int
+) -> None:
+    chat = Conversation(model, template="g1")
+    play(monkeypatch, [*byte_tokens(text), 0])
+    assert told_apart(chat.ask("hi", thoughts=True, lookup=lookup)) == (thought, answer)
+    assert bits(chat.session) == bits_of(model, "", [("hi", answer)])
+
+
+def test_a_thinking_answer_is_saved_as_it_can_be_seen(
+    model: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    chat = Conversation(model, template="g1", think="on")
+    play(monkeypatch, [*byte_tokens(THOUGHT), *byte_tokens(">\nYes, the"), 0])
+    pieces = chat.ask("hi")
+    assert [next(pieces) for _ in range(4)] == ["Y", "e", "s", ","]
+    chat.save(tmp_path / "state")
+    assert bits(model.session(State.load(tmp_path / "state"))) == bits_of(
+        model, "", [("hi", "Yes,")]
+    )
+    assert "".join(pieces) == " the"
+    assert bits(chat.session) == bits_of(model, "", [("hi", "Yes, the")])
+
+
+@pytest.mark.parametrize("mode", ["off", "fast", "on"])
+def test_an_answer_of_a_given_form(
+    model: Model, monkeypatch: pytest.MonkeyPatch, read: list[int], mode: str
+) -> None:
+    """What is thought before has none."""
+    pytest.importorskip("llguidance")
+    chat = Conversation(model, template="g1", think=mode)
+    play(monkeypatch, [*byte_tokens(">Hm</think" if mode == "on" else ""), *byte_tokens("no")])
+    assert "".join(chat.ask("hi", choices=["yes", "no"])) == "no"
+    encode = model.tokenizer.encode
+    if mode != "off":
+        asked = {
+            "fast": encode(ASKED["off"]) + encode(" <think>\n</think"),
+            "on": encode(ASKED["on"]),
+        }
+        begin = asked[mode] + (encode("\n</think") if mode == "on" else []) + encode(">\n")
+        assert read[: len(begin)] == begin
+    assert bits(chat.session) == bits_of(model, "", [("hi", "no")])
+
+
+def test_wrong_options_are_refused_before_anything_is_read(model: Model) -> None:
+    chat = Conversation(model)
+    with pytest.raises(ValueError, match="top_p"):
+        chat.ask("hi", top_p=2)
+    with pytest.raises(ValueError, match="lookup"):
+        chat.ask("hi", lookup=-1)
+    assert chat.turns == ()
+    assert bits(chat.session) == bits_after(model, [])
+
+
+def test_thinking_needs_a_template_that_has_it(model: Model) -> None:
+    with pytest.raises(ValueError, match="think: found 'on', but the template world has no thinki"):
+        Conversation(model, think="on")
+    chat = Conversation(model, template="g1")
+    with pytest.raises(ValueError, match="think: found 'much', expected one of off, fast, bit, on"):
+        chat.think = "much"
+
+
+def test_what_an_answer_took(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    chat = Conversation(model, template="g1", think="on")
+    play(monkeypatch, [*byte_tokens(">ab</think"), *byte_tokens(">Yes"), 0])
+    list(chat.ask("hi"))
+    assert chat.work.read == len(model.tokenizer.encode(ASKED["on"]))
+    assert chat.work.written == len(">ab</think") + len(">Yes")
+    assert chat.work.reading > 0
+    assert chat.work.writing > 0
+
+
+# ---- saved with its text ------------------------------------------------------------------------
+
+
+def test_a_saved_conversation_knows_its_text(
+    model: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    chat = Conversation(model, system="x", template="g1")
+    for _ in range(6):
+        play(monkeypatch, [*byte_tokens(" a\n\nb"), 0])
+        list(chat.ask("hi \udcff"))
+    chat.save(tmp_path / "state")
+    other = Conversation(model, system="something else")
+    other.load(tmp_path / "state")
+    assert (other.system, other.turns, other.template) == (chat.system, chat.turns, chat.template)
+    other.undo(5)
+    assert bits(other.session) == bits_of(model, "x", chat.turns[:1])
+    other.reset()
+    assert other.template.name == "world"
+    assert bits(other.session) == bits_of(model, "something else", [])
+
+
+def test_a_state_without_text_ends_what_can_be_undone(
+    model: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    session = model.session()
+    session.feed([THE])
+    session.state.save(tmp_path / "state")
+    chat = Conversation(model)
+    chat.load(tmp_path / "state")
+    assert chat.turns == ()
+    for _ in range(6):
+        play(monkeypatch, [ING, TURN_END])
+        list(chat.ask("hi"))
+    chat.undo(6)
+    assert bits(chat.session) == bits_after(model, [THE])
+
+
+@pytest.mark.parametrize("asked_before", [0, 1])
+def test_a_conversation_on_top_of_a_state(
+    model: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, asked_before: int
+) -> None:
+    """Saved, its text is known, but not what it stands on, unless one begins there."""
+    session = model.session()
+    session.feed([THE])
+    session.state.save(tmp_path / "state")
+    begin = State.load(tmp_path / "state")
+
+    def ask(chat: Conversation, times: int) -> None:
+        for _ in range(times):
+            play(monkeypatch, [BLANK, ING, TURN_END])
+            list(chat.ask("hi"))
+
+    chat = Conversation(model, state=begin, system="x")
+    ask(chat, asked_before)
+    chat.save(tmp_path / "later")
+    saved = bits(chat.session)
+    other = Conversation(model)
+    other.load(tmp_path / "later")
+    assert (other.system, other.turns) == ("x", (("hi", "ing"),) * asked_before)
+    assert other.tokens == []
+    for _ in range(2):
+        ask(other, 6)
+        assert len(other.tokens) == len([*asked(model, "hi"), BLANK, ING, TURN_END]) * 6
+        other.undo(6)  # more than there are states of
+        assert bits(other.session) == saved
+    with pytest.raises(ValueError, match="known only as a state, with its system text"):
+        other.tell("y")
+    if asked_before:
+        with pytest.raises(ValueError, match="what was said by then is known only as a state"):
+            other.undo()
+    same = Conversation(model, state=begin)
+    same.load(tmp_path / "later")
+    same.undo() if asked_before else None
+    same.tell("")
+    assert bits(same.session) == bits_after(model, [THE])
+
+
+@pytest.mark.parametrize("turns", [0, 2])
+def test_a_system_text_that_is_in_the_state_is_not_told_again(
+    model: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, turns: int
+) -> None:
+    session = model.session()
+    session.feed([THE])
+    chat = Conversation(model, system="x", state=session.state)
+    for _ in range(turns):
+        play(monkeypatch, [ING, TURN_END])
+        list(chat.ask("hi"))
+    chat.save(tmp_path / "state")
+    right = bits(chat.session)
+    other = Conversation(model)
+    other.load(tmp_path / "state")
+    assert (other.system, len(other.turns)) == ("x", turns)
+    for _ in range(KEPT + 2):
+        play(monkeypatch, [ING, TURN_END])
+        list(other.ask("hi"))
+    other.undo(KEPT + 2)
+    assert bits(other.session) == right
+    assert other.tokens == []
+    with pytest.raises(ValueError, match="known only as a state, with its system text"):
+        other.tell("y")
+
+
+DAMAGED_TEXTS = {
+    "no JSON": "{",
+    "deep": "[" * 100000,
+    "no object": "[]",
+    "no turns": lambda found: found.pop("turns"),
+    "a turn of three": lambda found: found["turns"].append(["a", "b", "c"]),
+    "a turn of numbers": lambda found: found["turns"].append([1, 2]),
+    "a number as system": lambda found: found.update(system=1),
+    "no template": lambda found: found.update(template=None),
+    "a template without a name": lambda found: found["template"].pop("name"),
+    "a template without stops": lambda found: found["template"].pop("stop"),
+    "a strange beginning": lambda found: found.update(begin=[]),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED_TEXTS.values(), ids=DAMAGED_TEXTS)
+def test_a_damaged_text_is_none(
+    model: Model, monkeypatch: pytest.MonkeyPatch, damage: str | Callable[[Any], object]
+) -> None:
+    chat = Conversation(model)
+    play(monkeypatch, [ING, TURN_END])
+    list(chat.ask("hi"))
+    whole = text_of(Transcript(chat.template, "", chat.turns, None))
+    assert transcript_of(whole) is not None
+    if isinstance(damage, str):
+        text = damage
+    else:
+        damage(found := json.loads(whole))
+        text = json.dumps(found)
+    assert transcript_of(text) is None
+
+
+def test_export(model: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    chat = Conversation(model, system="Be kind.", template="g1", think="on")
+    play(monkeypatch, [*byte_tokens(THOUGHT), *byte_tokens(">\nYes.\n\n* a\n* b"), 0])
+    list(chat.ask("hi \udcff"))
+    chat.export(tmp_path / "chat.md")
+    assert (tmp_path / "chat.md").read_text() == (
+        "**System:**\n\nBe kind.\n\n**User:**\n\nhi ?\n\n**Assistant:**\n\nYes.\n\n* a\n* b\n\n"
+    )
+    with pytest.raises(FileExistsError, match=r"chat\.md: is there already"):
+        chat.export(tmp_path / "chat.md")
+    chat.reset()
+    chat.export(tmp_path / "chat.md", replace=True)
+    assert (tmp_path / "chat.md").read_text() == "**System:**\n\nBe kind.\n\n"
+    with pytest.raises(ValueError, match="is the model itself"):
+        chat.export(model.path, replace=True)
+
+
+# ---- raw ----------------------------------------------------------------------------------------
+
+
+def test_raw_texts_stay_as_they_are(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    chat = Conversation(model, template="raw")
+    with pytest.raises(ValueError, match="the message is empty"):
+        chat.ask("")
+    play(monkeypatch, [*byte_tokens(" a\n\nUser: b \n"), 0])
+    assert "".join(chat.ask(" Once\r\n\n")) == " a\n\nUser: b \n"
+    encode = model.tokenizer.encode
+    first = [*encode(" Once\r\n\n"), *encode(" a\n\nUser: b \n")]
+    assert bits(chat.session) == bits_after(model, first)
+    play(monkeypatch, [THE, 0])
+    assert "".join(chat.ask("")) == " the"  # it goes on
+    assert bits(chat.session) == bits_after(model, [*first, THE])
+    chat.undo()
+    assert bits(chat.session) == bits_after(model, first)
+    with pytest.raises(ValueError, match="the template raw has no system text"):
+        chat.tell("x")
+    with pytest.raises(ValueError, match="the template raw has no system text"):
+        Conversation(model, template="raw", system="x")

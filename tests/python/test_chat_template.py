@@ -12,9 +12,10 @@ import pytest
 import tiny
 from rwkv_edge import Conversation, Model
 from rwkv_edge._core import ModelFile
+from rwkv_edge.chat import TEMPLATES
 from rwkv_edge.convert import convert, quantize
 from rwkv_edge.convert.chat_template import G1, OLD, RAVEN, WORLD, chat_template
-from scripted import talkative_model
+from scripted import byte_tokens, play, talkative_model
 
 Messages = list[dict[str, str]]
 SYSTEM = {"role": "system", "content": "Be\r\n\r\nbrief. "}
@@ -31,25 +32,21 @@ def render(template: str, messages: Messages, **options: object) -> str:
     return environment.from_string(template).render(messages=messages, **options)
 
 
-@pytest.mark.parametrize(("text", "template"), [(WORLD, "world"), (G1, "world"), (RAVEN, "raven")])
+@pytest.mark.parametrize(("text", "template"), [(WORLD, "world"), (G1, "g1"), (RAVEN, "raven")])
 @pytest.mark.parametrize("system", [None, SYSTEM["content"], ""])
 def test_the_words_are_those_of_chat(
     tmp_path: Path, text: str, template: str, system: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Everything that a conversation reads, its own answers aside."""
+    """What a conversation reads, and where its next answer begins."""
     model = Model(talkative_model(tmp_path))
-    said: list[str] = []
-    encode = model.tokenizer.encode
-
-    def listen(text: str) -> list[int]:
-        said.append(text)
-        return encode(text)
-
-    monkeypatch.setattr(model.tokenizer, "encode", listen)
-    conversation = Conversation(model, system=system, template=template)
-    list(conversation.ask(TALK[0]["content"], max_tokens=1))
+    conversation = Conversation(model, system=system, template=template, paragraphs=True)
+    play(monkeypatch, [*byte_tokens(TALK[1]["content"]), 0])
+    assert "".join(conversation.ask(TALK[0]["content"])) == TALK[1]["content"].lstrip()
+    read = model.tokenizer.decode(conversation.tokens)
     first = [] if system is None else [{"role": "system", "content": system}]
-    assert "".join(said).removesuffix("\n\n") == render(text, [*first, TALK[0]])
+    assert read == render(text, [*first, *TALK[:2]], add_generation_prompt=False)
+    begun = conversation.template.asked(conversation.template.clean(TALK[2]["content"]))
+    assert read + begun == render(text, [*first, *TALK])
 
 
 @pytest.mark.parametrize(("text", "user", "bot"), [
@@ -69,6 +66,14 @@ def test_thinking() -> None:
     assert render(G1, TALK, enable_thinking=True).endswith("\n\nAssistant: <think>")
     assert render(G1, TALK, enable_thinking=False).endswith("\n\nAssistant: <think>\n</think>")
     assert render(WORLD, TALK, enable_thinking=True) == render(WORLD, TALK)
+    # Ours leaves the last ">" to the model, and may have a hint before it.
+    asked = TEMPLATES["g1"].asked
+    assert render(G1, TALK, enable_thinking=True).endswith(
+        asked("fine", "on").replace(" (think)", "") + ">"
+    )
+    assert render(G1, TALK, enable_thinking=False).endswith(
+        asked("fine", "fast") + " <think>\n</think>"
+    )
 
 
 @pytest.mark.parametrize(("name", "text"), [

@@ -12,7 +12,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import checkpoints
@@ -22,6 +23,7 @@ import tiny
 from click.testing import CliRunner
 from program import GREEDY, PROGRAM, SECONDS, commands, endless_model, run
 from rwkv_edge import Model, State, cli
+from rwkv_edge.chat import TEMPLATES
 from rwkv_edge.cli import terminal
 from rwkv_edge.model import bundled_model
 from scripted import talkative_model
@@ -64,28 +66,34 @@ def test_the_options_of_chat(model: Path, monkeypatch: pytest.MonkeyPatch, tmp_p
             made.clear()
             made.update(options, threads=model.threads)
 
-        def ask(self, text: str, **sampling: object) -> list[str]:
+        def ask(self, text: str, **sampling: object) -> Iterator[str]:
             asked.update(sampling, text=text)
-            return [text, "!"]
+            yield from (text, "!")
 
     monkeypatch.setattr("rwkv_edge.cli.chat.Conversation", Recorder)
     options = {"temperature": 0.5, "top_k": 7, "top_p": 0.9, "presence_penalty": 0.1}
     options |= {"frequency_penalty": 0.2, "penalty_decay": 0.9, "seed": 5, "max_tokens": 6}
+    options |= {"min_p": 0.05, "typical_p": 0.8, "penalty_window": 9}
     arguments = ["chat", str(model), "-t", "1", "--system", "Be kind."]
     for name, value in options.items():
         arguments += [f"--{name.replace('_', '-')}", str(value)]
     more = ["--paragraphs", "--template", "raven", "--state", str(tmp_path / "state")]
+    more += ["--think", "bit", "--think-tokens", "9", "--lookup", "3"]
     Model(model).session().state.save(tmp_path / "state")
     result = CliRunner().invoke(cli.main, [*arguments, *more], input="hi\n")
     assert (result.exit_code, result.output) == (0, "hi!\n")
     state = made.pop("state")
     assert isinstance(state, State)
     assert state.source == str(tmp_path / "state")
-    assert made == {"system": "Be kind.", "paragraphs": True, "template": "raven", "threads": 1}
-    assert asked == {"text": "hi", **options}
+    given = {"paragraphs": True, "template": TEMPLATES["raven"], "think": "bit", "think_tokens": 9}
+    assert made == {"system": "Be kind.", "threads": 1, "cache": None, **given}
+    always = {"text": "hi", "thoughts": True, "progress": None}
+    assert asked == {**always, "lookup": 3, **options}
     CliRunner().invoke(cli.main, arguments, input="hi\n")
-    plain = {"paragraphs": False, "template": None, "state": None}
+    plain = {"paragraphs": False, "template": None, "think": "off", "think_tokens": 2048}
+    plain |= {"state": None, "cache": None}
     assert made == {"system": "Be kind.", "threads": 1, **plain}
+    assert asked == {**always, "lookup": 0, **options}
 
 
 def test_chat_in_a_pipe_stops_at_an_error(model: Path) -> None:
@@ -119,6 +127,51 @@ def test_generate_with_lookup(model: Path) -> None:
     assert fast.stdout == plain.stdout
     summary = rb"lookup: \d+ of \d+ guessed tokens were right, \d+ steps\n"
     assert re.fullmatch(summary, fast.stderr)
+
+
+def test_generate_of_a_form(model: Path, tmp_path: Path) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"a": {"enum": [1, 2]}},
+        "required": ["a"],
+        "additionalProperties": False,
+    }
+    file, lark = tmp_path / "schema.json", tmp_path / "tick.lark"
+    file.write_text(json.dumps(schema))
+    lark.write_text('\ufeffstart: ("tick" | "tock") "!"', "utf-8")
+    wild: tuple[str | Path, ...] = ("generate", model, "-p", "x", "--top-p", "1")
+
+    def text(*options: str | Path) -> str:
+        done = run(*wild, *options)
+        assert (done.returncode, done.stderr) == (0, b""), options
+        return done.stdout.decode()
+
+    assert json.loads(text("--json-schema", file)) in ({"a": 1}, {"a": 2})
+    assert re.fullmatch("[0-9]{3}\u00e9", text("--regex", "[0-9]{3}\u00e9"))
+    assert text("--choice", "yes", "--choice", "no \U0001f600") in ("yes", "no \U0001f600")
+    assert text("--grammar", lark) in ("tick!", "tock!")
+
+    def error(*options: str | Path) -> str:
+        done = run(*wild, *options)
+        assert done.returncode == 1
+        return done.stderr.decode()
+
+    assert error("--json-schema", file, "-n", "3") == (
+        "Error: the text was cut off after 3 tokens; --max-tokens N allows more\n"
+    )
+    for data, message in (
+        (b'{"not": {}}', 'schema: Unimplemented keys: ["not"]'),
+        (b"{", "schema: not JSON ("),
+        (b"\xff", "not UTF-8 ("),
+        (b" " * 2_000_000, "not a schema or grammar, larger than 1048576 bytes"),
+    ):
+        file.write_bytes(data)
+        assert error("--json-schema", file).startswith(f"Error: {file}: {message}")
+    lark.write_text("start: foo")
+    assert error("--grammar", lark).startswith(f"Error: {lark}: grammar: ")
+    assert error("--grammar", tmp_path / "none").startswith(f"Error: {tmp_path}/none: ")
+    assert error("--regex", "(").startswith("Error: regex: ")
+    assert error("--regex", "a", "--choice", "b").startswith("Error: regex and choices: ")
 
 
 def test_where_generate_stops(endless: Path) -> None:
@@ -226,6 +279,8 @@ def test_where_generate_begins(model: Path, tmp_path: Path) -> None:
     tuned = checkpoints.write(tmp_path, checkpoints.pth_of(states), "tuned.pth")
     assert text("-p", "The User", "--state", tuned) != text("-p", "The User")
     assert text("-p", "", "--state", tuned) != text("-p", "")
+    assert text("-p", "", "--state", tmp_path / "state") == text("-p", "The User")
+    replace(session.state, output=None).save(tmp_path / "state")
     done = run("generate", model, "-p", "", "--state", tmp_path / "state")
     assert (done.returncode, done.stdout) == (1, b"")
     assert done.stderr.startswith(b"Error: the prompt is empty")
@@ -327,7 +382,8 @@ def test_signals_leave_nothing(tmp_path: Path, number: signal.Signals) -> None:
     target = tmp_path / "target"
     target.write_bytes(b"old")
     slow = f"""
-import sys, time
+import signal, sys, time
+signal.signal({int(number)}, signal.SIG_DFL)  # under nohup the tests ignore SIGHUP
 from rwkv_edge import cli
 from rwkv_edge.convert import policy
 pieces = policy.encode
@@ -371,6 +427,9 @@ COMMANDS: dict[str, Callable[[Path], list[str | Path]]] = {
     "chat": lambda path: ["chat", path],
     "generate": lambda path: ["generate", path, "-p", "x"],
     "info": lambda path: ["info", path],
+    "state": lambda path: ["state", "info", path],
+    "tokenize": lambda path: ["tokenize", path, "-p", "x"],
+    "embed": lambda path: ["embed", path, "-p", "x"],
     "bench": lambda path: ["bench", path],
     "quantize": lambda path: ["quantize", path, path.parent / "out", "--type", "q8_0"],
     "convert": lambda path: ["convert", path, path.parent / "out"],
@@ -452,7 +511,7 @@ def test_help_names_every_option(name: str) -> None:
     assert result.exit_code == 0
     assert result.stdout.startswith(f"Usage: main {name} [OPTIONS]")
     options = [p for p in commands()[name].params if isinstance(p, click.Option)]
-    assert options or name == "info"
+    assert options or name in ("info", "state")
     for option in options:
         names = ", ".join(sorted(option.opts, key=len))
         assert re.search(rf"^  {names}(?![\w-])", result.stdout, re.MULTILINE), names

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import inspect
 import random
@@ -10,13 +11,14 @@ import re
 import time
 import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import pytest
 from rwkv_edge import Model, Session
-from rwkv_edge.generation import Answer
+from rwkv_edge.generation import Answer, Details, Generation
 from scripted import (
     ING,
     THE,
@@ -283,7 +285,7 @@ def test_an_empty_prompt(model: Model) -> None:
     text = "".join(session.generate(max_tokens=8, temperature=0))
     other = model.session()
     assert text == "".join(other.generate([0], max_tokens=8, temperature=0))
-    session.reset(other.state)
+    session.reset(dataclasses.replace(other.state, output=None))
     with pytest.raises(ValueError, match="the prompt is empty, and the last token's logits"):
         session.generate("")
 
@@ -316,9 +318,11 @@ def test_digits_and_blanks_are_not_counted(model: Model, monkeypatch: pytest.Mon
 def test_options_reach_the_sampler(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     options: dict[str, Any] = {"temperature": 0.5, "top_k": 7, "top_p": 0.9, "seed": 5}
     options |= {"presence_penalty": 0.1, "frequency_penalty": 0.2, "penalty_decay": 0.9}
+    options |= {"min_p": 0.05, "typical_p": 0.8, "penalty_window": 9, "forced": [1, 2]}
     sampler = play(monkeypatch, [])
-    model.session().generate(PROMPT, **options)
-    assert sampler.options == options
+    model.session().generate(PROMPT, logit_bias={3: 1.5}, banned=[4], **options)
+    assert sampler.options == {**options, "logit_bias": [(3, 1.5)]}
+    assert sampler.banned == [*model._without_text, 4]
 
 
 def test_a_penalty_changes_the_text(model: Model) -> None:
@@ -351,6 +355,18 @@ BAD_OPTIONS: list[tuple[str, object, str]] = [
     ("seed", -1, "seed: found -1, expected 0 to 18446744073709551615"),
     ("seed", 2**64, "seed: found 18446744073709551616, expected 0 to 18446744073709551615"),
     ("seed", 0.5, "seed: found 0.5, expected a whole number"),
+    ("min_p", float("nan"), "min_p is nan, expected 0 to 1"),
+    ("typical_p", -1, "typical_p is -1, expected 0 to 1"),
+    ("penalty_window", -1, "penalty_window: found -1, expected 0 to 9223372036854775807"),
+    ("logit_bias", {1: float("inf")}, "logit_bias of token 1 is inf, expected -1000 to 1000"),
+    ("logit_bias", {300: 1}, "logit_bias: found 300, expected 0 to 299"),
+    ("logit_bias", {1: "x"}, "logit_bias of token 1: found 'x', expected a number"),
+    ("logit_bias", [1], "logit_bias: found [1], expected a dict of tokens and numbers"),
+    ("banned", [-1], "banned: found -1, expected 0 to 299"),
+    ("banned", "x", "banned: found 'x', expected a list of whole numbers"),
+    ("forced", [1.5], "forced: found 1.5, expected a whole number"),
+    ("stop_tokens", 3, "stop_tokens: found 3, expected a list of whole numbers"),
+    ("logits_hook", 3, "logits_hook: found 3, expected a function"),
     ("stop", "", "stop: found an empty string, expected some text"),
     ("stop", ["a", ""], "stop: found an empty string, expected some text"),
     ("stop", [1], "stop: found [1], expected a text or a list of texts"),
@@ -364,7 +380,8 @@ def test_bad_options_are_refused_at_once(
     model: Model, name: str, value: object, message: str
 ) -> None:
     session = model.session()
-    kind = TypeError if message.endswith(("number", "texts")) else ValueError
+    of_a_kind = ("number", "numbers", "texts", "function")
+    kind = TypeError if message.endswith(of_a_kind) else ValueError
     with pytest.raises(kind, match=re.escape(message)):
         session.generate("x", **{name: value})  # type: ignore[arg-type]
     with pytest.raises(kind, match=re.escape(message)):
@@ -374,9 +391,9 @@ def test_bad_options_are_refused_at_once(
 
 def test_defaults_are_those_that_the_help_names() -> None:
     text = Session.generate.__doc__ or ""
-    said = {name: float(value) for name, value in re.findall(r"`(\w+)`\s\(([\d.]+)\b", text)}
+    said = {name: float(value) for name, value in re.findall(r"`(\w+)`\s+\(([\d.]+)\b", text)}
     found = {name: p.default for name, p in inspect.signature(Answer).parameters.items()}
-    assert len(said) == 7
+    assert len(said) == 10
     assert said == {name: found[name] for name in said}
     assert found["seed"] is None
 
@@ -396,3 +413,135 @@ def test_nothing_happens_before_the_first_piece_is_wanted(model: Model) -> None:
     assert time.perf_counter() - started < 1
     pieces.close()
     assert bits(session) == bits_after(model, [])
+
+
+def test_a_stop_token_ends_the_text(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    play(monkeypatch, [THE, TURN_END, ING, USER])
+    session = model.session()
+    assert "".join(session.generate(PROMPT, stop_tokens=[USER, ING])) == " the\n\n"
+    assert bits(session) == bits_after(model, [*PROMPT, THE, TURN_END])
+
+
+def test_forced_banned_and_biased_tokens(model: Model) -> None:
+    def text(**options: Any) -> str:
+        return "".join(model.session().generate("The", max_tokens=30, temperature=0, **options))
+
+    plain = text()
+    assert text(forced=[THE, USER]).startswith(" theUser")
+    first = model.tokenizer.encode(plain)[0]
+    assert model.tokenizer.decode([first]) not in text(banned=[first])
+    assert text(logit_bias={ING: 900}) == "ing" * 30
+    assert text(logit_bias={first: -900}) == text(banned=[first])
+    assert text(min_p=1, top_p=1) == plain
+
+
+def test_a_hook_changes_the_logits(model: Model) -> None:
+    seen: list[list[int]] = []
+
+    def alternate(logits: Any, tokens: list[int]) -> None:
+        assert logits.shape == (model.n_vocab,)
+        assert logits.dtype == np.float32
+        seen.append(tokens)
+        logits[ING if len(tokens) % 2 else THE] += 1000
+
+    for lookup in (0, 5):
+        seen.clear()
+        session = model.session()
+        pieces = session.generate(
+            "The", max_tokens=6, temperature=0, logits_hook=alternate, lookup=lookup
+        )
+        assert "".join(pieces) == " theing" * 3
+        assert seen == [([THE, ING] * 3)[:n] for n in range(6)]
+        assert bits(session) == bits_after(model, [*model.tokenizer.encode("The"), *[THE, ING] * 3])
+
+
+def test_a_hook_that_returns_or_raises(model: Model) -> None:
+    def returns(logits: Any, tokens: list[int]) -> Any:
+        return logits if len(tokens) == 2 else None
+
+    session = model.session()
+    pieces = session.generate(PROMPT, forced=[THE, ING], logits_hook=returns)
+    assert [next(pieces), next(pieces)] == [" the", "ing"]
+    with pytest.raises(TypeError, match="logits_hook: it returned ndarray, expected None"):
+        next(pieces)
+    assert bits(session) == bits_after(model, [*PROMPT, THE, ING])
+
+
+def details_of(pieces: Generation) -> tuple[str, Details]:
+    return "".join(pieces), pieces.details
+
+
+REASONS: dict[str, tuple[list[int], dict[str, Any], str, list[int], int]] = {
+    "length": ([THE, ING, USER], {"max_tokens": 2}, "length", [THE, ING], 2),
+    "nothing": ([THE], {"max_tokens": 0}, "length", [], 0),
+    "end of document": ([THE, 0], {}, "end", [THE], 1),
+    "stop string": ([THE, TURN_END, USER], {"stop": "\n\nU"}, "stop", [THE], 3),
+    "inside a token": ([THE, ING], {"stop": "n"}, "stop", [THE, ING], 2),
+    "stop token": ([THE, ING, USER], {"stop_tokens": [USER]}, "stop", [THE, ING], 2),
+}
+
+
+@pytest.mark.parametrize("case", REASONS.values(), ids=REASONS)
+@pytest.mark.parametrize("lookup", [0, 4])
+def test_the_facts_about_a_text(
+    model: Model,
+    monkeypatch: pytest.MonkeyPatch,
+    case: tuple[list[int], dict[str, Any], str, list[int], int],
+    lookup: int,
+) -> None:
+    script, options, reason, tokens, sampled = case
+    play(monkeypatch, list(script))
+    pieces = model.session().generate(PROMPT, lookup=lookup, **options)
+    before = pieces.details
+    assert (before.finish_reason, before.tokens, before.prompt_seconds) == (None, [], 0)
+    _, details = details_of(pieces)
+    assert (details.finish_reason, details.tokens) == (reason, tokens)
+    assert details.sampled_tokens == sampled
+    assert details.prompt_tokens == len(PROMPT)
+    assert details.logprobs is None
+    assert details.prompt_seconds > 0
+    assert (details.seconds > 0) == (len(script) > 1 and options.get("max_tokens") != 0)
+    assert (details.tokens_per_second > 0) == (sampled > 1)
+
+
+def test_the_facts_in_the_middle(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are those of the text that was yielded, as the session is."""
+    play(monkeypatch, [THE, ING, TURN_END, USER])
+    session = model.session()
+    pieces = session.generate(PROMPT, stop="\n\nx", max_tokens=4)
+    assert [next(pieces), next(pieces)] == [" the", "ing"]
+    assert pieces.details.tokens == [THE, ING]
+    assert pieces.details.finish_reason is None
+    assert next(pieces) == "\n\nUser"
+    assert pieces.details.finish_reason == "length"
+    for use in (lambda p: p.close(), lambda _: session.feed([1])):
+        play(monkeypatch, [THE, TURN_END, USER])
+        pieces = session.generate(PROMPT, stop="\n\nx", max_tokens=4)
+        assert next(pieces) == " the"
+        use(pieces)
+        assert (pieces.details.finish_reason, pieces.details.tokens) == ("cancelled", [THE])
+        assert list(pieces) == []
+
+
+@pytest.mark.parametrize("lookup", [0, 5])
+def test_logprobs_of_a_text(model: Model, lookup: int) -> None:
+    options: dict[str, Any] = {"max_tokens": 20, "seed": 3, "top_p": 1, "presence_penalty": 2}
+    text, details = details_of(
+        model.session().generate("ababab", logprobs=3, lookup=lookup, **options)
+    )
+    assert text == "".join(model.session().generate("ababab", **options))
+    assert details.logprobs is not None
+    assert [each.token for each in details.logprobs] == details.tokens
+    session = model.session()
+    rows = session.feed([*model.tokenizer.encode("ababab"), *details.tokens], logits="all")
+    for row, found in zip(rows[5:], details.logprobs, strict=False):
+        x = row.astype(np.float64)
+        right = x - x.max() - np.log(np.exp(x - x.max()).sum())
+        assert abs(found.logprob - right[found.token]) < 1e-4
+        assert [token for token, _ in found.top] == np.argsort(-x, kind="stable")[:3].tolist()
+    _, own = details_of(model.session().generate("x", max_tokens=1, logprobs=0))
+    assert own.logprobs is not None
+    assert own.logprobs[0].top == []
+    for bad in (-1, 301):
+        with pytest.raises(ValueError, match=f"logprobs: found {bad}, expected 0 to 300"):
+            model.session().generate("x", logprobs=bad)

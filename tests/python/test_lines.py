@@ -81,7 +81,19 @@ def test_completions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert completions("/save! sub/") == ["/save! sub/deep"]
     assert completions("/save ~/d") == ["/save ~/deep"]
     assert completions(f"/save {tmp_path}/s") == [f"/save {tmp_path}/sub/"]
-    for nothing in ("", "my", "tell me /l", "/reset my", "/load no/", "/load ~nobody/", "/load z"):
+    assert completions("/think o") == ["/think off", "/think on"]
+    assert completions("/set to") == ["/set top-k", "/set top-p"]
+    for nothing in (
+        "",
+        "my",
+        "/set x",
+        "/set seed 1",
+        "tell me /l",
+        "/reset my",
+        "/load no/",
+        "/load ~nobody/",
+        "/load z",
+    ):
         assert completions(nothing) == []
 
 
@@ -149,3 +161,20 @@ def test_long_and_wide_words() -> None:
     assert screen("a\tb\tcde", 20, seed=5) == "a\tb\tcde"
     assert screen("e\u0301" * 12, 11, seed=6) == "e\u0301" * 10 + "\n" + "e\u0301" * 2
     assert screen("one two\nthree four", 11, seed=7) == "one two\nthree four"
+
+
+def test_a_terminal_that_changes_its_width() -> None:
+    wrap = Wrap()
+    assert wrap("aaaa bbbb cc", 20) == "aaaa bbbb cc"
+    # It has folded the line after ten letters; the word is no longer where it could be taken back.
+    assert wrap("ccccc", 10) == "ccccc"
+    assert wrap("ccc", 10) == "cc\033[7D\033[K\ncccccccc"
+    assert wrap(" ffff", 20) == " ffff"
+
+
+@pytest.mark.parametrize("letters", ["❤\ufe0f", "👩\u200d👧", "🇩🇪", "नी", "1\ufe0f\u20e3"])
+def test_what_terminals_show_in_different_widths_is_not_taken_back(letters: str) -> None:
+    shown = Wrap()("abc " + letters + "def" * 3, 12)
+    steps = [int(back) for back in re.findall(r"\033\[(\d+)D", shown)]
+    assert all(back <= len("def" * 3) for back in steps)
+    assert shown.startswith("abc " + letters)

@@ -121,7 +121,7 @@ def test_a_conversation(model: Path) -> None:
 def test_commands(model: Path, tmp_path: Path) -> None:
     with Terminal("chat", model) as session:
         session.until("\n> ")
-        session.command("/help", "/save FILE    keep the conversation in a file")
+        session.command("/help", "/save FILE         save the conversation to a file")
         session.command("/save", "/save needs the name of a file")
         session.command("/save!", "/save! needs the name of a file")
         session.command("/load  ", "/load needs the name of a file")
@@ -140,13 +140,15 @@ def test_a_conversation_goes_on_in_another_process(model: Path, tmp_path: Path) 
     path = tmp_path / "a state"
     with Terminal("chat", model, *GREEDY, "--system", "Be brief.") as session:
         session.until("\n> ")
-        session.ask("hello")
+        answer = session.ask("hello")
         session.command(f"/save {path}", f"saved in {path}")
         expected = session.ask("and then?")
     with Terminal("chat", model, *GREEDY) as other:
         other.until("\n> ")
         assert other.ask("and then?") != expected
-        other.command(f"/load {path}", f"going on from {path}")
+        other.type(f"/load {path}\n")
+        shown = other.until(f"going on from {path}\n> ")
+        assert f"(Be brief.)\n> hello\n{answer.strip()}" in shown  # what was said
         assert other.ask("and then?") == expected
 
 
@@ -213,6 +215,65 @@ def test_a_history_that_cannot_be_written(model: Path, tmp_path: Path) -> None:
         assert "Error" not in session.text
 
 
+# ---- thinking, and taking back ------------------------------------------------------------------
+
+
+THINKS = ["--think", "on", "--think-tokens", "3", "--max-tokens", "4", "--temperature", "0"]
+
+
+@pytest.fixture(scope="module")
+def thinker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that thinks "aaa" and says "aaaa", with these options."""
+    folder = tmp_path_factory.mktemp("models")
+    return endless_model(folder).rename(folder / "rwkv7-g1-endless.gguf")
+
+
+def test_thoughts_are_dim(thinker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Terminal("chat", thinker, *THINKS) as session:
+        first = "rwkv7-g1-endless.gguf: template g1 (by its name), thinking on. /help lists the"
+        assert first in session.until("\n\n> ")
+        assert session.ask("hi") == "<think>\naaa\n</think>\n\naaaa"
+        session.command("/think hide", "thinking is on, and hidden")
+        assert session.ask("hi") == "aaaa"
+        session.command("/think off", "thinking is off, and hidden")
+        assert session.ask("hi") == "aaaa"
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("PROMPT_TOOLKIT_NO_CPR", "1")
+    with Terminal("chat", thinker, *THINKS) as session:
+        session.until(">")
+        session.type("hi\r/exit\r")
+        assert session.ends() == 0
+        assert "\033[2maaa\033[0m\n\naaaa\n\n" in session.text
+
+
+def test_ctrl_c_while_it_thinks(thinker: Path, tmp_path: Path) -> None:
+    with Terminal("chat", thinker, *THINKS, "--think-tokens", "100000000") as session:
+        session.until("\n> ")
+        session.type("hello\n")
+        session.until("aaaaaaaaaa")
+        session.type(CTRL_C)
+        assert "(no answer; /retry asks again)\n" in session.until("\n> ")
+        session.command(f"/export {tmp_path}/chat.md", "written to")
+        session.command("/undo", "took back: hello")
+        session.command("/undo", "expected 1 to 0")
+        session.command("/think off", "thinking is off")
+        assert session.ask("hi") == "aaaa"
+    assert (tmp_path / "chat.md").read_text().startswith("**User:**\n\nhello\n\n")
+
+
+def test_undo_in_the_middle_of_a_story(endless: Path) -> None:
+    with Terminal("chat", endless, "--max-tokens", "100000000") as session:
+        session.until("\n> ")
+        session.type("tell me a story\n")
+        session.until("aaaaaaaaaa")
+        session.type(CTRL_C)
+        session.until("\n\n> ")
+        session.command("/undo", "took back: tell me a story")
+        session.command("/tokens", "0 tokens in 0 turns")
+        session.command("/set max-tokens 5", "max-tokens is 5")
+        assert session.ask("tell me a story") == "aaaaa"
+
+
 # ---- messages of several lines ------------------------------------------------------------------
 
 
@@ -273,3 +334,16 @@ def test_answers_keep_words_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = textwrap.wrap(plain, 19)
     lines = [line.rstrip() for line in shown[shown.index(expected[0]) :].split("\n")]
     assert lines[: len(expected)] == expected
+
+
+def test_edit_begins_with_the_last_question(model: Path, tmp_path: Path, editor: str) -> None:
+    with Terminal("chat", model, *GREEDY) as session:
+        session.until(">")
+        session.type("first\x1b\rsecond\r")
+        session.type("/edit\r")
+        session.type(" more\r")
+        session.type(f"/save {tmp_path}/{editor}\r/exit\r")
+        assert session.ends() == 0
+    typed = f'"""first\nsecond more"""\n/save {tmp_path}/other\n'
+    assert run("chat", model, *GREEDY, stdin=typed).returncode == 0
+    assert (tmp_path / editor).read_bytes() == (tmp_path / "other").read_bytes()

@@ -87,6 +87,8 @@ int64_t float_peak(int64_t rounds) {
 
 }  // namespace
 
+void avx2_wkv7(const Wkv7Args& args) { wkv7(args); }
+
 void avx2_kernels(Kernels& table) {
     float_kernels(table);
     float_products(table);

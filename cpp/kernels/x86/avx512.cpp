@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// x86-64 with AVX-512 F, BW, VL, DQ and VNNI: all products in vectors of 512 bits, with the results
-// of AVX2 to the bit. Everything else is AVX2's.
+// x86-64 with AVX-512 F, BW, VL, DQ and VNNI: all products and the recurrence of RWKV-7 in vectors
+// of 512 bits, with the results of AVX2 to the bit. Everything else is AVX2's.
 #include <immintrin.h>
 
 #include "kernels/levels.h"
 #include "kernels/x86/avx512_blocks.inl"
 #include "kernels/x86/avx512_floats.inl"
 #include "kernels/x86/avx512_inputs.inl"
+#include "kernels/x86/avx512_recurrences.inl"
 #include "kernels/x86/avx512_rounded.inl"
 
 namespace rwkv_edge {
@@ -48,6 +49,7 @@ void avx512_kernels(Kernels& table) {
     float_products(table);
     block_products(table);
     products_by_input<WideWiden>(table);
+    table.wkv7 = wkv7;
     table.float_peak = float_peak;
     table.int8_peak = int8_peak;
     table.rounded_bytes = rounded_bytes;

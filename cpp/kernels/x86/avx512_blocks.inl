@@ -22,16 +22,17 @@ ALWAYS_INLINE Ints add_dots(Ints sums, Ints codes, Ints q) {
     return _mm512_dpbusd_epi32(sums, codes, q);
 }
 
-// A part of a row that ends before a step does, in a copy with zeros behind it.
+// Parts of rows that end before a step does, in a copy with zeros behind them.
 template <class Block>
 struct Padded {
     char row[8][4 * sizeof(Block)];
 
-    EightRows copy(const EightRows& rows, int64_t blocks) {
+    // `low` blocks of the first four rows, `high` of the others.
+    EightRows copy(const EightRows& rows, int64_t low, int64_t high) {
         EightRows copies = {};
         memset(row, 0, sizeof row);
         for (int r = 0; r < 8; ++r) {
-            memcpy(row[r], rows[r], (size_t)blocks * sizeof(Block));
+            memcpy(row[r], rows[r], (size_t)(r < 4 ? low : high) * sizeof(Block));
             copies.first[r] = row[r];
         }
         return copies;
@@ -124,23 +125,26 @@ ALWAYS_INLINE void sum_rows(const Ints v[8], Ints to[2]) {
     to[1] = _mm512_permutex2var_epi64(low, _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15), high);
 }
 
-// The dots of a step with one token, of every 32 columns.
+// The dots of a step with one token, of every 32 columns. The first four rows are multiplied with
+// `low`, the others with `high`.
 template <class Block>
-ALWAYS_INLINE void step_dots(const Step& s, const StepInput& x, Eight dots[4]) {
+ALWAYS_INLINE void step_dots(const Step& s, const StepInput& low, const StepInput& high,
+                             Eight dots[4]) {
     using L = Layout<Block>;
-    const auto start = [&](int half) INLINE_LAMBDA {
-        return L::kZero == 0 ? _mm512_setzero_si512() : x.start[half];
+    const auto input = [&](int r) INLINE_LAMBDA -> const StepInput& { return r < 4 ? low : high; };
+    const auto start = [&](int r, int half) INLINE_LAMBDA {
+        return L::kZero == 0 ? _mm512_setzero_si512() : input(r).start[half];
     };
     Ints v[8], sums[2];
     UNROLL
     for (int r = 0; r < 8; ++r) {
-        v[r] = add_dots(start(0), s.codes[0][r], x.q[0]);
-        if (!L::kFactors) v[r] = add_dots(v[r], s.codes[1][r], x.q[1]);
+        v[r] = add_dots(start(r, 0), s.codes[0][r], input(r).q[0]);
+        if (!L::kFactors) v[r] = add_dots(v[r], s.codes[1][r], input(r).q[1]);
     }
     sum_rows(v, sums);
     if (L::kFactors) {
         UNROLL
-        for (int r = 0; r < 8; ++r) v[r] = add_dots(start(1), s.codes[1][r], x.q[1]);
+        for (int r = 0; r < 8; ++r) v[r] = add_dots(start(r, 1), s.codes[1][r], input(r).q[1]);
         Ints others[2];
         sum_rows(v, others);
         UNROLL
@@ -157,7 +161,7 @@ template <class Block>
 ALWAYS_INLINE Eight add_step(Eight acc, const Step& s, const StepInput& x,
                              const RoundedBlock* block, int64_t blocks) {
     Eight dots[4];
-    step_dots<Block>(s, x, dots);
+    step_dots<Block>(s, x, x, dots);
     UNROLL
     for (int b = 0; b < 4; ++b) {
         if (b >= blocks) break;
@@ -168,13 +172,66 @@ ALWAYS_INLINE Eight add_step(Eight acc, const Step& s, const StepInput& x,
     return acc;
 }
 
-// Memory is asked for a little ahead: the hardware alone fetches too late.
+// Two steps of four rows: the second is in the last four lanes.
 template <class Block>
-ALWAYS_INLINE void prefetch_ahead(const EightRows& rows) {
+ALWAYS_INLINE __m128 add_two_steps(__m128 acc, const Step& s, const StepInput& first,
+                                   const StepInput& second, const RoundedBlock* block,
+                                   int64_t blocks) {
+    Eight dots[4], d[4], m[4];
+    step_dots<Block>(s, first, second, dots);
+    const auto both = [](float low, float high) INLINE_LAMBDA {
+        return _mm256_set_m128(_mm_set1_ps(high), _mm_set1_ps(low));
+    };
     UNROLL
-    for (int r = 0; r < 8; ++r)
-        for (int at = 0; at + 32 < Layout<Block>::kBytes; at += 64)
-            _mm_prefetch(rows[r] + 1024 + at, _MM_HINT_T0);
+    for (int b = 0; b < 4; ++b) {
+        const RoundedBlock& low = block[b < blocks ? b : 0];
+        const RoundedBlock& high = block[4 + b < blocks ? 4 + b : 0];
+        d[b] = _mm256_mul_ps(s.d[b], both(low.scale, high.scale));
+        m[b] = both(low.scaled_sum, high.scaled_sum);
+    }
+    UNROLL
+    for (int half = 0; half < 2; ++half) UNROLL
+    for (int b = 0; b < 4; ++b) {
+        if (4 * half + b >= blocks) break;
+        const auto part = [half](Eight v) INLINE_LAMBDA {
+            return half == 0 ? _mm256_castps256_ps128(v) : _mm256_extractf128_ps(v, 1);
+        };
+        acc = _mm_fmadd_ps(part(dots[b]), part(d[b]), acc);
+        if (Layout<Block>::kOffset) acc = _mm_fmadd_ps(part(s.m[b]), part(m[b]), acc);
+    }
+    return acc;
+}
+
+// The products of four rows with one token, for blocks of 32 columns.
+template <class Block>
+inline Eight one_token(const SomeRows<kOneTokenRows>& rows, const StepInput* x,
+                       const MatmulArgs& a) {
+    using L = Layout<Block>;
+    const RoundedBlock* block = RoundedRow(a, 0).block;
+    const int64_t blocks = a.cols / kBlock;
+    EightRows places = {};
+    for (int r = 0; r < 8; ++r) places.first[r] = rows[r % 4] + r / 4 * L::kBytes;
+    __m128 acc = _mm_setzero_ps();
+    Step s;
+    int64_t i = 0;
+    for (; i + 8 <= blocks; i += 8) {
+        prefetch_ahead(
+            SomeRows<kOneTokenRows>{{rows.first[0], rows.first[1], rows.first[2], rows.first[3]},
+                                    places.at},
+            2 * L::kBytes);
+        L::unpack({}, places, 0, s);
+        sort_codes<Block>(s);
+        acc = add_two_steps<Block>(acc, s, x[i / 4], x[i / 4 + 1], block + i, 8);
+        places.at += 2 * L::kBytes;
+    }
+    if (i < blocks) {
+        Padded<Block> padded;
+        const int64_t n = blocks - i;
+        L::unpack({}, padded.copy(places, smaller(n, 4), n > 4 ? n - 4 : 0), 0, s);
+        sort_codes<Block>(s);
+        acc = add_two_steps<Block>(acc, s, x[i / 4], x[(blocks - 1) / 4], block + i, n);
+    }
+    return _mm256_zextps128_ps256(acc);
 }
 
 // The products of eight rows. kTokens is 1 or 2; or it is kFewTokens, for as many as there are.
@@ -194,7 +251,7 @@ inline void few_tokens(EightRows rows, const StepInput* x, const MatmulArgs& a, 
         i += 4;
     };
     while (i + 4 * L::kSteps <= blocks) {
-        prefetch_ahead<Block>(rows);
+        prefetch_ahead(rows, L::kBytes);
         const typename L::Header header = L::header(rows);
         UNROLL
         for (int step = 0; step < L::kSteps; ++step) {
@@ -208,7 +265,7 @@ inline void few_tokens(EightRows rows, const StepInput* x, const MatmulArgs& a, 
         if (i < blocks) {
             Padded<Block> padded;
             Step s;
-            L::unpack({}, padded.copy(rows, blocks - i), 0, s);
+            L::unpack({}, padded.copy(rows, blocks - i, blocks - i), 0, s);
             add(s, blocks - i);
         }
     }
@@ -324,8 +381,8 @@ inline void fill_tile(EightRows low, EightRows high, int64_t blocks, TileBlock (
     if constexpr (L::kSteps == 1) {
         if (i == blocks) return;
         Padded<Block> padded[2];
-        L::unpack({}, padded[0].copy(low, blocks - i), 0, s[0]);
-        L::unpack({}, padded[1].copy(high, blocks - i), 0, s[1]);
+        L::unpack({}, padded[0].copy(low, blocks - i, blocks - i), 0, s[0]);
+        L::unpack({}, padded[1].copy(high, blocks - i, blocks - i), 0, s[1]);
         fill_blocks<Block>(s, to + i, blocks - i);
     }
 }
@@ -414,7 +471,7 @@ inline void tile_rows(const MatmulArgs& a, int64_t r, int64_t t0, int64_t tokens
     for (int64_t first = 0; first < blocks; first += Tile::kBlocks) {
         const int64_t n = smaller(Tile::kBlocks, blocks - first);
         for (int g = 0; g < kGroups; ++g) {
-            EightRows low = eight_rows(a, r + 16 * g), high = eight_rows(a, r + 16 * g + 8);
+            EightRows low = rows_at<8>(a, r + 16 * g), high = rows_at<8>(a, r + 16 * g + 8);
             low.at = high.at = bytes(first);
             fill_tile<Block>(low, high, n, (TileBlock(*)[2]) & tile.block[0][g]);
         }
@@ -440,8 +497,14 @@ template <class Block>
 void matmul_blocks(const MatmulArgs& a) {
     if (a.tokens <= kFewTokens) {
         const StepInput* x = step_inputs<Block>(a);
+        if constexpr (Layout<Block>::kSteps == 1) {
+            if (a.tokens == 1)
+                return few_tokens<kOneTokenRows, 1>(
+                    a, [&](const SomeRows<kOneTokenRows>& rows, Eight* sums)
+                           INLINE_LAMBDA { *sums = one_token<Block>(rows, x, a); });
+        }
         const auto few = [&]<int kTokens>() {
-            few_tokens<kTokens>(a, [&](const EightRows& rows, Eight* sums) INLINE_LAMBDA {
+            few_tokens<8, kTokens>(a, [&](const EightRows& rows, Eight* sums) INLINE_LAMBDA {
                 few_tokens<Block, kTokens>(rows, x, a, sums);
             });
         };

@@ -79,17 +79,15 @@ ALWAYS_INLINE const float* activations(const MatmulArgs& a, int64_t token) {
     return (const float*)((const char*)a.x + token * a.x_stride);
 }
 
-// --- few tokens: eight rows straight from the weights ---
+// --- few tokens: some rows straight from the weights ---
 
 // Calls columns(k) for every eight columns, columns(k, mask) for fewer, and asks for weights ahead.
-template <class Weight, class Columns>
-ALWAYS_INLINE void each_eight(const EightRows& rows, int64_t cols, Columns columns) {
-    constexpr int64_t kLine = 64 / sizeof(Weight), kAhead = 1024 / sizeof(Weight);
+template <class Weight, int kRows, class Columns>
+ALWAYS_INLINE void each_eight(SomeRows<kRows> rows, int64_t cols, Columns columns) {
+    constexpr int64_t kLine = 64 / sizeof(Weight);
     int64_t k = 0;
-    for (; k + kLine <= cols; k += kLine) {
-        UNROLL
-        for (int r = 0; r < 8; ++r)
-            _mm_prefetch((const char*)((const Weight*)rows[r] + k + kAhead), _MM_HINT_T0);
+    for (; k + kLine <= cols; k += kLine, rows.at += 64) {
+        prefetch_ahead(rows, 64);
         UNROLL
         for (int64_t i = 0; i < kLine; i += 8) columns(k + i);
     }
@@ -99,18 +97,18 @@ ALWAYS_INLINE void each_eight(const EightRows& rows, int64_t cols, Columns colum
 
 // One token has no use for wider vectors: a row after the other is cheaper to load.
 template <class Weight>
-inline Eight one_token(const EightRows& rows, const float* x, int64_t cols) {
-    Eight acc[8];
+inline Eight one_token(const SomeRows<kOneTokenRows>& rows, const float* x, int64_t cols) {
+    Eight acc[kOneTokenRows];
     UNROLL
     for (Eight& sums : acc) sums = _mm256_setzero_ps();
     each_eight<Weight>(rows, cols, [&](int64_t k, auto... mask) INLINE_LAMBDA {
         const Eight xs = load_eight(x + k, mask...);
         UNROLL
-        for (int r = 0; r < 8; ++r)
+        for (int r = 0; r < kOneTokenRows; ++r)
             acc[r] = _mm256_fmadd_ps(load_eight((const Weight*)rows[r] + k, mask...), xs, acc[r]);
     });
-    const Floats pairs[4] = {join(acc[0], acc[1]), join(acc[2], acc[3]), join(acc[4], acc[5]),
-                             join(acc[6], acc[7])};
+    const Floats none = _mm512_setzero_ps();
+    const Floats pairs[4] = {join(acc[0], acc[1]), join(acc[2], acc[3]), none, none};
     return sum_pairs(pairs);
 }
 
@@ -199,7 +197,7 @@ inline void panel_rows(const MatmulArgs& a, int64_t r, int64_t t0, int64_t token
     for (int64_t k = 0; k < a.cols; k += Panel::kColumns) {
         const int64_t cols = smaller(Panel::kColumns, a.cols - k);
         for (int g = 0; g < groups; ++g) {
-            EightRows rows = eight_rows(a, r + 8 * g);
+            EightRows rows = rows_at<8>(a, r + 8 * g);
             rows.at = k * (int64_t)sizeof(Weight);
             widen<Weight>(rows, cols, panel.w[g]);
         }
@@ -228,11 +226,11 @@ inline void panel_rows(const MatmulArgs& a, int64_t r, int64_t t0, int64_t token
 template <class Weight>
 void matmul_float(const MatmulArgs& a) {
     if (a.tokens == 1)
-        return few_tokens<1>(a, [&](const EightRows& rows, Eight* sums) INLINE_LAMBDA {
-            *sums = one_token<Weight>(rows, (const float*)a.x, a.cols);
-        });
+        return few_tokens<kOneTokenRows, 1>(
+            a, [&](const SomeRows<kOneTokenRows>& rows, Eight* sums)
+                   INLINE_LAMBDA { *sums = one_token<Weight>(rows, (const float*)a.x, a.cols); });
     if (a.tokens <= 8)
-        return few_tokens<8>(a, [&](const EightRows& rows, Eight* sums) {
+        return few_tokens<8, 8>(a, [&](const EightRows& rows, Eight* sums) {
             int64_t t = 0;
             for (; t + 4 <= a.tokens; t += 4) some_tokens<Weight, 4>(rows, a, t, sums);
             if (t + 2 <= a.tokens) some_tokens<Weight, 2>(rows, a, t, sums);

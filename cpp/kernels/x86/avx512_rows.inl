@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Vectors of 512 bits, and eight rows at a time: what the products of avx512.cpp share.
+// Vectors of 512 bits, and some rows at a time: what the products of avx512.cpp share.
 #pragma once
 
 #include <immintrin.h>
@@ -29,43 +29,62 @@ ALWAYS_INLINE __mmask16 first_lanes(int64_t n) {
     return (__mmask16)(n < 16 ? (1 << n) - 1 : 0xffff);
 }
 
-// A place in eight rows.
-struct EightRows {
-    const char* first[8];
+// A place in some rows.
+template <int kRows>
+struct SomeRows {
+    const char* first[kRows];
     int64_t at;
 
     ALWAYS_INLINE const char* operator[](int r) const { return first[r] + at; }
 };
+using EightRows = SomeRows<8>;
 
-// Rows r .. r + 7; past the end of the call's rows, the last one again.
-inline EightRows eight_rows(const MatmulArgs& a, int64_t r) {
-    EightRows rows = {};
-    for (int i = 0; i < 8; ++i) rows.first[i] = rows_from(a, smaller(r + i, a.row_end - 1)).first;
+// Rows r .. r + kRows - 1; past the end of the call's rows, the last one again.
+template <int kRows>
+inline SomeRows<kRows> rows_at(const MatmulArgs& a, int64_t r) {
+    SomeRows<kRows> rows = {};
+    for (int i = 0; i < kRows; ++i)
+        rows.first[i] = rows_from(a, smaller(r + i, a.row_end - 1)).first;
     return rows;
 }
 
-// All rows times at most kTokens tokens. They come eight at a time, from eight streams (rows.inl):
-// multiply(rows, sums) makes the sums of eight rows with each token.
-template <int kTokens, class Multiply>
+// How many rows a single token is multiplied with at a time. Four streams, asked for 2 KiB ahead,
+// read as fast as memory gives; eight do not. More tokens need the eight lanes.
+enum { kOneTokenRows = 4 };
+
+// Asks for the next `bytes` of the rows. Every line of them is asked for, since the hardware alone
+// fetches too late.
+template <int kRows>
+ALWAYS_INLINE void prefetch_ahead(const SomeRows<kRows>& rows, int64_t bytes) {
+    constexpr int64_t kAhead = 8192 / kRows;
+    UNROLL
+    for (int r = 0; r < kRows; ++r)
+        for (int64_t i = 0; i < bytes; i += 64) _mm_prefetch(rows[r] + kAhead + i, _MM_HINT_T0);
+}
+
+// All rows times at most kTokens tokens. They come kRows at a time, from as many streams
+// (rows.inl): multiply(rows, sums) makes the sums of these rows with each token, in the first
+// lanes.
+template <int kRows, int kTokens, class Multiply>
 ALWAYS_INLINE void few_tokens(const MatmulArgs& a, Multiply multiply) {
-    const Runs runs = runs_of(a, 8);
+    const Runs runs = runs_of(a, kRows);
     Eight sums[kTokens];
     for (int64_t i = 0; i < runs.length; ++i) {
-        EightRows rows = {};
-        for (int r = 0; r < 8; ++r) rows.first[r] = runs[i](r);
+        SomeRows<kRows> rows = {};
+        for (int r = 0; r < kRows; ++r) rows.first[r] = runs[i](r);
         multiply(rows, sums);
         for (int64_t t = 0; t < a.tokens; ++t) {
             float y[8];
             _mm256_storeu_ps(y, sums[t]);
-            for (int r = 0; r < 8; ++r)
+            for (int r = 0; r < kRows; ++r)
                 a.y[t * a.y_stride + a.row_begin + r * runs.length + i] = y[r];
         }
     }
-    for (int64_t r = a.row_begin + 8 * runs.length; r < a.row_end; r += 8) {
-        multiply(eight_rows(a, r), sums);
+    for (int64_t r = a.row_begin + kRows * runs.length; r < a.row_end; r += kRows) {
+        multiply(rows_at<kRows>(a, r), sums);
         for (int64_t t = 0; t < a.tokens; ++t)
-            _mm256_mask_storeu_ps(a.y + t * a.y_stride + r, (__mmask8)first_lanes(a.row_end - r),
-                                  sums[t]);
+            _mm256_mask_storeu_ps(a.y + t * a.y_stride + r,
+                                  (__mmask8)first_lanes(smaller(kRows, a.row_end - r)), sums[t]);
     }
 }
 

@@ -17,7 +17,17 @@ import click
 from .. import __version__, _core
 from .terminal import error_text, prepare_streams
 
-COMMANDS = ("chat", "generate", "convert", "quantize", "info", "bench")
+COMMANDS = (
+    "chat",
+    "generate",
+    "convert",
+    "quantize",
+    "info",
+    "state",
+    "tokenize",
+    "embed",
+    "bench",
+)
 INTERRUPTED = 130  # as the shell has it for a program that Ctrl-C ended
 LOST_FILE = (
     "\nError: the model's file was cut short, or its disk failed, while it was in use; "
@@ -91,7 +101,7 @@ def ended_by_signals() -> Iterator[None]:
 @click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="rwkv-edge")
 def main() -> None:
-    """RWKV language models on ordinary processors.
+    """Run RWKV language models on the CPU.
 
-    Where no MODEL is named, the small one that comes with the program is used.
+    Without MODEL, a command uses the small demo model that comes with the program.
     """

@@ -5,58 +5,116 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import click
 
-from ..chat import TEMPLATES, Conversation
-from ..files.form import printable
-from ..state import State
-from .options import checked, model_and_threads, open_model, sampling_options, text_options
-from .terminal import talk
+from ..chat import TEMPLATES, THINK_MODES, Conversation, Template, load_template
+from ..files.form import read_bytes
+from ..prefix_cache import PrefixCache
+from .options import FILE, Writer, writing_options
+from .talk import Talk, say
+from .terminal import warnings_as_lines
+
+MOST_BYTES = 1 << 26  # of a system text
 
 
 @click.command()
-@model_and_threads
-@click.option("--system", metavar="TEXT", help="What the model is told before the conversation.")
-@click.option("--paragraphs", is_flag=True, help="For models that answer in several paragraphs.")
+@writing_options(1, 1024, "Maximum length of an answer in tokens.")
+@click.option(
+    "--system", metavar="TEXT", help="Instructions that the model reads before the conversation."
+)
+@click.option("--system-file", type=FILE, metavar="FILE", help="A file with these instructions.")
+@click.option(
+    "--cache-dir",
+    type=FILE,
+    metavar="DIR",
+    help="Cache the state after a system text in this folder. Several chats may share it.",
+)
 @click.option(
     "--template",
-    type=click.Choice(list(TEMPLATES)),
-    help="How turns are written; raven for models of the Pile, else world.",
+    metavar="NAME|FILE",
+    help=f"Format of the turns: {', '.join(TEMPLATES)}, or a file (docs/chat.md). Default: found "
+    "by the model's name, the template in its file, or its tokenizer.",
 )
-@text_options
-@sampling_options
 @click.option(
-    "--max-tokens",
-    type=click.IntRange(min=1),
-    default=1024,
+    "--paragraphs",
+    is_flag=True,
+    help="Let an answer have several paragraphs, whatever the template says.",
+)
+@click.option(
+    "--think",
+    type=click.Choice(THINK_MODES),
+    default="off",
+    show_default=True,
+    help="How long a model thinks before it answers, if it was trained to.",
+)
+@click.option("--hide-thinking", is_flag=True, help="Do not show the thoughts.")
+@click.option(
+    "--think-tokens",
+    type=click.IntRange(min=0),
+    default=2048,
     show_default=True,
     metavar="N",
-    help="Longest answer.",
+    help="Maximum length of the thoughts in tokens.",
 )
+@click.option("-v", "--verbose", is_flag=True, help="Show the speed after each answer.")
 def chat(
+    writer: Writer,
     *,
-    model: Path | None,
-    threads: int | None,
-    device: str | None,
-    vocab: Path | None,
-    state: Path | None,
     system: str | None,
-    paragraphs: bool,
+    system_file: Path | None,
+    cache_dir: Path | None,
     template: str | None,
-    **sampling: Any,
+    paragraphs: bool,
+    think: str,
+    hide_thinking: bool,
+    think_tokens: int,
+    verbose: bool,
 ) -> None:
-    """Talk with a model; /help inside lists the commands."""
-    options = checked(sampling)
-    loaded = open_model(model, vocab, threads, device)
-    conversation = Conversation(
-        loaded,
-        system=system,
-        paragraphs=paragraphs,
-        template=template,
-        state=None if state is None else State.load(state),
-    )
+    """Talk with a model. Type /help in the chat for its commands."""
+    found = template_named(template)
+    if system_file is not None:
+        if system is not None:
+            raise click.UsageError("--system and --system-file exclude each other")
+        system = read_bytes(system_file, MOST_BYTES, "a system text").decode("utf-8", "replace")
+    cache = None if cache_dir is None else PrefixCache(cache_dir)
+    model, state = writer.open()
+    with warnings_as_lines():
+        conversation = Conversation(
+            model,
+            system=system,
+            paragraphs=paragraphs,
+            template=found,
+            think=think,
+            think_tokens=think_tokens,
+            state=state,
+            cache=cache,
+        )
     if sys.stdin.isatty() and sys.stdout.isatty():
-        click.echo(f"{printable(loaded.path.name)}. /help lists the commands, Ctrl-D leaves.\n")
-    talk(conversation, options)
+        say(f"{model.path.name}: {first_line(conversation)}\n")
+    talk = Talk(
+        conversation,
+        writer.sampling,
+        lookup=writer.lookup,
+        show_thoughts=not hide_thinking,
+        verbose=verbose,
+    )
+    with warnings_as_lines():
+        talk.run()
+
+
+def template_named(name: str | None) -> Template | None:
+    if name is None or name in TEMPLATES:
+        return None if name is None else TEMPLATES[name]
+    if not Path(name).exists():
+        raise click.UsageError(
+            f"--template: found {name!r}, which is no file; expected one or {', '.join(TEMPLATES)}"
+        )
+    return load_template(name)
+
+
+def first_line(conversation: Conversation) -> str:
+    """What was found out about a model, and where to go from here."""
+    template, source = conversation.template, conversation.template_source
+    thinks = f", thinking {conversation.think}" if template.think else ""
+    return f"template {template.name} ({source}){thinks}. /help lists the commands."

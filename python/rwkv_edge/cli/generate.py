@@ -6,84 +6,97 @@ from __future__ import annotations
 import sys
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import click
 
-from ..state import State
-from .options import (
-    DEFAULTS,
-    checked,
-    model_and_threads,
-    open_model,
-    sampling_options,
-    text_options,
-)
+from .._core import FormatError
+from ..files.form import read_bytes
+from ..generation import Sampling
+from ..grammar import form_of
+from ..tokenizer import END_OF_TEXT
+from .options import DEFAULTS, FILE, Writer, read_prompt, writing_options
 from .terminal import Progress, write
+
+MAX_FORM = 1 << 20
 
 
 @click.command()
-@model_and_threads
+@writing_options(0, DEFAULTS["max_tokens"].default, "Maximum number of tokens to write.")
 @click.option(
     "-p",
     "--prompt",
     required=True,
     metavar="TEXT",
-    help="What to go on from; - : stdin, less a last newline.",
+    help="Text to continue. - reads it from stdin, less one newline at the end.",
+)
+@click.option("--stop", multiple=True, metavar="TEXT", help="Stop before this text. Repeatable.")
+@click.option("--json-schema", type=FILE, metavar="FILE", help="Write only JSON of this schema.")
+@click.option(
+    "--regex", metavar="TEXT", help="Write only text that this regular expression matches."
 )
 @click.option(
-    "-n",
-    "--max-tokens",
-    type=click.IntRange(min=0),
-    show_default=True,
-    metavar="N",
-    default=DEFAULTS["max_tokens"].default,
-    help="Tokens to write at most.",
+    "--choice",
+    "choices",
+    multiple=True,
+    metavar="TEXT",
+    help="Write one of the choices. Repeatable.",
 )
-@click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; repeatable.")
-@click.option(
-    "--lookup",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    metavar="N",
-    help="Guess up to N tokens from the text so far; the text is the same, and may come sooner.",
-)
-@text_options
-@sampling_options
+@click.option("--grammar", type=FILE, metavar="FILE", help="Write only text of this Lark grammar.")
 def generate(
+    writer: Writer,
     *,
-    model: Path | None,
-    threads: int | None,
-    device: str | None,
-    vocab: Path | None,
-    state: Path | None,
     prompt: str,
     stop: tuple[str, ...],
-    lookup: int,
-    **sampling: Any,
+    json_schema: Path | None,
+    regex: str | None,
+    choices: tuple[str, ...],
+    grammar: Path | None,
 ) -> None:
-    """Write what follows a prompt. An empty one begins a document."""
-    options = checked(sampling)
-    loaded = open_model(model, vocab, threads, device)
+    """Continue a text. An empty prompt begins a new document.
+
+    With --json-schema, --regex, --choice or --grammar the result has this form and nothing else,
+    not even a space before it.
+    """
+    options: Sampling = {
+        **writer.sampling,
+        "schema": None if json_schema is None else read_form(json_schema),
+        "grammar": None if grammar is None else read_form(grammar),
+        "regex": regex,
+        "choices": choices or None,
+    }
+    formed = form_of(options) is not None
     text = read_prompt() if prompt == "-" else prompt
-    session = loaded.session(None if state is None else State.load(state))
+    loaded, state = writer.open()
+    session = loaded.session(state)
     tokens = loaded.tokenizer.encode(text)
+    try:  # before a long text is read for nothing
+        session.generate([END_OF_TEXT], stop=stop, lookup=writer.lookup, **options)
+    except ValueError as error:
+        file = json_schema or grammar
+        raise error if file is None else FormatError(f"{file}: {error}") from None
     if tokens:
         with Progress("reading") as bar:
             session.read(tokens, progress=bar)
-    with closing(session.generate(stop=stop, lookup=lookup, **options)) as pieces:
+    with closing(session.generate(stop=stop, lookup=writer.lookup, **options)) as pieces:
         for piece in pieces:
             write(piece)
+        details = pieces.details
     if sys.stdout.isatty():
         click.echo()
-    if lookup:
+    if writer.lookup:
         guessed, right, steps = session.lookups
         click.echo(
             f"lookup: {right} of {guessed} guessed tokens were right, {steps} steps", err=True
         )
+    if formed and details.finish_reason == "length":
+        raise click.ClickException(
+            f"the text was cut off after {len(details.tokens)} tokens; --max-tokens N allows more"
+        )
 
 
-def read_prompt() -> bytes:
-    """All of stdin but for one newline at its end, which `echo` and editors add."""
-    return sys.stdin.buffer.read().removesuffix(b"\n")
+def read_form(path: Path) -> str:
+    """A schema or a grammar."""
+    try:
+        return read_bytes(path, MAX_FORM, "a schema or grammar").decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{path}: not UTF-8 ({error})") from None

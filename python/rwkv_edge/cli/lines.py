@@ -8,23 +8,50 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Protocol
 
 import click
 
+from ..chat import THINK_MODES
 from ..files.form import printable
 from ..files.output import OutputFile
+from .options import SAMPLING
 
-ReadLine = Callable[[str], str]  # shows a prompt; raises EOFError at the end
+
+class ReadLine(Protocol):
+    """Shows a prompt, and perhaps a text to begin with; raises EOFError at the end."""
+
+    def __call__(self, prompt: str, text: str = "", /) -> str: ...
+
 
 BLOCK = '"""'
-COMMANDS = ("/help", "/reset", "/save", "/save!", "/load", "/exit")
-TAKE_FILES = ("/save", "/save!", "/load")
+# What follows each, and what it does.
+COMMANDS = {
+    "/help": ("", "show this list"),
+    "/undo": ("[N]", "take back the last question, or the last N, with its answer"),
+    "/retry": ("", "answer the last question again"),
+    "/edit": ("[TEXT]", "change the last question and ask it"),
+    "/system": ("[TEXT]", "change the instructions before the conversation"),
+    "/set": ("[NAME VALUE]", "change a sampling option, such as /set temperature 0.7"),
+    "/think": ("[MODE]", "off, fast, bit, on or lot; show or hide it"),
+    "/tokens": ("", "show how many tokens the model has read"),
+    "/reset": ("", "start a new conversation"),
+    "/save": ("FILE", "save the conversation to a file"),
+    "/save!": ("FILE", "the same, and replace any file"),
+    "/load": ("FILE", "continue a saved conversation"),
+    "/export": ("FILE", "write the conversation as Markdown"),
+    "/export!": ("FILE", "the same, and replace a file"),
+    "/exit": ("", "leave (or press Ctrl-D)"),
+}
+TAKE_FILES = tuple(name for name, (argument, _) in COMMANDS.items() if argument == "FILE")
+# What may follow a command.
+WORDS = {"/think": (*THINK_MODES, "show", "hide"), "/set": ("max-tokens", *SAMPLING)}
 HISTORY_LINES = 1000
 HISTORY_BYTES = 1 << 20
 NEWLINE = "\v"  # inside a line of the history
 
 
-def messages(read: ReadLine, *, interactive: bool) -> Iterator[tuple[str, bool]]:
+def messages(read: Callable[[str], str], *, interactive: bool) -> Iterator[tuple[str, bool]]:
     """What was said, and whether it may be a command: one line that stands in no block.
 
     A line that begins with three quotes begins a block, which ends with a line that ends with them,
@@ -33,11 +60,14 @@ def messages(read: ReadLine, *, interactive: bool) -> Iterator[tuple[str, bool]]
     """
     while True:
         try:
-            text = read("> ").strip()
+            typed = read("> ")
+            text = typed.strip()
             inside = text.removeprefix(BLOCK)
             block = inside != text and ("\n" not in text or inside.endswith(BLOCK))
             if block:
                 text = read_block(inside, read)
+            elif not text.startswith("/"):
+                text = typed
         except EOFError:
             if interactive:
                 click.echo()
@@ -50,7 +80,7 @@ def messages(read: ReadLine, *, interactive: bool) -> Iterator[tuple[str, bool]]
             yield text, not block and "\n" not in text
 
 
-def read_block(text: str, read: ReadLine) -> str:
+def read_block(text: str, read: Callable[[str], str]) -> str:
     while not text.rstrip().endswith(BLOCK):
         try:
             text += "\n" + read(". ")
@@ -60,10 +90,12 @@ def read_block(text: str, read: ReadLine) -> str:
 
 
 def completions(line: str) -> list[str]:
-    """What an unfinished line may become: a command, or one with the name of a file."""
+    """What an unfinished line may become: a command, or one with a word or the name of a file."""
     name, space, rest = line.partition(" ")
     if not space:
         return [command for command in COMMANDS if line and command.startswith(line)]
+    if name in WORDS:
+        return [f"{name} {word}" for word in WORDS[name] if word.startswith(rest)]
     if name not in TAKE_FILES:
         return []
     folder, slash, start = rest.rpartition("/")
@@ -127,8 +159,8 @@ def line_editing() -> Iterator[ReadLine]:
     edit = (with_prompt_toolkit(history) if shown and clever() else None) or with_readline(history)
     new: list[str] = []
 
-    def read(prompt: str) -> str:
-        line = edit(prompt if shown else "")
+    def read(prompt: str, text: str = "") -> str:
+        line = edit(prompt if shown else "", text)
         if line.strip() and line != (new or history or [""])[-1]:
             new.append(line)
         return line
@@ -175,14 +207,18 @@ def with_prompt_toolkit(history: list[str]) -> ReadLine | None:
         key_bindings=keys,
         prompt_continuation=". ",
     )
-    return session.prompt
+
+    def read(prompt: str, text: str = "") -> str:
+        return session.prompt(prompt, default=text)
+
+    return read
 
 
 def with_readline(history: list[str]) -> ReadLine:
     try:
         import readline  # absent on some platforms
     except ImportError:
-        return input
+        return lambda prompt, _text="": input(prompt)
 
     found: list[str] = []
 
@@ -204,4 +240,13 @@ def with_readline(history: list[str]) -> ReadLine:
             readline.parse_and_bind("set enable-bracketed-paste on")  # which Python turns off
         for enter in (r"\C-m", r"\C-j"):
             readline.parse_and_bind(rf'"\e{enter}": "\C-v\C-j"')
-    return input
+
+    def read(prompt: str, text: str = "") -> str:
+        # As where lines are pasted, a newline must be quoted to stay inside of the line.
+        readline.set_startup_hook(lambda: readline.insert_text(text))
+        try:
+            return input(prompt)
+        finally:
+            readline.set_startup_hook()
+
+    return read

@@ -1,40 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the command line shows and reads: progress, interrupts, and the loop of `chat`."""
+"""What the command line shows: progress, texts of models, errors; and how it is interrupted."""
 
 from __future__ import annotations
 
 import contextlib
 import io
-import shutil
 import signal
 import sys
 import time
 import unicodedata
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from pathlib import Path
 from types import FrameType
 
 import click
 
-from .._core import FormatError, ModelFile
-from ..chat import Conversation
-from ..files.form import ARCH_KEY, amount, is_gguf, printable
-from ..generation import Sampling
-from .lines import clever, line_editing, messages
+from .._core import ModelFile
+from ..files.form import amount, printable
 
 CLEAR_LINE = "\r\033[K"
-HELP = """\
-/help         this list
-/reset        begin a new conversation
-/save FILE    keep the conversation in a file
-/save! FILE   the same, over a file that is no saved conversation
-/load FILE    go on with a saved conversation
-/exit         leave, as Ctrl-D does
-Several lines: paste them, or put \"\"\" before and after them, or press Alt-Enter.
-Tab completes commands and the names of files.
-Ctrl-C stops an answer; the conversation goes on from there."""
 
 
 class Progress:
@@ -57,6 +42,12 @@ class Progress:
                 nl=False,
             )
             self._next = time.monotonic() + self.INTERVAL
+            self._shown = True
+
+    def busy(self, what: str) -> None:
+        """Say what takes long, where it is not known how much of it there is."""
+        if time.monotonic() >= self._next and not self._shown:
+            click.echo(f"{CLEAR_LINE}{what} ...", err=True, nl=False)
             self._shown = True
 
     def clear(self) -> None:
@@ -98,6 +89,16 @@ def file_type(path: Path) -> str:
     return next(name for name, known in KEPT_FILE_TYPES.items() if known == number)
 
 
+@contextlib.contextmanager
+def warnings_as_lines() -> Iterator[None]:
+    """Warnings of the library, as a program shows them."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: click.echo(
+            f"Warning: {printable(str(message))}", err=True
+        )
+        yield
+
+
 class Interrupts:
     """While it is entered, Ctrl-C is only noted, so that nothing stops half-way."""
 
@@ -136,13 +137,18 @@ class Wrap:
     """
 
     def __init__(self) -> None:
+        self._columns = 0  # of the terminal, at the last letter
         self._column = 0
         self._word = ""  # the letters since the last place where a line may be broken
         self._cells = 0  # which they take
 
     def __call__(self, text: str, columns: int) -> str:
         """What to write for the next piece of a text."""
-        room = columns - 1  # a cursor behind the last column would not step back as others do
+        room = max(columns - 1, 1)  # a cursor behind the last column would not step back
+        if columns != self._columns:
+            # A narrower terminal has folded the line by itself, perhaps in the word.
+            self._column, self._word, self._cells = self._column % columns, "", 0
+            self._columns = columns
         return "".join(self._letter(letter, room) for letter in text)
 
     def _letter(self, letter: str, room: int) -> str:
@@ -160,8 +166,9 @@ class Wrap:
                 before, self._word, self._cells = "\n", "", 0
             self._column = self._cells
         self._column += size
-        # Between wide letters, those of Chinese or Japanese, a line may be broken anywhere.
-        if size > 1 or letter.isspace():
+        # Between wide letters, those of Chinese or Japanese, a line may be broken anywhere. Where
+        # terminals do not agree on the width, nothing is taken back.
+        if size > 1 or letter.isspace() or joins(letter):
             self._word, self._cells = "", 0
         else:
             self._word, self._cells = self._word + letter, self._cells + size
@@ -177,102 +184,16 @@ def cells(letter: str) -> int:
     return 2 if unicodedata.east_asian_width(letter) in "WF" else 1
 
 
-def talk(conversation: Conversation, sampling: Sampling) -> None:
-    """Answer one message of stdin after the other: on a terminal with a prompt, else bare."""
-    interactive = sys.stdin.isatty()
-    with line_editing() if interactive else contextlib.nullcontext(read_line) as read:
-        for text, is_line in messages(read, interactive=interactive):
-            try:
-                if is_line and text == "/exit":
-                    break
-                if is_line and text.startswith("/"):
-                    done = run_command(conversation, text)
-                    if interactive or text == "/help":
-                        click.echo(done)
-                elif text.strip():
-                    (answer_terminal if interactive else answer)(conversation, text, sampling)
-            except (FormatError, OSError, ValueError) as error:
-                if not interactive or isinstance(error, BrokenPipeError):
-                    raise
-                click.echo(error_text(error), err=True)
-            except KeyboardInterrupt:  # a moment before or after an answer
-                if not interactive:
-                    raise
-
-
-def read_line(_prompt: str) -> str:
-    """The next line of a pipe."""
-    line = sys.stdin.readline()
-    if not line:
-        raise EOFError
-    return line.removesuffix("\n")
-
-
-def answer(conversation: Conversation, text: str, sampling: Sampling) -> None:
-    for piece in conversation.ask(text, **sampling):
-        write(piece)
-    click.echo()
-
-
-def answer_terminal(conversation: Conversation, text: str, sampling: Sampling) -> None:
-    """As `answer`, with progress, whole words, and stopped by Ctrl-C."""
-    wraps = sys.stdout.isatty() and clever()
-    wrap = Wrap()
-    with Interrupts() as interrupts, Progress("reading") as bar:
-
-        def progress(done: int, total: int) -> None:
-            if interrupts.pressed:
-                raise KeyboardInterrupt
-            bar(done, total)
-
-        try:
-            with closing(conversation.ask(text, progress=progress, **sampling)) as pieces:
-                for piece in pieces:
-                    bar.clear()
-                    if wraps:
-                        columns = shutil.get_terminal_size().columns
-                        click.echo(wrap(printable(piece, lines=True), columns), nl=False)
-                    else:
-                        write(piece)
-                    if interrupts.pressed:
-                        break
-        except KeyboardInterrupt:
-            bar.clear()
-            click.echo("(stopped; your message was not read)", err=True, nl=False)
-    click.echo("\n")
-
-
-def run_command(conversation: Conversation, line: str) -> str:
-    """Run a line that begins with a slash; returns what it did."""
-    name, _, rest = line.partition(" ")
-    try:
-        path = Path(rest.strip()).expanduser()
-    except RuntimeError:
-        raise ValueError(f"{rest.strip()}: no such user") from None
-    if name in ("/save", "/save!", "/load") and not rest.strip():
-        raise ValueError(f"{name} needs the name of a file")
-    if name == "/help":
-        return HELP
-    if name == "/reset":
-        conversation.reset()
-        return "a new conversation"
-    if name in ("/save", "/save!"):
-        if name == "/save" and path.is_file() and not is_conversation(path):
-            raise ValueError(f"{path}: is no saved conversation; `/save! {path}` replaces it")
-        conversation.save(path)
-        return f"saved in {path}"
-    if name == "/load":
-        conversation.load(path)
-        return f"going on from {path}"
-    raise ValueError(f"{name} is no command; /help lists them")
-
-
-def is_conversation(path: Path) -> bool:
-    """Whether a file is a saved state."""
-    try:
-        return is_gguf(path) and ModelFile(path).get(ARCH_KEY) is not None
-    except FormatError:
-        return False
+def joins(letter: str) -> bool:
+    """Whether the letter makes one sign with its neighbours, of which not all terminals know: those
+    of emoji (joiners, variants, flags), Korean vowels, and marks that may stand beside a letter.
+    """
+    return (
+        letter in "\u200d\ufe0e\ufe0f\u20e3"
+        or "\u1160" <= letter <= "\u11ff"
+        or "\U0001f1e6" <= letter <= "\U0001f1ff"
+        or unicodedata.category(letter) == "Mc"
+    )
 
 
 def error_text(error: BaseException) -> str:

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `tokenizer.chat_template` of our files says: Jinja texts, for other programs to execute.
 
-We execute none, neither ours nor one from a file: `chat.py` has the same words of its own.
+We execute none, neither ours nor one from a file: `chat/templates.py` has the same words of its
+own.
 """
 
 from __future__ import annotations
 
-import re
+from ..files.form import is_g1
 
 OLD = "rwkv-world"  # all that older files of ours say; it is no Jinja
 
@@ -80,4 +81,4 @@ def chat_template(tokenizer: str, name: str) -> str:
     """The template for a model, by the kind of its tokenizer, as GGUF has it, and by its name."""
     if tokenizer == "gpt2":  # Pile and Raven, in this list of kinds
         return RAVEN
-    return G1 if re.search(r"(?i)(?<![a-z0-9])g[01](?:[a-z]\d?)?(?![a-z0-9])", name) else WORLD
+    return G1 if is_g1(name) else WORLD

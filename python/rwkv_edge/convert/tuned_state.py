@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .._core import FormatError, ModelFile
+from .._core import FormatError, ModelFile, dequantize
 from ..files.form import ARCH_KEY, TUNED, Form, form_of, shown
 from ..files.source import F32, Checkpoint, MadeTensor, Tensor
 from .adapter import read_tensors
@@ -43,14 +43,13 @@ def _saved(file: ModelFile) -> F32:
         raise FormatError(f"{file.path}: {found}, expected a tuned state{use}")
     names, first = [tensor.name for tensor in file.tensors], file.tensors[:1]
     shape = first[0].shape if first else ()
-    square = len(shape) == 4 and shape[2] == shape[3] and first[0].type == "f32"
+    square = len(shape) == 4 and shape[2] == shape[3] and first[0].type in ("f32", "f16")
     if names != [TUNED] or not square:
         raise FormatError(
             f"{file.path}: a tuned state of {shown(names)} {list(shape)}, "
-            f"expected one tensor {TUNED}, f32 [layers, heads, size, size]"
+            f"expected one tensor {TUNED}, f32 or f16 [layers, heads, size, size]"
         )
-    values: F32 = first[0].data.view("<f4").reshape(shape).astype(np.float32)
-    return _finite(file.path, values)
+    return _finite(file.path, dequantize(first[0].data, first[0].type).reshape(shape))
 
 
 def _stacked(path: Path, tensors: Mapping[str, Tensor]) -> F32:

@@ -31,7 +31,8 @@ VALUE, BY_INPUT = "channel_mix_value.weight", "channel_mix_value_t.weight"
 # A head's state is [key, value] in these architectures. It is [value, key] in RWKV-7, and in every
 # checkpoint and tuned state.
 KEY_FIRST = ("rwkv5", "rwkv6")
-ARCH_KEY = "rwkv_edge.state.arch"  # of a saved state: what it is a state of
+STATE_KEYS = "rwkv_edge.state."  # of a saved state
+ARCH_KEY = STATE_KEYS + "arch"  # what it is a state of
 # A tuned state: made by training, for whatever model has its heads. It has one part, of that name.
 TUNED = "time_state"
 
@@ -140,6 +141,11 @@ def printable(text: str, *, lines: bool = False) -> str:
     Newlines and tabs stay only where it may have several `lines`.
     """
     return text.translate(STEERING_BUT_LINES if lines else STEERING)
+
+
+def is_g1(name: str) -> bool:
+    """Whether the name of a model or its file is of the series G0 or G1, which may think."""
+    return bool(re.search(r"(?i)(?<![a-z0-9])g[01](?:[a-z]\d?)?(?![a-z0-9])", name))
 
 
 def amount(nbytes: float) -> str:

@@ -79,13 +79,14 @@ class Reference(ABC):
         # Of the pass under way, for the versions that look at them in every layer.
         self.tokens: list[int] = []
         self.embedding = np.empty((0, self.width))  # [T, D], normalised
+        self.residuals: list[Array] = []  # [T, D] before the first layer and after each
 
     def forward(self, tokens: list[int], state: State | None = None) -> tuple[Array, State]:
         """Logits [T, V] after each token, and the state after the last; `state` is not changed."""
         state = self.start() if state is None else state
         state = {part: values.copy() for part, values in state.items()}
         x = self.norm(self.weights["emb.weight"][tokens], "blocks.0.ln0")
-        self.tokens, self.embedding = tokens, x
+        self.tokens, self.embedding, self.residuals = tokens, x, [x]
         for i in range(self.layers):
             memory = {part: values[i] for part, values in state.items()}  # views
             xx = self.norm(x, f"blocks.{i}.ln1")
@@ -94,6 +95,7 @@ class Reference(ABC):
             xx = self.norm(x, f"blocks.{i}.ln2")
             x = x + self.channel_mix(i, xx, shift(xx, memory["ffn_shift"]))
             memory["ffn_shift"][:] = xx[-1]
+            self.residuals.append(x)
         return self.product("head.weight", self.norm(x, "ln_out")), state
 
     def start(self) -> State:

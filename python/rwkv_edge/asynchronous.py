@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Generation for asyncio: other tasks of the event loop run while the engine works."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+
+from .generation import Details, Piece, Stream, flow
+
+
+class Stopped(Exception):
+    """Raised in the middle of work that nobody waits for any more."""
+
+
+async def run(streams: Sequence[Stream], n_vocab: int) -> AsyncGenerator[Piece, None]:
+    """The pieces of a flow, whose work is done in other threads.
+
+    Where the task is cancelled, work that has begun is ended or undone first: after a step at most.
+    """
+    loop = asyncio.get_running_loop()
+    cancelled = threading.Event()
+
+    def check(_tokens: int) -> None:
+        if cancelled.is_set():
+            raise Stopped
+
+    steps = flow(streams, n_vocab, check)
+    result = None
+    try:
+        while True:
+            found = steps.send(result)
+            if isinstance(found, tuple):
+                result = None
+                yield found
+                continue
+            # A future and not a task: when the loop ends, it cancels all tasks.
+            future = loop.run_in_executor(None, found)
+            try:
+                result = await asyncio.shield(future)
+            except asyncio.CancelledError:
+                cancelled.set()
+                # However often it is cancelled: the session is not free before.
+                while not future.done():
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await asyncio.wait([future])
+                raise
+    except StopIteration:
+        return
+    finally:
+        steps.close()
+
+
+class AsyncGeneration(AsyncIterator[str]):
+    """A text as it comes: its pieces, and the facts about it."""
+
+    def __init__(self, stream: Stream, n_vocab: int) -> None:
+        """For `Session.agenerate`."""
+        self._stream = stream
+        self._pieces = run([stream], n_vocab)
+
+    async def __anext__(self) -> str:
+        return (await self._pieces.__anext__())[1]
+
+    async def aclose(self) -> None:
+        """End the text where it stands."""
+        await self._pieces.aclose()
+
+    @property
+    def details(self) -> Details:
+        """Of the pieces so far; of the whole text when there are no more."""
+        return self._stream.details()

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Calls of tools, in the words that RWKV-7 G1 was trained on:
+
+    System: Tools:
+    - weather(city: string, unit?: "c" | "f"): The weather of today.
+    Return only a JSON function call.
+
+    User: How warm is it in Paris?
+
+    Assistant: ```json
+    {"name": "weather", "arguments": {"city": "Paris"}}
+    ```
+
+    User: Function output:
+    {"celsius": 21}
+
+    Assistant: ...
+
+The turns are the template's; here is what stands in them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..generation import Choosing
+from ..grammar import JSON_OPTIONS
+from ..model import Session
+from .templates import clean
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+BEGIN = " ```json"
+"""What is read behind "Assistant:". The model writes the newline itself, as in its training."""
+END = "\n```"
+
+
+@dataclass(frozen=True)
+class Tool:
+    """What a model may call."""
+
+    name: str
+    description: str
+    parameters: dict[str, Any]
+    """A JSON schema of the arguments, an object."""
+
+    @property
+    def signature(self) -> str:
+        needed = self.parameters.get("required", ())
+        arguments = [
+            f"{name}{'' if name in needed else '?'}: {kind_of(schema)}"
+            for name, schema in self.parameters.get("properties", {}).items()
+        ]
+        text = f"{self.name}({', '.join(arguments)})"
+        return f"{text}: {self.description}" if self.description else text
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    name: str
+    arguments: dict[str, Any]
+
+
+class Tools:
+    """The tools of a conversation."""
+
+    def __init__(self, tools: Iterable[Mapping[str, Any]]) -> None:
+        """Each is a dict of name, description and parameters, a JSON schema; or one in which that
+        is the value of "function", as OpenAI's clients have it.
+
+        Raises ValueError and TypeError for what is no tool, and where two have one name.
+        """
+        self.tools = [read_tool(tool) for tool in tools]
+        names = [tool.name for tool in self.tools]
+        if not names:
+            raise ValueError("tools: found none, expected at least one")
+        if len(set(names)) < len(names):
+            raise ValueError(f"tools: found {', '.join(names)}, expected different names")
+        self._grammar = f'start: "\\n" call "\\n```"\ncall: %json {json.dumps(self.schema)}\n'
+
+    def system(self, text: str = "") -> str:
+        """What the system says of them, and then a text of its own."""
+        lines = [f"- {clean(tool.signature)}" for tool in self.tools]
+        return "\n".join(
+            ["Tools:", *lines, "Return only a JSON function call.", *filter(None, [text])]
+        )
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """What a call is."""
+        calls: list[dict[str, Any]] = []
+        shared: dict[str, Any] = {}
+        for tool in self.tools:
+            own = dict(tool.parameters)
+            # References are looked up from the schema's root.
+            for name, schema in own.pop("$defs", {}).items():
+                if shared.setdefault(name, schema) != schema:
+                    raise ValueError(f"tools: found two definitions of '{name}', expected one")
+            properties = {"name": {"const": tool.name}, "arguments": own}
+            calls.append(
+                {
+                    "type": "object",
+                    "properties": properties,
+                    "required": list(properties),
+                    "additionalProperties": False,
+                }
+            )
+        return {"x-guidance": JSON_OPTIONS, "$defs": shared, "anyOf": calls}
+
+    def call(self, session: Session, **sampling: Unpack[Choosing]) -> ToolCall:
+        """Let the model write a call, behind "Assistant:". The session then stands at its end.
+
+        The options are those of `Session.generate`; whatever they are, it is a call of one
+        of the tools with arguments of its schema. Raises ValueError where `max_tokens` cuts it off
+        and for a schema that cannot be kept to, UnsupportedError without the extra `grammar`.
+        """
+        prompt = session.model.tokenizer.encode(BEGIN)
+        pieces = session.generate(prompt, grammar=self._grammar, **sampling)
+        text = "".join(pieces)
+        if pieces.details.finish_reason != "stop":
+            count = len(pieces.details.tokens)
+            raise ValueError(f"the call was cut off after {count} tokens, max_tokens allows more")
+        return self.parse(text)
+
+    def parse(self, text: str) -> ToolCall:
+        """The call in an answer, with or without a fence around it; what follows is not looked at.
+
+        Raises ValueError where there is none of these tools.
+        """
+        begin = text.find("{")
+        try:
+            found, _ = json.JSONDecoder().raw_decode(text, max(begin, 0))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"found {text[:80]!r}, expected a call in JSON ({error})") from None
+        name, arguments = (
+            (found.get("name"), found.get("arguments")) if isinstance(found, dict) else (None, None)
+        )
+        names = [tool.name for tool in self.tools]
+        if name not in names or not isinstance(arguments, dict):
+            raise ValueError(
+                f"found {text[:80]!r}, expected the name and the arguments of {' or '.join(names)}"
+            )
+        return ToolCall(name, arguments)
+
+
+def result(value: Any) -> str:
+    """What the user says of a call's result: a text, or what JSON can hold."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return f"Function output:\n{clean(text)}"
+
+
+def read_tool(found: Mapping[str, Any]) -> Tool:
+    if not isinstance(found, Mapping):
+        raise TypeError(f"tools: found {found!r}, expected a dict")
+    inner = found.get("function", found)
+    name = inner.get("name") if isinstance(inner, Mapping) else None
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"tools: found {found!r}, expected a name")
+    parameters = inner.get("parameters") or {}
+    if not isinstance(parameters, dict) or parameters.get("type", "object") != "object":
+        raise ValueError(f"tools: parameters of {name}: expected a JSON schema of an object")
+    schema = {"type": "object", "properties": {}, "additionalProperties": False, **parameters}
+    return Tool(name, str(inner.get("description") or ""), schema)
+
+
+def kind_of(schema: Any) -> str:
+    """The type of an argument, in a word or two."""
+    if not isinstance(schema, dict):
+        return "any"
+    if "enum" in schema:
+        return " | ".join(json.dumps(value, ensure_ascii=False) for value in schema["enum"])
+    kind = schema.get("type", "any")
+    if kind == "array":
+        return f"{kind_of(schema.get('items'))}[]"
+    return " | ".join(kind) if isinstance(kind, list) else str(kind)

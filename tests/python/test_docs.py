@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The examples of the documentation, run as they stand."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+from program import PROGRAM, SECONDS
+
+DOCS = Path(__file__).parents[2] / "docs"
+BLOCK = re.compile(r"^```(python|console)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def run_console(text: str) -> None:
+    """Each command after `$ ` prints what follows it, where `...` stands for anything."""
+    for part in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
+        command, _, expected = part.partition("\n")
+        line = command.replace("rwkv-edge", shlex.join(PROGRAM))
+        line = line.replace("python3", shlex.quote(sys.executable))
+        done = subprocess.run(
+            line, shell=True, capture_output=True, text=True, timeout=SECONDS, check=False
+        )
+        assert (done.returncode, done.stderr) == (0, ""), command
+        pattern = ".*".join(map(re.escape, expected.rstrip("\n").split("...")))
+        assert re.fullmatch(pattern, done.stdout.rstrip("\n"), re.DOTALL), done.stdout
+
+
+@pytest.mark.parametrize("name", ["states.md"])
+def test_examples(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    blocks = BLOCK.findall((DOCS / name).read_text("utf-8"))
+    assert blocks
+    names: dict[str, object] = {}
+    for kind, text in blocks:
+        if kind == "python":
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # the demo is quantized a second time
+                exec(compile(text, name, "exec"), names)
+        else:
+            run_console(text)

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Calls of tools: what a model reads of them, and that what it writes is always a call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from rwkv_edge import Model
+from rwkv_edge.chat.tools import ToolCall, Tools, result
+from scripted import bits, bits_after, talkative_model
+
+WEATHER = {
+    "name": "weather",
+    "description": "The weather\n\nof today.",
+    "parameters": {
+        "type": "object",
+        "properties": {
+            "city": {"type": "string", "maxLength": 12},
+            "unit": {"enum": ["c", "f"]},
+            "days": {"type": "array", "items": {"type": "integer"}, "maxItems": 2},
+        },
+        "required": ["city"],
+        "additionalProperties": False,
+    },
+}
+CLOCK = {"type": "function", "function": {"name": "clock"}}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return Model(talkative_model(tmp_path_factory.mktemp("models")), threads=1)
+
+
+def test_what_the_system_says() -> None:
+    assert Tools([WEATHER, CLOCK]).system("Be brief.") == (
+        "Tools:\n"
+        '- weather(city: string, unit?: "c" | "f", days?: integer[]): The weather\nof today.\n'
+        "- clock()\n"
+        "Return only a JSON function call.\n"
+        "Be brief."
+    )
+    assert result({"celsius": 21, "place": "\u6771\u4eac"}) == (
+        'Function output:\n{"celsius": 21, "place": "\u6771\u4eac"}'
+    )
+    assert result("a\r\n\r\n\nb\n") == "Function output:\na\nb"
+
+
+def test_a_random_model_calls_tools(model: Model) -> None:
+    """Whatever it would rather say; the session stands behind the fence."""
+    tools = Tools([WEATHER, CLOCK])
+    encode = model.tokenizer.encode
+    calls = []
+    for seed in range(20):
+        session = model.session()
+        session.read(encode("Assistant:"))
+        call = tools.call(session, seed=seed, top_p=1, temperature=3, max_tokens=500)
+        calls.append(call)
+        assert call.name in ("weather", "clock")
+        if call.name == "clock":
+            assert call.arguments == {}
+        else:
+            assert "city" in call.arguments
+            assert set(call.arguments) <= {"city", "unit", "days"}
+            assert call.arguments.get("unit", "c") in ("c", "f")
+    assert {call.name for call in calls} == {"weather", "clock"}
+    session = model.session()
+    pieces = session.fork().generate("Assistant: ```json", grammar=tools._grammar, seed=1)
+    text = "".join(pieces)
+    assert text.startswith("\n{")
+    assert text.endswith("}\n```")
+    session.read(encode("Assistant:"))
+    tools.call(session, seed=1)
+    fed = [*encode("Assistant:"), *encode(" ```json"), *pieces.details.tokens]
+    assert bits(session) == bits_after(model, fed)
+    with pytest.raises(ValueError, match="the call was cut off after 3 tokens"):
+        tools.call(session, max_tokens=3)
+
+
+def test_shared_definitions(model: Model) -> None:
+    def tool(name: str, kind: str) -> dict[str, Any]:
+        place = {"$ref": "#/$defs/Place"}
+        parameters = {
+            "type": "object",
+            "properties": {"at": place},
+            "required": ["at"],
+            "additionalProperties": False,
+            "$defs": {"Place": {"type": kind}},
+        }
+        return {"name": name, "parameters": parameters}
+
+    session = model.session()
+    session.read(model.tokenizer.encode("Assistant:"))
+    tools = Tools([tool("go", "boolean"), tool("stay", "boolean")])
+    call = tools.call(session, seed=2, top_p=1, temperature=3)
+    assert call.arguments in ({"at": True}, {"at": False})
+    with pytest.raises(ValueError, match="found two definitions of 'Place', expected one"):
+        Tools([tool("go", "boolean"), tool("stay", "string")])
+
+
+def test_calls_that_a_model_wrote_freely() -> None:
+    tools = Tools([WEATHER, CLOCK])
+    call = ToolCall("weather", {"city": "Paris"})
+    json = '{"name": "weather", "arguments": {"city": "Paris"}}'
+    for text in (json, f"\n{json}\n```\n\nUser: x", f" ```json\n{json}\n```", f"Well: {json} {{"):
+        assert tools.parse(text) == call
+    for text in (
+        "",
+        "no call",
+        "{",
+        '{"name": "rain", "arguments": {}}',
+        '{"name": "clock"}',
+        "{}",
+    ):
+        with pytest.raises(ValueError, match="expected"):
+            tools.parse(text)
+    with pytest.raises(ValueError, match="expected a call in JSON"):
+        tools.parse('{"a":' * 100_000)
+
+
+BAD: list[tuple[Any, str]] = [
+    ([], "tools: found none, expected at least one"),
+    ([CLOCK, {"name": "clock"}], "tools: found clock, clock, expected different names"),
+    (["clock"], "tools: found 'clock', expected a dict"),
+    ([{}], r"tools: found \{\}, expected a name"),
+    ([{"function": 3}], "expected a name"),
+    ([{"name": "a", "parameters": {"type": "string"}}], "parameters of a: expected a JSON schema"),
+    ([{"name": "a", "parameters": [1]}], "parameters of a: expected a JSON schema"),
+]
+
+
+@pytest.mark.parametrize(("tools", "message"), BAD)
+def test_what_is_no_tool(tools: Any, message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        Tools(tools)
