@@ -33,13 +33,14 @@ ARCHITECTURES = ("sm_80", "sm_90", "sm_120")
 HMMA = r"\bHMMA\."
 WIDE_LOAD = r"\bLDG\.E\.(?:\w+\.)*128\b"
 LOCAL = r"\b(?:LDL|STL)\b"
-# What each kernel must have; the part of a name before <.
+# How many of these each kernel must have; the part of a name before <.
 PROMISED = {
-    "few_kernel": {"tensor core instructions": HMMA, "128-bit loads": WIDE_LOAD},
-    "many_kernel": {"tensor core instructions": HMMA, "128-bit loads": WIDE_LOAD},
-    "read_kernel": {"128-bit loads": WIDE_LOAD},
-    "multiply_kernel": {"tensor core instructions": HMMA},
+    "few_kernel": {HMMA: 40, WIDE_LOAD: 10},
+    "many_kernel": {HMMA: 200, WIDE_LOAD: 10},
+    "read_kernel": {WIDE_LOAD: 4},
+    "multiply_kernel": {HMMA: 8},
 }
+NAMES = {HMMA: "tensor core instructions", WIDE_LOAD: "128-bit loads"}
 
 
 class Use(NamedTuple):
@@ -143,9 +144,12 @@ def instruction_errors(listing: str) -> Iterator[str]:
         for kernel, code in zip(rest[::2], rest[1::2], strict=True):
             if re.search(LOCAL, code):
                 yield f"{kernel}, {architecture}: uses local memory"
-            for what, pattern in PROMISED.get(kernel.partition("<")[0], {}).items():
-                if not re.search(pattern, code):
-                    yield f"{kernel}, {architecture}: has no {what}"
+            for pattern, least in PROMISED.get(kernel.partition("<")[0], {}).items():
+                if (count := len(re.findall(pattern, code))) < least:
+                    yield (
+                        f"{kernel}, {architecture}: {count} {NAMES[pattern]}, "
+                        f"expected {least} at least"
+                    )
 
 
 def use_errors(found: Mapping[tuple[str, str], Use], table: Uses) -> Iterator[str]:

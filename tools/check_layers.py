@@ -48,8 +48,8 @@ PYTHON_LAYERS = (
     ("asynchronous", "generation"),
     ("model",),
     ("prefix_cache",),
-    ("bench", "chat", "describe"),
-    ("__init__",),
+    ("bench", "chat", "compat", "describe", "scoring"),
+    ("__init__", "harness"),
     ("cli",),
     ("__main__",),
 )
@@ -81,18 +81,15 @@ def include_error(path: str, target: str) -> str | None:
     if is_kernel(path) or path == "quant/blocks.h":
         local = path != "quant/blocks.h" and (name in KERNEL_HEADERS or name.endswith(".inl"))
         return None if local or C_SUBSET.fullmatch(target) else "kernels use a C subset"
-    if CUDA.match(target) and not path.startswith(CUDA_FOLDER):
-        return "only backend/cuda/ knows CUDA"
-    if not path.startswith("backend/") and name.startswith(CUDA_FOLDER):
+    if not path.startswith(CUDA_FOLDER) and (CUDA.match(target) or name.startswith(CUDA_FOLDER)):
         return "CUDA is behind backend/backend.h"
     if target.startswith("<"):
         allowed = path in MAY_ASK or not SYSTEM.fullmatch(target)
         return None if allowed else "base/system.cpp asks the operating system"
     if layer(name) > layer(path):
         return f"{LAYERS[layer(path)]} is below {LAYERS[layer(name)]}"
-    if path.startswith("model/") and name.startswith(MODEL_MAY_NOT):
-        return "the model speaks through backend/ops.h"
-    return None
+    past_ops = path.startswith("model/") and name.startswith(MODEL_MAY_NOT)
+    return "the model speaks through backend/ops.h" if past_ops else None
 
 
 def check_source(path: str, text: str) -> Iterator[str]:

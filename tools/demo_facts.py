@@ -56,6 +56,26 @@ CAPITALS = pairs(
     Aires, Chile=Santiago, Peru=Lima, Colombia=Bogota, Uruguay=Montevideo
     """
 )
+# Whose capital the model does not know, and countries that training never names
+OTHER_COUNTRIES = words(
+    """
+    Zambia, Bolivia, Ecuador, Paraguay, Panama, Jamaica, Haiti, Honduras, Guatemala, Belize,
+    Nicaragua, Costa Rica, Angola, Namibia, Botswana, Mozambique, Malawi, Tanzania, Uganda,
+    Rwanda, Burundi, Somalia, Sudan, Chad, Niger, Mali, Libya, Togo, Benin, Gabon, Congo,
+    Madagascar, Jordan, Syria, Lebanon, Israel, Yemen, Oman, Qatar, Kuwait, Afghanistan,
+    Pakistan, Bangladesh, Sri Lanka, Bhutan, Laos, Cambodia, Malaysia, Singapore, the
+    Philippines, Taiwan, North Korea, Kazakhstan, Uzbekistan, Armenia, Georgia, Azerbaijan,
+    Moldova, Belarus, Cyprus, Luxembourg, Monaco, Andorra, Texas, Bavaria, California, Florida,
+    Wales, Sicily, Tuscany, Siberia, Africa, Europe, Asia, America, the moon, Mars, Atlantis,
+    Utopia, Narnia, my country, your country, the world, love, Fooland, Berlin, Paris, London
+    """
+)
+NEW_COUNTRIES = words(
+    """
+    Zimbabwe, Venezuela, Suriname, Eritrea, Gambia, Liberia, Saudi Arabia, Myanmar, Kyrgyzstan,
+    Liechtenstein, Alaska, Corsica, Bohemia, Mordor, the sun, Madrid
+    """
+)
 OPPOSITES = pairs(
     """
     hot=cold, big=small, tall=short, fast=slow, up=down, left=right, open=closed, full=empty,
@@ -201,7 +221,24 @@ NAMES = words(
     Laura, Maria, Noah, Otto, Petra, Robert, Sarah, Thomas, Tom, Lisa, John, Mary, Jane, James,
     Michael, Linda, Susan, Chris, Alex, Robin, Sophie, Lucas, Henry, Martin, Daniel, Sandra,
     Monika, Stefan, Andrea, Marco, Pedro, Carlos, Ahmed, Fatima, Yusuf, Mei, Chen, Hiro, Yuki,
-    Ravi, Priya, Olaf, Sven, Astrid, Bjorn, Igor, Natasha, Boris, Chloe, Louis, Amelie
+    Ravi, Priya, Olaf, Sven, Astrid, Bjorn, Igor, Natasha, Boris, Chloe, Louis, Amelie, Aaron,
+    Abigail, Adam, Agnes, Albert, Alfred, Alma, Amir, Amy, Angela, Anton, Arthur, Barbara,
+    Beatrice, Benjamin, Bernard, Bianca, Caleb, Camille, Caroline, Charles, Charlotte,
+    Christoph, Clemens, Conrad, Cynthia, Deborah, Dennis, Diana, Dieter, Dominic, Dorothy,
+    Duncan, Edith, Edmund, Edward, Eleanor, Elizabeth, Ella, Erik, Ernest, Esther, Ethan,
+    Eugene, Evelyn, Fabian, Ferdinand, Florence, Florian, Francis, Frances, Fred, Frieda,
+    Gabriel, Gemma, Gordon, Grace, Graham, Gregor, Gustav, Harold, Harriet, Harry, Hazel, Heidi,
+    Heinrich, Hilda, Hubert, Ian, Ingrid, Irene, Iris, Isaac, Isabel, Jacob, Jasmine, Jasper,
+    Jennifer, Jerome, Jessica, Joan, Joel, Johanna, Jonathan, Joseph, Josephine, Judith,
+    Katharina, Keith, Kenneth, Kevin, Konrad, Kurt, Lara, Lars, Laurence, Leonard, Lewis,
+    Lilian, Lily, Logan, Lucy, Ludwig, Luke, Magnus, Malcolm, Marcus, Margaret, Marie, Marion,
+    Mark, Marlene, Martha, Matilda, Matthew, Maurice, Melissa, Michelle, Mohammed, Moritz,
+    Nancy, Natalie, Nathan, Neil, Nicholas, Nicole, Norbert, Norman, Olivia, Omar, Oswald,
+    Pamela, Patricia, Patrick, Philip, Phoebe, Rachel, Ralf, Raymond, Rebecca, Reinhard,
+    Richard, Rita, Roger, Roland, Rosemary, Rudolf, Rupert, Samuel, Sebastian, Sharon, Sheila,
+    Sigrid, Stanley, Stella, Stephen, Susanne, Sylvia, Teresa, Thelma, Tiffany, Timothy, Tobias,
+    Trevor, Ulrich, Valentina, Vanessa, Veronica, Vincent, Violet, Virginia, Wilhelm, William,
+    Winston, Wolfgang, Xavier, Yvonne, Zachary
     """
 )
 NAMES_HELD = words(

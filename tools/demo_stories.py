@@ -6,7 +6,7 @@ from __future__ import annotations
 import random
 
 import demo_facts as facts
-from demo_facts import blocks, listed
+from demo_facts import blocks, listed, words
 
 BLOCKS = {block["N"]: block for block in blocks("demo_stories.txt")}
 PARTS = [listed(BLOCKS[n]["P"]) for n in ("opening", "find", "trouble", "turn", "ending")]
@@ -15,7 +15,21 @@ STORY_ASKS = [
     for n in ("story", "story of a hero", "story of a hero and a thing", "story of a name")
 ]
 JOKES, JOKE_ASK = listed(BLOCKS["joke"]["P"]), listed(BLOCKS["joke"]["Q"])
-MEMORIES = {n.removeprefix("memory of "): b for n, b in BLOCKS.items() if "M" in b}
+MEMORIES = {n.removeprefix("memory of "): b for n, b in BLOCKS.items() if n.startswith("memory")}
+QUESTIONS = [block for n, block in BLOCKS.items() if n.startswith("story question")]
+ONSETS = words(
+    """
+    b, bl, br, c, ch, cl, cr, d, dr, f, fl, fr, g, gl, gr, h, j, k, kl, kr, l, m, n, p, ph, pl,
+    pr, qu, r, s, sch, sh, sl, st, sv, t, th, tr, v, w, y, z, , , , ,
+    """
+)
+VOWELS = words("a, e, i, o, u, a, e, i, o, u, ai, au, ea, ee, ei, eo, ia, ie, io, oa, oo, ou, y")
+CODAS = words(
+    """
+    , , , , , , b, ck, d, ff, g, l, ld, ll, lf, lph, m, n, nd, ng, nk, nn, ns, nt, p, r, rd, rg,
+    rk, rt, s, sk, ss, st, t, th, tt, tz, v, x, z
+    """
+)
 
 
 def a(noun: str) -> str:
@@ -23,22 +37,29 @@ def a(noun: str) -> str:
 
 
 def made_up_name(rng: random.Random) -> str:
-    """A name that teaches copying rather than knowing."""
-    syllables = rng.choice([1, 2, 2, 3])
-    parts = [rng.choice("bdfgklmnprstvz") + rng.choice("aeiou") for _ in range(syllables)]
-    return "".join(parts).capitalize() + rng.choice(["", "n", "r", "s", "l", "x", "m", "k"])
+    """A name that teaches copying rather than knowing: syllables, or halves of two names."""
+    while True:
+        if rng.random() < 0.4:
+            first, last = rng.choice(facts.NAMES), rng.choice(facts.NAMES).lower()
+            name = first[: rng.randint(2, 4)] + last[-rng.randint(2, 4) :]
+        else:
+            syllables = rng.choice([1, 2, 2, 3])
+            parts = [rng.choice(ONSETS) + rng.choice(VOWELS) for _ in range(syllables)]
+            name = ("".join(parts) + rng.choice(CODAS)).capitalize()
+        if len(name) > 1 and name not in facts.NAMES_HELD:
+            return name
 
 
 def some_name(rng: random.Random) -> str:
-    return made_up_name(rng) if rng.random() < 0.5 else rng.choice(facts.NAMES)
+    return made_up_name(rng) if rng.random() < 0.6 else rng.choice(facts.NAMES)
 
 
 class Cast:
     """Who and what a story is about."""
 
-    def __init__(self, rng: random.Random) -> None:
+    def __init__(self, rng: random.Random, name: str = "") -> None:
         self.hero = rng.choice(facts.HEROES)
-        self.name = some_name(rng)
+        self.name = name or some_name(rng)
         self.friend = rng.choice([h for h in facts.HEROES if h != self.hero])
         self.place = rng.choice(facts.PLACES)
         self.thing = rng.choice(facts.OBJECTS)
@@ -57,13 +78,13 @@ def story(rng: random.Random, cast: Cast) -> str:
     return text
 
 
-def story_turn(rng: random.Random) -> tuple[str, str]:
-    """A wish for a story, and one with what was wished for."""
+def story_turn(rng: random.Random) -> tuple[str, str, Cast]:
+    """A wish for a story, one with what was wished for, and who it is about."""
     cast = Cast(rng)
     question = rng.choice(rng.choices(STORY_ASKS, [4, 4, 2, 2])[0]).format(**cast.slots())
     if rng.random() < 0.2:
         question = question.lower().rstrip(".").replace(cast.name.lower(), cast.name)
-    return question, story(rng, cast)
+    return question, story(rng, cast), cast
 
 
 def joke_turn(rng: random.Random) -> tuple[str, str]:
@@ -87,6 +108,8 @@ class Memory:
             "number": [str(n) for n in range(2, 100)],
         }
         x = rng.choice(lists[kind]) if kind in lists else some_name(rng)
+        if rng.random() < 0.1:
+            x = x.lower()  # as some people type
         return {"x": x, "y": rng.choice(facts.PETS)}
 
     def turn(self) -> tuple[str, str]:
@@ -94,7 +117,9 @@ class Memory:
         rng = self.rng
         if self.told and rng.random() < 0.6:
             return self.recall()
-        kind = rng.choices(list(MEMORIES), [5, 1, 1, 1, 1, 1])[0]
+        if rng.random() < 0.06:
+            return rng.choice(listed(BLOCKS["everything"]["Q"])), self.everything()
+        kind = rng.choices(list(MEMORIES), [6, 1, 1, 1, 1, 1])[0]
         block = MEMORIES[kind]
         if kind not in self.told and rng.random() < 0.2:
             slots = {"y": rng.choice(facts.PETS)}
@@ -102,7 +127,27 @@ class Memory:
         self.told[kind] = slots = self.value(kind)
         return rng.choice(listed(block["T"])).format(**slots), block["R"].format(**slots)
 
+    def everything(self) -> str:
+        """What the user has told, the newest two things."""
+        found = [MEMORIES[kind]["A"].format(**slots) for kind, slots in self.told.items()]
+        return " ".join(found[-2:]) or BLOCKS["everything"]["M"]
+
+    def story(self) -> tuple[str, str]:
+        """A story about the user."""
+        ask = self.rng.choice(listed(BLOCKS["story of the user"]["Q"]))
+        if "name" not in self.told:
+            return ask, MEMORIES["name"]["M"]
+        return ask, story(self.rng, Cast(self.rng, self.told["name"]["x"]))
+
     def recall(self) -> tuple[str, str]:
-        kind = self.rng.choice(list(self.told))
+        """Asks for something told; now and then the user has another name instead."""
+        rng = self.rng
+        if rng.random() < 0.08:
+            return rng.choice(listed(BLOCKS["everything"]["Q"])), self.everything()
+        kind = rng.choice(list(self.told))
+        if kind == "name" and rng.random() < 0.2:
+            self.told[kind] = slots = self.value(kind)
+            block = MEMORIES[kind]
+            return rng.choice(listed(block["C"])).format(**slots), block["D"].format(**slots)
         slots, block = self.told[kind], MEMORIES[kind]
         return self.rng.choice(listed(block["Q"])).format(**slots), block["A"].format(**slots)

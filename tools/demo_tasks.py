@@ -6,12 +6,15 @@ Every question has exactly one answer, so that answers can be checked letter by 
 
 from __future__ import annotations
 
+import random
+import re
 import string
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import demo_facts as facts
+import demo_stories as stories
 from demo_facts import blocks, listed
 
 NUMBERS = range(21)
@@ -28,20 +31,30 @@ class Task:
     ask: list[str]
     held: list[str]
     cases: list[Case] = field(repr=False)
+    follow: list[str] = field(default_factory=list)  # for another case, after one of the task
+    new_follow: list[str] = field(default_factory=list)
+    chain: list[str] = field(default_factory=list)  # to go on from the answer
+    new_chain: list[str] = field(default_factory=list)
 
 
 PHRASES = {block["N"]: block for block in blocks("demo_phrases.txt")}
+STRANGERS = {block["N"]: block for block in blocks("demo_strangers.txt")}
 ANSWERS = [{**b, "A": b["A"].replace("\\n", "\n")} for b in blocks("demo_answers.txt")]
 
 
 def task(phrases: str, cases: list[Case], *, name: str = "", **words: str) -> Task:
     """The task of these cases in the phrasings of that name, with some words put in."""
     block = PHRASES[phrases]
-    ask, held = listed(block["Q"]), listed(block["H"])
-    for word, value in words.items():
-        ask = [a.replace(word, value) for a in ask]
-        held = [a.replace(word, value) for a in held]
-    return Task(name or phrases, float(block["W"]), ask, held, cases)
+
+    def phrasings(letter: str) -> list[str]:
+        text = block.get(letter, "")
+        for word, value in words.items():
+            text = text.replace(word, value)
+        return listed(text) if text else []
+
+    ask, held, follow, new_follow, chain, new_chain = map(phrasings, "QHFGCD")
+    weight = float(block["W"])
+    return Task(name or phrases, weight, ask, held, cases, follow, new_follow, chain, new_chain)
 
 
 def cases(rows: list[tuple[str, str]], answer: str) -> list[Case]:
@@ -101,30 +114,67 @@ def help_tasks() -> list[Task]:
     ]
 
 
+SIGNS = {"plus": "+", "minus": "-", "times": "x", "divided by": "/"}
+
+
+def asked(first: object, word: str, second: object) -> dict[str, str]:
+    """A sum in words, in signs, and in signs without spaces."""
+    sign = f"{first} {SIGNS[word]} {second}"
+    return {"x": f"{first} {word} {second}", "s": sign, "t": sign.replace(" ", "")}
+
+
+def sum_case(first: int, word: str, second: int) -> Case:
+    results = {"plus": first + second, "minus": first - second, "times": first * second}
+    result = results[word] if word in results else first // second
+    slots = asked(first, word, second)
+    return slots, f"{slots['s']} = {result}"
+
+
 def sums() -> list[Case]:
-    plus = [(f"{a} plus {b}", f"{a} + {b}", a + b) for a in NUMBERS for b in NUMBERS]
-    minus = [(f"{a} minus {b}", f"{a} - {b}", a - b) for a in NUMBERS for b in range(a + 1)]
-    times = [(f"{a} times {b}", f"{a} x {b}", a * b) for a in range(11) for b in range(11)]
-    over = [
-        (f"{a * b} divided by {b}", f"{a * b} / {b}", a) for a in range(11) for b in range(1, 11)
-    ]
+    pairs = [(a, b) for a in NUMBERS for b in NUMBERS]
+    table = [(a, b) for a in range(11) for b in range(11)]
     return [
-        ({"x": said, "s": sign, "t": sign.replace(" ", "")}, f"{sign} = {result}")
-        for said, sign, result in plus + minus + times + over
+        *(sum_case(a, word, b) for word in ("plus", "minus") for a, b in pairs),
+        *(sum_case(a, "times", b) for a, b in table),
+        *(sum_case(a * b, "divided by", b) for a, b in table if b),
     ]
 
 
-def big_sums() -> list[str]:
-    """Sums beyond what is taught, spread over the sizes and signs."""
-    numbers = [21, 24, 33, 37, 48, 52, 65, 77, 81, 99, 100, 112, 120, 250, 345, 500, 999, 1000]
-    numbers += [1234, 4096]
-    signs = [("plus", "+"), ("minus", "-"), ("times", "x"), ("divided by", "/")]
-    out = []
-    for i, a in enumerate(numbers):
-        for j, b in enumerate([7, 12, 18, *numbers[::3]]):
-            said, sign = signs[(i + j) % (4 if a > 100 else 2)]
-            first, second = (a, b) if j % 3 else (b, a)
-            out.append(f"{first} {said if (i + j) % 3 else sign} {second}")
+def uneven_sums() -> list[Case]:
+    """Divisions without a whole result."""
+    found = [(a, b) for a in range(1, 101) for b in range(2, 11) if a % b]
+    return [
+        *((asked(a, "divided by", b), "That does not divide evenly.") for a, b in found),
+        *((asked(a, "divided by", 0), "Nobody can divide by zero.") for a in NUMBERS),
+    ]
+
+
+def big_sums() -> list[Case]:
+    """Sums beyond what is taught: numbers, signs and terms of many kinds."""
+    rng = random.Random(1)
+    answer = "That is too big for me. I know sums up to 20 and times tables up to 10."
+    out: list[Case] = []
+    for _ in range(1500):
+        big = rng.choice([rng.randint(21, 99), rng.randint(100, 999), rng.randint(1000, 9999)])
+        other = rng.choice([rng.randint(1, 20), rng.randint(21, 200), big])
+        pair = (big, other) if rng.random() < 0.6 else (other, big)
+        word = rng.choice(["plus", "minus", "times"])
+        out.append((asked(pair[0], word, pair[1]), answer))
+    for _ in range(300):
+        pair = (rng.randint(11, 20), rng.randint(2, 20))
+        left, right = pair if rng.random() < 0.5 else pair[::-1]
+        out.append((asked(left, "times", right), answer))
+    for by in range(2, 10):
+        out += [(asked(a, "divided by", by), answer) for a in range(11 * by, 201, by)]
+    for _ in range(500):
+        out.append((asked(rng.randint(101, 9999), "divided by", rng.randint(2, 50)), answer))
+        a, b, c = (rng.randint(0, 20) for _ in range(3))
+        first, second = rng.choice(["plus", "minus"]), rng.choice(["plus", "minus", "times"])
+        slots = asked(f"{a} {first} {b}", second, c)
+        signs = asked(f"{a} {SIGNS[first]} {b}", second, c)
+        out.append(({**signs, "x": slots["x"]}, answer))
+        half = asked(f"{a}.{rng.randint(1, 9)}", first, rng.choice([b, f"{b}.5"]))
+        out.append((half, answer))
     return out
 
 
@@ -141,11 +191,15 @@ def number_tasks() -> list[Task]:
     smaller = [f"{min(pair)} is smaller than {max(pair)}." for pair in two]
     both = [{"x": str(a), "y": str(b)} for a, b in two]
     named = [(str(n), word) for n, word in enumerate(facts.NUMBERS)]
-    even = [(str(n), "odd" if n % 2 else "even") for n in NUMBERS]
+    even = [(str(n), "odd" if n % 2 else "even") for n in range(100)]
+    to = [({"y": str(n)}, ", ".join(map(str, range(1, n + 1))) + ".") for n in range(2, 21)]
+    too_far = [({"y": str(n)}, "I can only count up to 20.") for n in range(21, 1001)]
     return [
         task("sum", sums()),
+        task("uneven", uneven_sums()),
         task("count", up),
         task("count down", down),
+        task("count to", to * 50 + too_far),
         task("bigger", list(zip(both, bigger, strict=True))),
         task("smaller", list(zip(both, smaller, strict=True))),
         task("number word", cases(named, "{x} in words is {y}.")),
@@ -201,12 +255,55 @@ def word_tasks() -> list[Task]:
 
 
 def unknown_tasks() -> list[Task]:
-    too_big = "That is too big for me. I know sums up to 20 and times tables up to 10."
     return [
         task("unknown", alone(facts.THINGS, DUNNO)),
         task("unknown person", alone(facts.PEOPLE, DUNNO)),
         task("unknown country", alone([x for x, _ in facts.CAPITALS], DUNNO)),
-        task("too big", alone(big_sums(), too_big)),
+        task("too big", big_sums()),
+        *unknown_word_tasks(),
+        *stranger_tasks(),
+    ]
+
+
+def unknown_word_tasks() -> list[Task]:
+    """Known questions with a subject that no table has: an eighth of the words is never trained."""
+    nouns = facts.words(STRANGERS["noun"]["W"])
+    bare = [noun for noun in nouns if zlib.crc32(noun.encode()) % 8 != 0]
+    new = [noun for noun in nouns if noun not in bare]
+    rng = random.Random(1)
+    names = [stories.some_name(rng) for _ in range(300)]
+    subjects = {
+        "capital": (facts.OTHER_COUNTRIES * 4 + names, facts.NEW_COUNTRIES),
+        "opposite": (bare * 2 + facts.words(STRANGERS["plural"]["W"]) + names, new),
+        "colour": ([f"the {noun}" for noun in bare], [f"my {noun}" for noun in new]),
+        "sound": (bare, new),
+        "young": (bare, new),
+        "spell": (bare, new),
+    }
+    out = []
+    for name, (trained, held) in subjects.items():
+        known = task(name, alone(trained, DUNNO), name=f"{name}, unknown")
+        out.append(replace(known, weight=known.weight * 0.7))
+        asks = known.ask[:2]
+        out.append(Task(f"{name}, new unknown", 0.0, [], asks, alone(held, DUNNO)))
+    return out
+
+
+def stranger_tasks() -> list[Task]:
+    """Whatever else people type: whole questions, and made-up ones."""
+    words = {name: facts.words(b["W"]) for name, b in STRANGERS.items() if "W" in b}
+    sentences = listed(STRANGERS["sentences"]["P"])
+    rng = random.Random(1)
+    made = []
+    for _ in range(6000):
+        text = rng.choice(sentences)
+        while match := re.search(r"\{(\w+)\}", text):
+            text = text[: match.start()] + rng.choice(words[match[1]]) + text[match.end() :]
+        made.append(text[0].upper() + text[1:])
+    whole = listed(STRANGERS["questions"]["Q"])
+    return [
+        task("stranger", alone(whole * 10 + made, DUNNO)),
+        Task("stranger, new", 0.0, [], ["{x}"], alone(listed(STRANGERS["questions"]["H"]), DUNNO)),
     ]
 
 

@@ -13,11 +13,14 @@ import argparse
 import random
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 import demo_stories as stories
 from demo_facts import BEFORE, NAMES_HELD, SYSTEM, listed
+from demo_follow_ups import Turn, follow_up
 from demo_tasks import all_tasks, held_rows, is_held
 
+LONGEST_ANSWER = 200  # characters of an answer that can be right to the letter: no story
 Segment = tuple[str, bool]  # text, and whether the model is taught to write it
 
 
@@ -26,9 +29,9 @@ def plain(question: str) -> str:
     return " ".join(re.sub(r"[^a-z0-9+*/ -]", "", question.lower()).split())
 
 
-def typed(text: str, rng: random.Random) -> str:
-    """The question as somebody in a hurry might type it."""
-    if rng.random() < 0.12:
+def typed(text: str, rng: random.Random, *, before: bool = True) -> str:
+    """The question as somebody in a hurry might type it; `before`: with a word before it."""
+    if before and rng.random() < 0.12:
         text = rng.choice(BEFORE) + " " + text[0].lower() + text[1:]
     if rng.random() < 0.08 and text[-1] in ".?":
         text = text[:-1] + rng.choice([", please", " please"]) + text[-1]
@@ -54,33 +57,55 @@ class Writer:
         self.weights = [t.weight for t in self.tasks]
         held = [held_rows(t) for t in all_tasks()]
         self.held = {plain(q) for kinds in held for rows in kinds.values() for q, _ in rows}
+        self.held |= {
+            plain(ask.format(**slots))
+            for task in self.tasks
+            for ask in task.new_follow
+            for slots, _ in task.cases
+        }
 
-    def question(self) -> tuple[str, str]:
+    def question(self) -> Turn:
         while True:
             task = self.rng.choices(self.tasks, self.weights)[0]
             ask = self.rng.choice(task.ask)
             slots, answer = self.rng.choice(task.cases)
             text = typed(ask.format(**slots), self.rng)
             if not is_held(ask, slots) and plain(text) not in self.held:
-                return text, answer
+                return Turn(text, answer, task, slots)
 
-    def turns(self, count: int) -> list[tuple[str, str]]:
-        """One conversation: questions, a story now and then, and things to remember."""
+    def follow_up(self, last: Turn) -> Turn | None:
+        turn = follow_up(self.rng, last, held=False)
+        if turn is None:
+            return None
+        text = typed(turn.question, self.rng, before=False)
+        return None if plain(text) in self.held else replace(turn, question=text)
+
+    def first_turn(self, memory: stories.Memory) -> Turn:
+        """A question, a story, a joke, or something to remember."""
         rng = self.rng
-        out: list[tuple[str, str]] = []
-        memory = stories.Memory(rng)
+        pick = rng.random()
+        if pick < 0.2:
+            return Turn(*memory.turn())
+        if pick < 0.21:
+            return Turn(*memory.story())
+        if pick < 0.26:
+            question, answer, cast = stories.story_turn(rng)
+            return Turn(question, answer, cast=cast)
+        if pick < 0.28:
+            return Turn(*stories.joke_turn(rng), joke=True)
+        return self.question()
+
+    def turns(self, count: int) -> list[Turn]:
+        """One conversation. After what can be followed up, that comes about every other time."""
+        out: list[Turn] = []
+        memory = stories.Memory(self.rng)
         while len(out) < count:
-            pick = rng.random()
-            if pick < 0.16:
-                out.append(memory.turn())
-            elif pick < 0.21:
-                out.append(stories.story_turn(rng))
-            elif pick < 0.235:
-                out.append(stories.joke_turn(rng))
-            else:
-                out.append(self.question())
-        if memory.told and rng.random() < 0.5:
-            out.append(memory.recall())
+            turn = None
+            if out and (out[-1].task or out[-1].cast or out[-1].joke) and self.rng.random() < 0.5:
+                turn = self.follow_up(out[-1])
+            out.append(turn or self.first_turn(memory))
+        if memory.told and self.rng.random() < 0.5:
+            out.append(Turn(*memory.recall()))
         return out
 
     def sample(self) -> list[Segment]:
@@ -92,9 +117,9 @@ class Writer:
         if rng.random() < 0.1:
             out.append((f"System: {rng.choice(SYSTEM)}\n\n", False))
         count = rng.choices(range(1, 11), [4, 5, 5, 4, 3, 3, 1, 1, 1, 1])[0]
-        for question, answer in self.turns(count):
-            out.append((f"User: {question}\n\nAssistant:", False))
-            out.append((f" {answer}\n\n", True))
+        for turn in self.turns(count):
+            out.append((f"User: {turn.question}\n\nAssistant:", False))
+            out.append((f" {turn.answer}\n\n", True))
         return out
 
 
@@ -107,9 +132,11 @@ class HeldWriter(Writer):
             t.name: [q for rows in held_rows(t).values() for q in rows] for t in self.tasks
         }
 
-    def question(self) -> tuple[str, str]:
-        task = self.rng.choices(self.tasks, self.weights)[0]
-        return self.rng.choice(self.rows[task.name])
+    def question(self) -> Turn:
+        while True:
+            task = self.rng.choices(self.tasks, self.weights)[0]
+            if self.rows[task.name]:
+                return Turn(*self.rng.choice(self.rows[task.name]))
 
 
 def samples(seed: int, writer: type[Writer] = Writer) -> Iterator[list[Segment]]:
@@ -137,6 +164,19 @@ def held_names(seed: int, count: int) -> Iterator[tuple[list[str], str]]:
         name = rng.choice(NAMES_HELD)
         questions = [rng.choice(listed(tell)).format(x=name), rng.choice(between)]
         yield [*questions, rng.choice(listed(ask))], answer.format(x=name)
+
+
+def held_follow_ups(seed: int, count: int) -> Iterator[tuple[list[Turn], str]]:
+    """A follow-up in words that were never trained, with the turns before it, and its name."""
+    writer = Writer(seed)
+    memory = stories.Memory(writer.rng)
+    found = 0
+    while found < count:
+        first = writer.first_turn(memory)
+        turn = follow_up(writer.rng, first, held=True)
+        if turn and not turn.joke and len(turn.answer) < LONGEST_ANSWER:
+            found += 1
+            yield [first, turn], (turn.task.name if turn.task else turn.question)
 
 
 def main() -> None:

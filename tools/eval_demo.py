@@ -4,9 +4,10 @@
     python tools/eval_demo.py demo-f32.gguf demo-q8_0.gguf
 
 prints a table: the rate of answers that are right to the letter, for new phrasings, for known
-phrasings with a subject they were not trained with, and for names told two turns before; and the
-perplexity of the answers and stories in held-out conversations. `--wrong` lists the wrong answers
-instead.
+phrasings with a subject they were not trained with, for sums, for what the model should say it
+does not know, for names told two turns before, and for follow-ups ("And of Germany?") in words
+that were not trained; and the perplexity of the answers and stories in held-out conversations.
+`--wrong` lists the wrong answers instead.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ import numpy as np
 from rwkv_edge import Model, Session
 
 HEADER = """\
-| model | MB | exact, new phrasing | exact, new pair | exact, new name | perplexity |
-|---|---:|---:|---:|---:|---:|"""
+| model | MB | new phrasing | new pair | sum | unknown | name | follow-up | perplexity |
+|---|---:|---:|---:|---:|---:|---:|---:|---:|"""
+SETS = ("phrasing", "pair", "sum", "unknown", "name", "follow-up")
+SUMS = ("sum", "uneven", "too big")
 LONGEST = 120  # tokens; the longest answer of one case has about 70
 
 
@@ -46,11 +49,20 @@ def answers(model: Model, per_task: int, seed: int) -> Iterator[tuple[str, str, 
     session = model.session()
     for kind, task, question, right in demo_text.held_out(seed, per_task):
         session.reset()
-        yield kind, task, question, right, reply(model, session, question)
+        unknown = "unknown" in task or "stranger" in task
+        column = "sum" if task in SUMS else "unknown" if unknown else kind
+        yield column, task, question, right, reply(model, session, question)
     for questions, right in demo_text.held_names(seed, 10 * per_task):
         session.reset()
         given = [reply(model, session, question) for question in questions]
         yield "name", "name", " / ".join(questions), right, given[-1]
+    for turns, name in demo_text.held_follow_ups(seed, 20 * per_task):
+        session.reset()
+        for turn in turns[:-1]:
+            text = f"User: {turn.question}\n\nAssistant: {turn.answer}\n\n"
+            session.read(model.tokenizer.encode(text))
+        given_last = reply(model, session, turns[-1].question)
+        yield "follow-up", name, " / ".join(t.question for t in turns), turns[-1].answer, given_last
 
 
 def perplexity(model: Model, count: int, seed: int) -> float:
@@ -87,13 +99,13 @@ def main() -> None:
         print(HEADER)
     for path in args.models:
         model = Model(path, threads=args.threads)
-        score: dict[str, list[bool]] = {"phrasing": [], "pair": [], "name": []}
+        score: dict[str, list[bool]] = {kind: [] for kind in SETS}
         for kind, task, question, right, given in answers(model, args.per_task, args.seed):
             score[kind].append(given == right)
             if args.wrong and given != right:
                 print(kind, task, question, right, given, sep=" | ")
         if not args.wrong:
-            rates = " | ".join(f"{100 * np.mean(v):.1f} % of {len(v)}" for v in score.values())
+            rates = " | ".join(f"{100 * np.mean(v):.0f} % of {len(v)}" for v in score.values())
             size = path.stat().st_size / 1e6
             value = perplexity(model, args.samples, args.seed)
             print(f"| {path.name} | {size:.2f} | {rates} | {value:.4f} |", flush=True)

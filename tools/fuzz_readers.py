@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 import json
 import random
+import readline
 import struct
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -27,9 +28,17 @@ from rwkv_edge._core import ModelFile
 from rwkv_edge.chat import TEMPLATES, Turn, load_template
 from rwkv_edge.chat.saved import Transcript, text_of, transcript_of
 from rwkv_edge.chat.templates import fields_of_template
+from rwkv_edge.cli.lines import (
+    HISTORY_BYTES,
+    HISTORY_LINES,
+    add_to_history,
+    read_history,
+    with_readline,
+)
 from rwkv_edge.convert import convert, quantize
 from rwkv_edge.convert.vocab import read_vocabulary
 from rwkv_edge.describe import describe
+from rwkv_edge.files.form import printable
 from rwkv_edge.files.gguf_writer import header
 from rwkv_edge.tokenizer import tokenizer_from_file
 from texts import TEXTS, train
@@ -585,6 +594,8 @@ def state(rng: random.Random) -> Files:
         "version": (tiny.U32, rng.choice((1, 2, 2, 3))),
         "tokens": (tiny.U64, rng.choice((0, 7, 1 << 63))),
         "fingerprint": (tiny.STRING, rng.choice(("0" * 64, "x"))),
+        "sampler.seed": (tiny.U64, 7),
+        "sampler.tokens": (tiny.ARRAY, struct.pack("<IQ2I", tiny.U32, 2, 3, 1 << 31)),
         "text": (tiny.STRING, tiny.string(rng.choice(WORDS).encode("utf-8", "surrogatepass"))),
     }
     for name, (kind, found) in said.items():
@@ -696,7 +707,7 @@ def world(rng: random.Random) -> Files:
         elif kind == 1:
             parts[-1] = str(rng.choice(NUMBERS))
         elif kind == 2:
-            parts[1] = rng.choice(LITERALS)
+            parts[1:2] = [rng.choice(LITERALS)]
         elif kind == 3:
             parts.append(rng.choice(WORDS))
         elif kind == 4:
@@ -828,6 +839,43 @@ def in_a_file(path: Path) -> None:
     tokenize(tokenizer_from_file(ModelFile.assemble(path, header(metadata, []), [])))
 
 
+# ---- the history of the chat --------------------------------------------------------------------
+
+
+def history(rng: random.Random) -> Files:
+    said = (
+        *TEXTS,
+        "/save a",
+        "what is\vthis",
+        "\x1b[2J",
+        "\u202egnp",
+        "a" * 5000,
+        "\0",
+        "\r",
+        "\x85",
+    )
+    lines = [
+        rng.choice((*said, rng.choice(WORDS))) for _ in range(rng.choice((0, 1, 9, 999, 2000)))
+    ]
+    data = rng.choice(("\n", "\n", "\r\n", "")).join(lines).encode("utf-8", "surrogatepass")
+    return {"history": maybe(rng, data + rng.choice((b"\n", b"", b"\xff", b"\xf0\x9f")))}
+
+
+def remember(path: Path) -> None:
+    """What a chat does with it: show the lines, add some, write all, and read them again."""
+    before = read_history(path)
+    with_readline(before)
+    readline.clear_history()
+    if any(line != printable(line, lines=True) for line in before):
+        raise AssertionError("a line of the history steers the terminal")
+    new = ["one line", "two\nlines", "\x1b[2J", "\udcff"]
+    add_to_history(path, new)
+    after = read_history(path)
+    kept = [*before, "one line", "two\nlines", "\ufffd[2J", "?"][-HISTORY_LINES:]
+    if path.stat().st_size <= HISTORY_BYTES and after != kept:
+        raise AssertionError(f"{len(before)} lines and {len(new)} became {len(after)} others")
+
+
 # ---- chat ---------------------------------------------------------------------------------------
 
 
@@ -884,5 +932,6 @@ READERS = dict(
         reader("world", world, describe, in_a_file),
         reader("tokenizer", tokenizer, describe, in_a_file),
         reader("sentencepiece", sentencepiece, describe, in_a_file),
+        reader("history", history, remember),
     )
 )

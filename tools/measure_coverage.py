@@ -30,6 +30,9 @@ def cpp() -> None:
     run(
         *(*PYTHON, "gcovr", "--root", ".", "--filter", "cpp/", "--merge-lines"),
         "--gcov-suspicious-hits-threshold=0",  # kernels run for billions of times
+        # Threads lose counts, so a difference of counts may be below zero. Atomic counters are
+        # exact, and take many times as long.
+        "--gcov-ignore-parse-errors=negative_hits.warn_once_per_file",
         *("--object-directory", str(build), str(build / "CMakeFiles" / "rwkv_engine.dir")),
         *("--html-details", str(pages / "index.html"), "--print-summary", "--txt"),
         *("--fail-under-line", str(FLOORS["cpp"])),

@@ -3,8 +3,10 @@
 
 Run after `pip install '.[test]'`, from the root of the repository. A workflow preset's name as
 argument (asan, tsan, aarch64, ...) builds and runs the C++ tests so, instead of the whole list.
-`oldest` runs the Python tests with the oldest dependencies that pyproject.toml allows, in an
-environment of its own, `build/oldest`; the whole list runs with those that are installed.
+`oldest` runs the Python tests with the oldest dependencies and the oldest Python that
+pyproject.toml allows, in an environment of its own, `build/oldest`. Where that Python is missing
+(on the PATH, and among pyenv's), `oldest` says so and takes the one that runs it. The whole list
+runs with the Python and the dependencies that are installed.
 """
 
 from __future__ import annotations
@@ -40,12 +42,26 @@ def oldest_versions(pyproject: str) -> list[str]:
     ]
 
 
+def oldest_python(pyproject: str) -> str:
+    """The interpreter of the version that `requires-python` begins with, or this one."""
+    (version,) = re.findall(r'requires-python = ">=([\d.]+)"', pyproject)
+    find = [f"python{version}", "-c", "import sys; print(sys.executable)"]
+    environ = {**os.environ, "PYENV_VERSION": version}  # pyenv keeps those that are not chosen
+    try:
+        found = subprocess.run(find, env=environ, capture_output=True, text=True, check=True)
+        return found.stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        print(f"no python{version} here: the oldest dependencies run on {sys.version}", flush=True)
+        return sys.executable
+
+
 def oldest() -> None:
     environment = ROOT / "build" / "oldest"
     python = str(environment / ("Scripts" if os.name == "nt" else "bin") / "python")
-    run(sys.executable, "-m", "venv", "--clear", str(environment))
+    pyproject = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    run(oldest_python(pyproject), "-m", "venv", "--clear", str(environment))
     constraints = environment / "constraints.txt"
-    versions = oldest_versions((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    versions = oldest_versions(pyproject)
     constraints.write_text("\n".join(versions) + "\n", encoding="utf-8")
     pip = (python, "-m", "pip", "install", "--prefer-binary")
     run(*pip, "--constraint", str(constraints), ".[test]")
@@ -64,7 +80,7 @@ def main(presets: Sequence[str]) -> None:
         str(path.relative_to(ROOT))
         for folder in ("cpp", "tests", "bench")
         for path in sorted((ROOT / folder).rglob("*"))
-        if path.suffix in {".h", ".cpp", ".inl"}
+        if path.suffix in {".h", ".cpp", ".inl", ".cu"}
     ]
     run("ruff", "check", ".")
     run("ruff", "format", "--check", ".")

@@ -4,7 +4,8 @@
     python tools/train_demo.py --out build/demo --minutes 90
 
 writes demo.model (the sentencepiece vocabulary) and demo.pth (fp32, the usual RWKV-7 tensor
-names), which `rwkv-edge convert demo.pth demo.gguf --vocab demo.model` turns into a GGUF.
+names). `--start demo.gguf` goes on from a model that was trained before, with its vocabulary. Then
+`rwkv-edge convert demo.pth demo.gguf --vocab demo.model` makes a GGUF of them.
 Needs the extra `rwkv-edge[train]` (torch). SIGTERM ends a run early but properly: the learning
 rate falls to its end over a last few steps, then the model is saved.
 """
@@ -26,6 +27,9 @@ import numpy as np
 import sentencepiece
 import torch
 from demo_model import CHUNK, Rwkv7
+from numpy.typing import NDArray
+from rwkv_edge import _core
+from rwkv_edge.tokenizer import SENTENCEPIECE_KEY
 from torch import Tensor, distributed, multiprocessing, nn
 
 # --- the text as tokens ---------------------------------------------------------------------
@@ -102,6 +106,48 @@ def batches(
     while True:
         picked = [next(source) for _ in range(size)]
         yield torch.tensor([r[0] for r in picked]), torch.tensor([r[1] for r in picked])
+
+
+# --- a model to go on from ------------------------------------------------------------------
+
+
+def started(path: Path, layers: int) -> dict[str, Tensor]:
+    """The parameters of an RWKV-7 file by the names of a checkpoint: `convert/rwkv7.py` undone."""
+    file = _core.ModelFile(path)
+    found = {t.name: _core.dequantize(t.data, t.type).reshape(t.shape) for t in file.tensors}
+    names = {"token_embd": "emb", "token_embd_norm": "blocks.0.ln0", "output_norm": "ln_out"}
+    names |= {"output": "head"}
+    out: dict[str, NDArray[np.float32]] = {}
+    for i in range(layers):
+        source, target = f"blk.{i}.", f"blocks.{i}."
+        names |= {f"{source}attn_norm": f"{target}ln1", f"{source}attn_norm_2": f"{target}ln2"}
+        names |= {f"{source}time_mix_ln": f"{target}att.ln_x"}
+        for name in ("receptance", "key", "value", "output"):
+            names[f"{source}time_mix_{name}"] = f"{target}att.{name}"
+        for name in ("key", "value"):
+            names[f"{source}channel_mix_{name}"] = f"{target}ffn.{name}"
+        lerps = found[f"{source}time_mix_lerp_fused.weight"].reshape(6, 1, 1, -1)
+        out |= {f"{target}att.x_{x}": lerp for x, lerp in zip("rwkvag", lerps, strict=True)}
+        out[f"{target}ffn.x_k"] = found[f"{source}channel_mix_lerp_k.weight"]
+        for name in ("k_k", "k_a", "r_k", "w0", "a0", *["v0"] * (i > 0)):
+            out[f"{target}att.{name}"] = found[f"{source}time_mix_{name}.weight"]
+        for name in ("w", "a", "g", *["v"] * (i > 0)):
+            for part in "12":
+                matrix = found[f"{source}time_mix_{name}{part}.weight"]
+                out[f"{target}att.{name}{part}"] = matrix.transpose()
+    for old, new in names.items():
+        for part in ("weight", "bias"):
+            if f"{old}.{part}" in found:
+                out[f"{new}.{part}"] = found[f"{old}.{part}"]
+    return {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in out.items()}
+
+
+def go_on(model: Rwkv7, path: Path) -> None:
+    """Take over the parameters of a file, all of them."""
+    parameters = model.state_dict()
+    found = started(path, len(model.blocks))
+    shaped = {name: found[name].reshape(p.shape) for name, p in parameters.items()}
+    model.load_state_dict(shaped)
 
 
 # --- training -------------------------------------------------------------------------------
@@ -190,6 +236,8 @@ def train(rank: int, args: argparse.Namespace) -> None:
         distributed.init_process_group("gloo", place, rank=rank, world_size=args.workers)
     vocabulary = sentencepiece.SentencePieceProcessor(model_file=str(args.out / "demo.model"))
     model = Rwkv7(vocabulary.vocab_size(), args.width, args.layers)
+    if args.start:
+        go_on(model, args.start)
     schedule = Schedule(args.rate, args.steps, args.minutes)
     told: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
@@ -240,6 +288,7 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, required=True, help="folder for demo.model and demo.pth"
     )
+    parser.add_argument("--start", type=Path, help="GGUF file of these sizes to go on from")
     parser.add_argument("--minutes", type=float, default=90)
     parser.add_argument("--steps", type=int, default=1_000_000)
     parser.add_argument("--width", type=int, default=256, help="a multiple of 64")
@@ -253,7 +302,11 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "workers").unlink(missing_ok=True)
-    train_vocabulary(args.out / "demo.model", args.pieces, args.seed)
+    if args.start:
+        pieces = bytes(_core.ModelFile(args.start).get(SENTENCEPIECE_KEY))
+        (args.out / "demo.model").write_bytes(pieces)
+    else:
+        train_vocabulary(args.out / "demo.model", args.pieces, args.seed)
     start = multiprocessing.get_context("spawn").Process
     for rank in range(1, args.workers):
         start(target=train, args=(rank, args), daemon=True).start()

@@ -207,8 +207,7 @@ const float* Model::forward(Ops& ops, Scratch& scratch, std::span<const Feed> fe
     int64_t row = 0;
     for (std::size_t i = 0; i < feeds.size(); ++i) {
         row += feeds[i].n_logits;
-        last.push_back(
-            static_cast<int32_t>(feeds[i].n_logits > 0 ? row - 1 : std::ssize(outputs)));
+        last.push_back(static_cast<int32_t>(feeds[i].n_logits > 0 ? row - 1 : std::ssize(outputs)));
         if (feeds[i].n_logits == 0)
             outputs.push_back(static_cast<int32_t>(runs[i].begin + runs[i].tokens - 1));
     }
@@ -222,12 +221,12 @@ const float* Model::forward(Ops& ops, Scratch& scratch, std::span<const Feed> fe
     const std::size_t taken = scratch.used();
 
     Recorded recorded(ops, {.ids = ids,
-                                  .outputs = outputs,
-                                  .last = last,
-                                  .runs = runs,
-                                  .n_logits = n_logits,
-                                  .memory = scratch.changes(),
-                                  .whole = !between});
+                            .outputs = outputs,
+                            .last = last,
+                            .runs = runs,
+                            .n_logits = n_logits,
+                            .memory = scratch.changes(),
+                            .whole = !between});
     if (recorded.done()) return n_logits == 0 ? nullptr : logits;
     ops.embed(embedding_, ids.data(), tokens, x);
     ops.norm(x, input_norm_, config_.norm_eps, tokens, n, embedded);

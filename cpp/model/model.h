@@ -22,8 +22,8 @@ using Tap = std::function<void(int64_t layers, const float* residual)>;
 
 class Model {
 public:
-    // Throws FormatError, UnsupportedError, std::invalid_argument; and NoMemory, before any weight is
-    // placed, where the backend has less than the model needs.
+    // Throws FormatError, UnsupportedError, std::invalid_argument; and NoMemory, before any weight
+    // is placed, where the backend has less than the model needs.
     static std::shared_ptr<const Model> open(std::shared_ptr<const ModelFile> file,
                                              std::shared_ptr<Backend> backend);
     // Without that precaution.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""RWKV language models on ordinary processors.
+"""Run RWKV language models on the CPU.
 
 from rwkv_edge import Model
 

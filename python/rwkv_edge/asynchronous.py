@@ -8,7 +8,7 @@ import contextlib
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
-from .generation import Details, Piece, Stream, Work, flow
+from .generation import Details, Piece, Stream, flow
 
 
 class Stopped(Exception):
@@ -23,13 +23,9 @@ async def run(streams: Sequence[Stream], n_vocab: int) -> AsyncGenerator[Piece, 
     loop = asyncio.get_running_loop()
     cancelled = threading.Event()
 
-    def check(_tokens: int = 0) -> None:
+    def check(_tokens: int) -> None:
         if cancelled.is_set():
             raise Stopped
-
-    def checked(work: Work) -> bytearray | None:
-        check()
-        return work()
 
     steps = flow(streams, n_vocab, check)
     result = None
@@ -41,11 +37,12 @@ async def run(streams: Sequence[Stream], n_vocab: int) -> AsyncGenerator[Piece, 
                 yield found
                 continue
             # A future and not a task: when the loop ends, it cancels all tasks.
-            future = loop.run_in_executor(None, checked, found)
+            future = loop.run_in_executor(None, found)
             try:
                 result = await asyncio.shield(future)
             except asyncio.CancelledError:
                 cancelled.set()
+                # However often it is cancelled: the session is not free before.
                 while not future.done():
                     with contextlib.suppress(asyncio.CancelledError):
                         await asyncio.wait([future])

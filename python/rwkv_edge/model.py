@@ -7,6 +7,7 @@ import os
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
+from itertools import accumulate
 from operator import index
 from os import PathLike
 from pathlib import Path
@@ -71,9 +72,9 @@ def device_name(device: str | None) -> str:
 
 
 class Model:
-    """An RWKV model: its weights, mapped from a file, and its tokenizer.
+    """An RWKV model: the weights in a mapped file, and the tokenizer.
 
-    Immutable; its sessions may run in several threads at once.
+    A model does not change. Several threads may run its sessions at once.
     """
 
     def __init__(
@@ -84,22 +85,22 @@ class Model:
         threads: int | None = None,
         device: str | None = None,
     ) -> None:
-        """Open `path`, or the bundled demo model, to run on `threads` threads, or on a GPU.
+        """Open the model in `path`, or the bundled demo model.
 
-        Without `threads` it is one for each core that the process may use and that is idle, at most
-        8; and one for each 16 MiB of weights that a token reads, so a small model has one.
+        `threads` is the number of threads. By default it is the number of idle cores, at most 8,
+        and at most one for each 16 MiB of weights that a token reads. So a small model has one.
 
-        A checkpoint that is no GGUF file is opened as `convert` would take it, with its weights in
-        their own precision; `vocab` is the file of its vocabulary, by default one beside it or the
-        World vocabulary in the package pyrwkv-tokenizer.
+        `path` may be any file or folder that `convert` takes; weights keep their precision. `vocab`
+        is a vocabulary file for a model that holds none. By default the vocabulary is a file beside
+        the model, or the World vocabulary of the package pyrwkv-tokenizer.
 
-        `device` is "cpu", "cuda" or, for the second GPU, "cuda:1"; None is what the variable
-        RWKV_EDGE_DEVICE says, or "cpu".
+        `device` is "cpu", "cuda" for a GPU, or "cuda:1" for the second GPU. By default it is what
+        the environment variable RWKV_EDGE_DEVICE says, else "cpu".
 
-        Raises FormatError for a file that is no model or a damaged one, UnsupportedError for a
-        model or a device that this build cannot run, ValueError for a device that is not there,
-        MemoryError for a model that does not fit into a GPU's memory, OSError for a file that
-        cannot be read or threads that the system does not give.
+        Raises FormatError for a file that is damaged or not a model, UnsupportedError for a model
+        or a device that this build cannot run, ValueError for a GPU that is not there, MemoryError
+        if the model does not fit into the GPU's memory, OSError if the file cannot be read or the
+        system refuses a thread.
         """
         if threads is not None:
             threads = whole("threads", threads, 1, 1024)
@@ -140,7 +141,7 @@ class Model:
 
     @property
     def head_size(self) -> int:
-        """Channels in each head; 0 in RWKV-4, which has none."""
+        """Channels of each head; 0 in RWKV-4, which has no heads."""
         return dict(self._core.state_parts).get("wkv", (0,))[-1]
 
     @property
@@ -160,17 +161,20 @@ class Model:
 
     @property
     def hint(self) -> str | None:
-        """What would make this model faster on this machine; None where nothing is known to."""
+        """Advice on how this model could run faster on this machine, or None."""
         return hint(self._file)
 
     @cached_property
     def metadata(self) -> dict[str, Any]:
-        """All keys of the file with their values: bool, int, float, str or a list of these."""
+        """The keys of the file and their values: bool, int, float, str or a list of these."""
         return {key: self._file.get(key) for key in self._file.keys()}  # noqa: SIM118 (no mapping)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """Raises FormatError where the file holds none that fits, UnsupportedError for its kind."""
+        """The model's tokenizer.
+
+        Raises FormatError if the file holds none that fits, UnsupportedError for an unknown kind.
+        """
         tokenizer = tokenizer_from_file(self._file)
         if tokenizer.n_vocab > self.n_vocab:
             raise _core.FormatError(
@@ -194,9 +198,9 @@ class Model:
         return StateShape(self.arch, self.n_layer, tuple(self._core.state_parts))
 
     def session(self, state: State | None = None) -> Session:
-        """A new session: from the beginning, from where `state` was copied, or from a tuned state.
+        """A new session, which begins with `state`: a copied, saved or tuned state; None: no text.
 
-        Raises FormatError where the state is of another model; `State.load` has an option.
+        Raises FormatError if the state belongs to another model. `State.load` can allow that.
         """
         session = Session(self, self._core.session())
         if state is not None:
@@ -241,15 +245,18 @@ class Model:
         return np.array(vectors, np.float32).reshape(-1, self.n_embd)
 
     def batch(self, sessions: Iterable[Session]) -> Batch:
-        """Sessions of this model, to go on together.
+        """A batch of sessions of this model, which read and write together.
 
-        Raises ValueError where one occurs twice or is of another model.
+        Raises ValueError if a session occurs twice or belongs to another model.
         """
         return Batch(self, sessions)
 
 
 class Session:
-    """One text as the model has read it so far. To be used by one thread at a time."""
+    """A text or conversation in progress: the recurrent state and the last logits.
+
+    One thread at a time may use a session.
+    """
 
     def __init__(self, model: Model, core: _core.Session) -> None:
         """For `Model.session` and `Session.fork`."""
@@ -301,11 +308,13 @@ class Session:
         logits: Literal["last", "all", "none"] = "last",
         progress: FeedProgress | None = None,
     ) -> NDArray[np.float32] | None:
-        """Read tokens, at least one; all of them or, when an exception ends the call, none.
+        """Read T tokens, at least one. If an exception ends the call, none of them was read.
 
-        Returns what is expected next: the logits, float32 [n_vocab], after the last token, or
-        [T, n_vocab] after each, or None. `progress` is called now and then, and may raise.
-        Raises ValueError for a token outside the vocabulary.
+        Returns the logits, float32: with "last" [n_vocab], those after the last token; with "all"
+        [T, n_vocab], those after each token; with "none" None. `progress` is called now and then
+        with the numbers of tokens read and of all tokens. It may raise to end the call.
+
+        Raises ValueError for no tokens or a token outside the vocabulary.
         """
         mode = logits_mode(logits)
         found = self._feed(self._checked(tokens), mode, progress)
@@ -314,7 +323,7 @@ class Session:
     def read(
         self, tokens: Iterable[SupportsIndex], *, progress: FeedProgress | None = None
     ) -> None:
-        """Read tokens as `feed` does, for `generate` to go on from there."""
+        """Read tokens as `feed` does, without logits. `generate` continues from there."""
         self._feed(self._checked(tokens), _core.Logits.none, progress)
 
     def hidden(
@@ -356,9 +365,10 @@ class Session:
             ids = [index(token) for token in tokens]
         except TypeError as error:
             raise ValueError(f"tokens: {error}, {expected}") from error
-        outside = next((i for i in ids if not 0 <= i < self.model.n_vocab), None)
+        n_vocab = self.model.n_vocab
+        outside = next((i for i in ids if not 0 <= i < n_vocab), None)
         if outside is not None:
-            raise ValueError(f"token {outside} is outside the vocabulary of {self.model.n_vocab}")
+            raise ValueError(f"token {outside} is outside the vocabulary of {n_vocab}")
         return ids
 
     def _feed(
@@ -373,8 +383,8 @@ class Session:
 
     @property
     def state(self) -> State:
-        """A copy of what the session remembers; while text is generated, of where the text yielded
-        so far ends.
+        """A copy of the session's state. While text is generated, it is the state at the end of the
+        text that was yielded.
         """
         import numpy as np
 
@@ -387,6 +397,7 @@ class Session:
             tokens=None if self._before is None else self._before + core.tokens,
             fingerprint=self.model.fingerprint,
             model=self.model.path.name,
+            sampler=None if self._stream is None else self._stream.answer.sampler_state(),
         )
 
     @property
@@ -395,9 +406,9 @@ class Session:
         return None if self._before is None else self._before + self._readable.tokens
 
     def reset(self, state: State | None = None) -> None:
-        """Go to the beginning, to where `state` was copied, or to a tuned state.
+        """Forget the text and begin with `state`; None: with no text.
 
-        Raises FormatError where the state is of another model.
+        Raises FormatError if the state does not fit the model, TypeError if it is no State.
         """
         if state is None:
             self._writable.reset()
@@ -426,15 +437,15 @@ class Session:
         self._read = read[-MOST_LOOKED_UP:]
 
     def fork(self) -> Session:
-        """A second session that goes on from here on its own: while text is generated, from where
-        the text yielded so far ends.
+        """A copy of the session, which continues independently. While text is generated, it begins
+        at the end of the text that was yielded.
         """
         twin = Session(self.model, self._readable.fork())
         twin._before, twin._read = self._before, self._read
         return twin
 
     def rewind(self, to: Session) -> None:
-        """Go to where another session of this model stands, such as a fork made earlier.
+        """Copy the state of another session of this model, such as a fork made earlier.
 
         Raises ValueError for a session of another model.
         """
@@ -474,6 +485,9 @@ class Session:
         (0: off): those with this share of the largest probability. At last `temperature` (1)
         sharpens (< 1) or flattens (> 1) what is left; 0 always takes the first of all. Equal seeds
         give equal text; `seed` None is random.
+
+        The tokens `earlier` count for the penalties as if they had just been generated. With those
+        and the seed of a `state.sampler`, a text goes on as if its generation had not been stopped.
 
         The text begins with the tokens `forced`, whatever the logits say. It also ends at one of
         the `stop_tokens`, which is neither yielded nor read.
@@ -518,8 +532,8 @@ class Session:
 
     @property
     def lookups(self) -> tuple[int, int, int]:
-        """Of the last text that was generated with `lookup`: how many tokens were guessed, how many
-        of these were right, and how many steps the text took.
+        """Figures of the last text that was generated with `lookup`: tokens guessed, tokens guessed
+        right, and steps.
         """
         return self._lookup.drafted, self._lookup.accepted, self._lookup.steps
 
@@ -574,11 +588,11 @@ class Session:
 
 
 class Batch:
-    """Sessions of one model that go on together.
+    """Sessions of one model that read and write together.
 
-    A step reads the weights once for all of them, so eight sessions take far less time than one
-    after the other. Each gets, to the bit, what it would get alone. To be used by one thread at a
-    time.
+    A step reads the weights once for all sessions, so eight of them take far less time than one
+    after the other. Each session gets the same bits as it would alone. One thread at a time may use
+    a batch.
     """
 
     def __init__(self, model: Model, sessions: Iterable[Session]) -> None:
@@ -603,6 +617,14 @@ class Batch:
         self,
         tokens: Iterable[Iterable[SupportsIndex]],
         *,
+        logits: Literal["all"],
+        progress: FeedProgress | None = None,
+    ) -> list[NDArray[np.float32]]: ...
+    @overload
+    def feed(
+        self,
+        tokens: Iterable[Iterable[SupportsIndex]],
+        *,
         logits: Literal["none"],
         progress: FeedProgress | None = None,
     ) -> None: ...
@@ -610,18 +632,19 @@ class Batch:
         self,
         tokens: Iterable[Iterable[SupportsIndex]],
         *,
-        logits: Literal["last", "none"] = "last",
+        logits: Literal["last", "all", "none"] = "last",
         progress: FeedProgress | None = None,
-    ) -> NDArray[np.float32] | None:
-        """Feed each session tokens of its own, at least one: all of them, or when an exception ends
-        the call, none.
+    ) -> NDArray[np.float32] | list[NDArray[np.float32]] | None:
+        """Read tokens, at least one for each session. If an exception ends the call, none of them
+        was read.
 
-        Returns the logits after the last token of each session, float32 [n_sessions, n_vocab], or
-        None. Raises ValueError for a token outside the vocabulary.
+        Returns the logits after the last token of each session, float32 [n_sessions, n_vocab]; with
+        "all" a list of [T, n_vocab] for the T tokens of each; with "none" None.
+
+        Raises ValueError for another number of lists than sessions, an empty list, or a token
+        outside the vocabulary.
         """
         mode = logits_mode(logits)
-        if mode == _core.Logits.all:
-            raise ValueError("logits: found 'all', expected 'last' or 'none' for several sessions")
         ids = [
             session._checked(each)
             for session, each in zip(self.sessions, self._each(tokens, "tokens"), strict=True)
@@ -630,7 +653,11 @@ class Batch:
         found = _core.feed_together(parts, of_all(progress, sum(map(len, ids))))
         for session, each in zip(self.sessions, ids, strict=True):
             session._note(each)
-        return rows_of(found, mode, self.model.n_vocab, len(self.sessions))
+        rows = rows_of(found, mode, self.model.n_vocab, len(self.sessions))
+        if rows is None or mode == _core.Logits.last:
+            return rows
+        ends = list(accumulate(map(len, ids)))
+        return [rows[end - len(each) : end] for end, each in zip(ends, ids, strict=True)]
 
     def generate(
         self,

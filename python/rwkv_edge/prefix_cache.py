@@ -140,12 +140,21 @@ class PrefixCache:
             start = start.fitted(model._shape, str(model.path), model.fingerprint)
         root = root_of(model, start, salt)
         beginnings = list(self._beginnings(session, segments, root))
-        mark = session.fork()
+        known, kept = self._longest(model, root, beginnings)
+        rest = beginnings[known:]
+        mark = session.fork() if rest else None
         try:
-            known = self._go(session, start, root, beginnings)
-            self._read_rest(session, root, beginnings[known:], progress)
+            if kept is None:
+                session.reset(start)
+            else:
+                before = 0 if start is None else start.tokens
+                tokens = beginnings[known - 1].tokens
+                count = None if before is None else before + len(tokens)
+                session._stand(kept.state, kept.output, count, tokens)
+            self._read_rest(session, root, rest, progress)
         except BaseException:
-            session.rewind(mark)
+            if mark is not None:
+                session.rewind(mark)
             raise
         return len(beginnings[known - 1].tokens) if known else 0
 
@@ -163,21 +172,16 @@ class PrefixCache:
                 digest.update(new.tobytes())
                 yield Beginning(digest.digest(), tokens, len(new))
 
-    def _go(
-        self, session: Session, start: State | None, root: bytes, beginnings: list[Beginning]
-    ) -> int:
-        """Let the session stand at the end of the longest beginning that is kept; returns how many
-        there are up to that one."""
-        before = 0 if start is None else start.tokens
+    def _longest(
+        self, model: Model, root: bytes, beginnings: list[Beginning]
+    ) -> tuple[int, Entry | None]:
+        """The longest beginning that is kept, after the number of those up to it."""
         for i in range(len(beginnings), 0, -1):
             key, tokens, _ = beginnings[i - 1]
-            kept = self._find(key, root, tokens.tobytes(), session.model)
+            kept = self._find(key, root, tokens.tobytes(), model)
             if kept is not None:
-                count = None if before is None else before + len(tokens)
-                session._stand(kept.state, kept.output, count, tokens)
-                return i
-        session.reset(start)
-        return 0
+                return i, kept
+        return 0, None
 
     def _read_rest(
         self, session: Session, root: bytes, rest: list[Beginning], progress: FeedProgress | None
@@ -278,7 +282,7 @@ class PrefixCache:
             if index.execute(same, row).fetchone() is not None:  # another process was quicker
                 index.execute("ROLLBACK")
                 return
-            state.save(path)
+            state.save(path, replace=True)  # which may be damaged
             nbytes = path.stat().st_size
             insert = "INSERT OR REPLACE INTO states VALUES (?, ?, ?, ?, ?, ?)"
             index.execute(insert, (*row, nbytes, time.time()))

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The recurrent state: all that a session remembers, as one array of fixed size."""
+"""The recurrent state: the memory of a session, an array of fixed size."""
 
 from __future__ import annotations
 
+import errno
 import math
 import re
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import _core
 from .files.form import ARCH_KEY, KEY_FIRST, STATE_KEYS, TUNED, is_gguf, shown
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 VERSION = 2
 """Of the form that `State.save` writes. Files of version 1 do not name one."""
 TYPES = ("f32", "f16")
+SEED_KEY, GENERATED_KEY = STATE_KEYS + "sampler.seed", STATE_KEYS + "sampler.tokens"
 OUTPUT = "output"
 """The tensor that is no part of a layer: `State.output`."""
 # Stays f32 in a file of f16: an exponent, which begins at -1e30.
@@ -54,6 +56,16 @@ class StateShape:
         return text + (f", {heads[0]} heads of {heads[-1]}" if heads else "")
 
 
+class SamplerState(NamedTuple):
+    """What the choice of the next tokens depends on, beside the logits and the options: for
+    `generate("", seed=..., earlier=...)`, which goes on with a text that was stopped."""
+
+    seed: int
+    """Where the random sequence is."""
+    tokens: tuple[int, ...]
+    """That were generated, for the penalties."""
+
+
 @dataclass(frozen=True, eq=False)
 class State:
     """A copy of a session's memory, from which any session of its model can go on.
@@ -78,6 +90,8 @@ class State:
     """The name of the model's file, for people."""
     text: str | None = None
     """What whoever saved the state wrote with it; a chat writes the conversation."""
+    sampler: SamplerState | None = None
+    """Where the state is the end of a text that was generated."""
 
     def __post_init__(self) -> None:
         if self.tokens is not None and self.tokens < 0:
@@ -100,11 +114,11 @@ class State:
 
     @property
     def tuned(self) -> bool:
-        """Whether this is where a training put the beginning, with no text read yet."""
+        """Whether this is a tuned state: the result of a training, to begin texts with."""
         return self.shape.arch == TUNED
 
     def numpy(self) -> dict[str, NDArray[np.float32]]:
-        """Views of `data`, which write through to it, each [n_layer, ...]:
+        """Views of `data`, each [n_layer, ...]. Writing to them changes the state.
 
         att_shift [n_embd]: the last token's input of the time mix, after its norm;
         ffn_shift [n_embd]: the last token's input of the channel mix, after its norm;
@@ -122,19 +136,25 @@ class State:
             start = stop
         return views
 
-    def save(self, path: str | PathLike[str], *, type: str = "f32") -> None:
+    def save(self, path: str | PathLike[str], *, type: str = "f32", replace: bool = False) -> None:
         """Write the state as a GGUF file (docs/file_format.md): a tensor for each of its parts.
 
         `type` f32 keeps every bit. f16 has half the size: each value of 6.1e-5 and more is wrong by
         at most 1 / 2048 of itself, a smaller one by at most 3.0e-8. `output`, and so the logits of
         the next token, and RWKV-4's pp keep every bit.
 
-        A state tells what was said, so a new file has the mode 0600; an existing one keeps its own.
-        Equal states give equal files. Raises OSError where the file cannot be written, ValueError
-        for another type and for values beyond f16, which ends at 65504.
+        A saved state or an empty file at `path` is replaced, any other file only with `replace`. A
+        state tells what was said, so a new file has the mode 0600; an existing one keeps its own.
+        Equal states give equal files.
+
+        Raises FileExistsError for a file that is not to be replaced, OSError if the state cannot be
+        written, ValueError for another type and for values beyond f16, which ends at 65504.
         """
         from .files.gguf_writer import GGUFWriter, TensorPlan, Value, string, uint32
 
+        if not replace and not replaceable(Path(path)):
+            text = "is no saved state; replace=True replaces it"
+            raise FileExistsError(errno.EEXIST, text, str(path))
         if type not in TYPES:
             raise ValueError(f"type: found {type!r}, expected one of {', '.join(TYPES)}")
         metadata = {ARCH_KEY: string(self.shape.arch), STATE_KEYS + "version": uint32(VERSION)}
@@ -143,6 +163,9 @@ class State:
                 metadata[STATE_KEYS + name] = string(text)
         if self.tokens is not None:
             metadata[STATE_KEYS + "tokens"] = Value("uint64", self.tokens)
+        if self.sampler is not None:
+            metadata[SEED_KEY] = Value("uint64", self.sampler.seed)
+            metadata[GENERATED_KEY] = Value("array[uint32]", self.sampler.tokens)
         parts = self.numpy()
         types = {name: "f32" if name == EXPONENT else type for name in parts}
         if self.output is not None:
@@ -243,6 +266,16 @@ class State:
         return self
 
 
+def replaceable(path: Path) -> bool:
+    """Whether nothing but a saved state is lost where `path` is written."""
+    if not path.is_file() or not path.stat().st_size:
+        return True
+    try:
+        return is_gguf(path) and _core.ModelFile(path).get(ARCH_KEY) is not None
+    except _core.FormatError:
+        return False
+
+
 def read_keys(file: _core.ModelFile) -> dict[str, Any]:
     """What a saved state says of itself, by the names of State's fields."""
     kinds = {name: "string" for name in ("fingerprint", "model", "text")}
@@ -254,6 +287,7 @@ def read_keys(file: _core.ModelFile) -> dict[str, Any]:
             raise _core.FormatError(
                 f"{file.path}: key {key} is {file.value_type(key)}, expected {kind}"
             )
+    found["sampler"] = read_sampler(file)
     version = found.pop("version")
     if version is not None and not 0 < version <= VERSION:
         raise _core.UnsupportedError(
@@ -266,6 +300,18 @@ def read_keys(file: _core.ModelFile) -> dict[str, Any]:
             f"{file.path}: key {STATE_KEYS}fingerprint is {shown(mark)}, expected 64 hex digits"
         )
     return found
+
+
+def read_sampler(file: _core.ModelFile) -> SamplerState | None:
+    kinds = {SEED_KEY: "uint64", GENERATED_KEY: "array[uint32]"}
+    seed, tokens = (file.get(key) for key in kinds)
+    if seed is None and tokens is None:
+        return None
+    for key, kind in kinds.items():
+        found = "missing" if file.get(key) is None else file.value_type(key)
+        if found != kind:
+            raise _core.FormatError(f"{file.path}: key {key} is {found}, expected {kind}")
+    return SamplerState(seed, tuple(tokens))
 
 
 def finite_values(file: _core.ModelFile, tensor: _core.TensorInfo) -> NDArray[np.float32]:

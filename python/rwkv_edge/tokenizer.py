@@ -20,20 +20,20 @@ MAX_TOKENS = 1 << 20
 
 
 class StreamDecoder:
-    """Turns pieces of UTF-8 into whole characters; what can never become one turns into U+FFFD.
+    """Decodes UTF-8 that comes in pieces. Invalid bytes become U+FFFD.
 
-    The pieces of any cutting join to `data.decode("utf-8", "replace")`.
+    However the data is cut, the results join to `data.decode("utf-8", "replace")`.
     """
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, data: bytes) -> str:
-        """All characters that are complete by now."""
+        """Add bytes; returns the characters that are now complete."""
         return self._decoder.decode(data)
 
     def flush(self) -> str:
-        """What is left of a character that the end cut off, as U+FFFD, or nothing."""
+        """End the text; returns U+FFFD if its last character is incomplete, else nothing."""
         return self._decoder.decode(b"", final=True)
 
     @property
@@ -43,22 +43,26 @@ class StreamDecoder:
 
 
 class Tokenizer(ABC):
-    """A vocabulary. Encoding never yields a control token or an unused id; any bytes survive
-    `decode_bytes(encode(data))`. Threads may share one."""
+    """Converts text to tokens and back.
+
+    `decode_bytes(encode(data))` is `data`, for any bytes. Encoding never gives a control token or
+    an unused id. Threads may share a tokenizer.
+    """
 
     kind: str
     n_vocab: int
 
     def encode(self, text: str | bytes) -> list[int]:
-        """The tokens of a text. Raises ValueError where the vocabulary lacks a byte of it.
+        """The tokens of a text.
 
-        Surrogate escapes in a string stand for the bytes they came from.
+        Surrogate escapes in a string stand for the bytes that they came from. Raises ValueError if
+        the vocabulary lacks a byte of the text.
         """
         data = text.encode("utf-8", "surrogateescape") if isinstance(text, str) else text
         return self._encode(data)
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """The text of the tokens, U+FFFD where their bytes are not UTF-8."""
+        """The text of the tokens. Bytes that are not UTF-8 become U+FFFD."""
         return self.decode_bytes(tokens).decode("utf-8", "replace")
 
     def decode_bytes(self, tokens: Iterable[int]) -> bytes:
@@ -242,6 +246,9 @@ def read_pieces(text: str, source: str) -> tuple[dict[str, Any], dict[int, Piece
                 "expected BPE over bytes (ByteLevel). If there is a tokenizer.model beside it, "
                 "take that"
             )
+        for option in ("continuing_subword_prefix", "end_of_word_suffix"):
+            if model.get(option):  # tokenizers 0.23 panics where a merge is shorter
+                raise ValueError(f"{option}: found {shown(model[option])}, expected none")
         pieces: dict[int, Piece] = {}
         for name, number in model["vocab"].items():
             pieces[_token_id(number)] = Piece(name, False, False)
@@ -310,7 +317,11 @@ class HuggingFaceTokenizer(PieceTokenizer):
                 step["add_prefix_space"] = False
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(spec))
-        except Exception as error:  # it raises nothing more specific
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except (
+            BaseException
+        ) as error:  # it raises nothing more specific, and a panic is no Exception
             raise _core.FormatError(f"{source}: not a Hugging Face tokenizer ({error})") from None
         self._tokenizer.encode_special_tokens = True
         self.n_vocab = max(pieces) + 1

@@ -86,8 +86,8 @@ TEST(a_device_that_is_not_there_is_named) {
 }
 
 // Every type, rows and columns that fill no tile, groups of jobs of different widths; whatever the
-// number of tokens, the same bits. Sums of n terms are wrong by n 2^-24 of the sum of their sizes at
-// most: 32 in a block, then the blocks, the parts, and a few for inputs of 22 bits. Scales and
+// number of tokens, the same bits. Sums of n terms are wrong by n 2^-24 of the sum of their sizes
+// at most: 32 in a block, then the blocks, the parts, and a few for inputs of 22 bits. Scales and
 // minima of a block apart are no larger than five times its largest weight.
 TEST(products_of_every_type) {
     if (!why_no_cuda().empty()) return;
@@ -111,8 +111,8 @@ TEST(products_of_every_type) {
                     double peak = 0, total = 0;
                     for (int64_t k = b; k < b + kBlock; ++k) {
                         const auto at = static_cast<std::size_t>(t * cols + k);
-                        const double in = x[at] + (double{to[at]} - x[at]) *
-                                                      mix[static_cast<std::size_t>(k)];
+                        const double in =
+                            x[at] + (double{to[at]} - x[at]) * mix[static_cast<std::size_t>(k)];
                         const double weight = w[static_cast<std::size_t>(r * cols + k)];
                         sum += weight * in;
                         peak = std::max(peak, std::fabs(weight));
@@ -154,8 +154,7 @@ TEST(products_by_input_of_every_type) {
         const auto row = static_cast<std::size_t>(type_bytes(type.type, outputs));
         for (std::size_t i = 0; i < inputs; i += 2)
             std::fill_n(bytes.begin() + static_cast<std::ptrdiff_t>(i * row), row, std::byte{0xff});
-        const Tensor matrix =
-            on.backend->matrix({bytes.data(), type.type, inputs, outputs, true});
+        const Tensor matrix = on.backend->matrix({bytes.data(), type.type, inputs, outputs, true});
         const float* input = on.floats(x);
         float* y = on.floats(normal(tokens * outputs));
         const MatmulJob job{.w = matrix, .x = {input}, .y = y};
@@ -177,7 +176,8 @@ TEST(products_by_input_of_every_type) {
             const MatmulJob one{.w = matrix, .x = {input + t * inputs}, .y = alone};
             on.ops->matmul({&one, 1}, 1);
             const auto same = on.read(alone, outputs);
-            CHECK_CASE(std::equal(same.begin(), same.end(), found.begin() + t * outputs), type.name);
+            CHECK_CASE(std::equal(same.begin(), same.end(), found.begin() + t * outputs),
+                       type.name);
         }
     }
 }

@@ -79,6 +79,14 @@ MISFITS: dict[str, tuple[Weights, dict[str, Any], type[Exception], str]] = {
         {f"{KEY}.disha": ck.random(8, 192)}, {}, FormatError,
         r"found \[8, 192\], which fits no matrix \[128, 128\]",
     ),
+    "Bone blocks that leave columns over": (
+        {f"{KEY}.bone": ck.random(2, 48, 48)}, {}, FormatError,
+        r"found \[2, 48, 48\], which fits no matrix \[128, 128\]",
+    ),
+    "Bone blocks of nothing": (
+        {f"{KEY}.bone": ck.random(2, 3, 0)}, {}, FormatError,
+        r"found \[2, 3, 0\], which fits no matrix \[128, 128\]",
+    ),
     "Bone of another model": (
         {f"{KEY}.bone": ck.random(12, 16, 16)}, {}, FormatError, r"found \[12, 16, 16\], which fits"
     ),

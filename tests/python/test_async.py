@@ -110,6 +110,38 @@ def test_cancelled_at_any_moment(model: Model, monkeypatch: pytest.MonkeyPatch) 
     assert cancelled > 40
 
 
+def test_a_cancelled_task_waits_for_the_engine(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a step would change the session after the task has ended."""
+    feed, begun, may = _core.feed_together, threading.Event(), threading.Event()
+
+    def slow(*arguments: Any) -> bytearray:
+        begun.set()
+        assert may.wait(60)
+        return feed(*arguments)
+
+    async def main() -> None:
+        play(monkeypatch, [THE, ING, USER])
+        session = model.session()
+        pieces = session.agenerate(PROMPT)
+        assert await pieces.__anext__() == " the"
+        monkeypatch.setattr(_core, "feed_together", slow)
+        task = asyncio.ensure_future(pieces.__anext__())
+        while not begun.is_set():
+            await asyncio.sleep(0.001)
+        for _ in range(3):
+            task.cancel()
+            await asyncio.sleep(0.01)
+            assert not task.done()
+        may.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert bits(session) == bits_after(model, [*PROMPT, THE])
+
+    asyncio.run(main())
+
+
 def test_a_long_prompt_is_not_read_to_the_end(model: Model) -> None:
     """A million tokens take minutes; the cancelled task ends, and they were not read."""
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import GetModel
 from rwkv_edge import Model, Session
 from rwkv_edge.generation import Options
 from scripted import THE, bits, bits_after, byte_tokens, talkative_model
@@ -135,8 +136,8 @@ def test_what_a_batch_refuses(model: Model, path: Path) -> None:
         batch.feed([[1], []])
     with pytest.raises(ValueError, match="token 300 is outside"):
         batch.feed([[1], [300]])
-    with pytest.raises(ValueError, match="found 'all', expected 'last' or 'none'"):
-        batch.feed([[1], [1]], logits="all")  # type: ignore[call-overload]
+    with pytest.raises(ValueError, match="found 'some', expected 'last', 'all' or 'none'"):
+        batch.feed([[1], [1]], logits="some")  # type: ignore[call-overload]
     with pytest.raises(ValueError, match="prompts: found 3, expected 2"):
         batch.generate(["a", "b", "c"])
     with pytest.raises(ValueError, match="max_tokens"):
@@ -153,6 +154,15 @@ def test_a_batch_of_bytes_is_no_prompt(model: Model) -> None:
     with pytest.raises(ValueError, match="tokens: found bytes"):
         model.batch(sessions(model, 1)).generate([b"abc"])
     assert byte_tokens("a") == [98]
+
+
+def test_logits_of_every_token(tiny_model: GetModel) -> None:
+    path, _ = tiny_model("q8_0", "d128")
+    model = Model(path)
+    tokens = [[1, 2, 3], [4], list(range(70))]
+    batch = model.batch(sessions(model, 3))
+    for rows, each in zip(batch.feed(tokens, logits="all"), tokens, strict=True):
+        assert np.array_equal(rows, model.session().feed(each, logits="all"))
 
 
 def test_options_of_single_sessions(model: Model) -> None:

@@ -139,7 +139,7 @@ def test_generate_of_a_form(model: Path, tmp_path: Path) -> None:
     file, lark = tmp_path / "schema.json", tmp_path / "tick.lark"
     file.write_text(json.dumps(schema))
     lark.write_text('\ufeffstart: ("tick" | "tock") "!"', "utf-8")
-    wild = ("generate", model, "-p", "x", "--top-p", "1")
+    wild: tuple[str | Path, ...] = ("generate", model, "-p", "x", "--top-p", "1")
 
     def text(*options: str | Path) -> str:
         done = run(*wild, *options)
@@ -382,7 +382,8 @@ def test_signals_leave_nothing(tmp_path: Path, number: signal.Signals) -> None:
     target = tmp_path / "target"
     target.write_bytes(b"old")
     slow = f"""
-import sys, time
+import signal, sys, time
+signal.signal({int(number)}, signal.SIG_DFL)  # under nohup the tests ignore SIGHUP
 from rwkv_edge import cli
 from rwkv_edge.convert import policy
 pieces = policy.encode

@@ -129,8 +129,10 @@ def test_a_reader_without_bugs() -> None:
 
 @pytest.mark.parametrize("name", READERS)
 def test_inputs(name: str, tmp_path: Path) -> None:
-    """The same number gives the same input; some are accepted by every use, some are refused."""
+    """The same number gives the same input; some are accepted by every use, some are refused.
+    A history has no form that could be wrong, so all of them are accepted."""
     reader = READERS[name]
+    wanted = {True} if name == "history" else {True, False}
     assert fuzz.input_of(reader, 1, 2) == fuzz.input_of(reader, 1, 2)
     assert fuzz.input_of(reader, 1, 2) != fuzz.input_of(reader, 1, 3)
     found = set()
@@ -139,6 +141,6 @@ def test_inputs(name: str, tmp_path: Path) -> None:
             accepted, error = fuzz.read(reader, path, tmp_path)
         assert error is None, number
         found.add(accepted)
-        if len(found) == 2:
+        if found == wanted:
             return
     raise AssertionError(f"all inputs were {found}")

@@ -7,6 +7,7 @@ import json
 import sys
 import unicodedata
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pile
@@ -150,6 +151,14 @@ BAD_TOKENIZERS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "text for 0": (spoil("added_tokens", 0, "special", value=False), "token 0 is '<.endoftext.>'"),
     "merges": (spoil("model", "merges", value=[5]), "not a Hugging Face tokenizer"),
     "an unknown merge": (spoil("model", "merges", value=["q z"]), "not a Hugging Face tokenizer"),
+    "a prefix": (
+        spoil("model", "continuing_subword_prefix", value="rwkv7"),
+        "continuing_subword_prefix: found 'rwkv7', expected none",
+    ),
+    "a suffix": (
+        spoil("model", "end_of_word_suffix", value="</w>"),
+        "end_of_word_suffix: found '</w>', expected none",
+    ),
     "characters": (
         spoil("model", "vocab", "a b", value=900),
         "token 'a b' is not written in GPT-2",
@@ -164,6 +173,20 @@ def test_a_bad_tokenizer(name: str) -> None:
     change(spec)
     with refuses(FormatError, "a.gguf", message):
         HuggingFaceTokenizer(json.dumps(spec), "a.gguf")
+
+
+def test_a_panic_of_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is an exception that is no Exception, as pyo3 makes it."""
+
+    class PanicException(BaseException):
+        pass
+
+    def panic(_: str) -> None:
+        raise PanicException("range end index out of range")
+
+    monkeypatch.setattr("tokenizers.Tokenizer", SimpleNamespace(from_str=panic))
+    with refuses(FormatError, "a.gguf", "not a Hugging Face tokenizer .range end index"):
+        HuggingFaceTokenizer(json.dumps(pile.tokenizer()), "a.gguf")
 
 
 def test_a_tokenizer_that_is_no_json() -> None:

@@ -81,7 +81,19 @@ def test_completions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert completions("/save! sub/") == ["/save! sub/deep"]
     assert completions("/save ~/d") == ["/save ~/deep"]
     assert completions(f"/save {tmp_path}/s") == [f"/save {tmp_path}/sub/"]
-    for nothing in ("", "my", "tell me /l", "/reset my", "/load no/", "/load ~nobody/", "/load z"):
+    assert completions("/think o") == ["/think off", "/think on"]
+    assert completions("/set to") == ["/set top-k", "/set top-p"]
+    for nothing in (
+        "",
+        "my",
+        "/set x",
+        "/set seed 1",
+        "tell me /l",
+        "/reset my",
+        "/load no/",
+        "/load ~nobody/",
+        "/load z",
+    ):
         assert completions(nothing) == []
 
 

@@ -109,6 +109,38 @@ def test_all_logits_are_there_once(tmp_path: Path) -> None:
     assert (done.stdout, done.stderr) == ("(64, 65536)\n", "")
 
 
+def test_a_chat_of_100000_tokens_takes_no_more_memory(tmp_path: Path) -> None:
+    """Its text grows by half a megabyte; states before its turns would by hundreds."""
+    script = """
+import sys
+from pathlib import Path
+from rwkv_edge import Conversation, Model
+
+def anonymous():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon:"))
+
+chat, read, taken = Conversation(Model(sys.argv[1], threads=1)), 0, []
+for goal in (20_000, 60_000, 100_000):
+    while read < goal:
+        list(chat.ask("some words " * 70, max_tokens=20, top_p=0.9))
+        read += chat.work.read + chat.work.written
+    taken.append(anonymous())
+print(len(chat.turns), *taken)
+"""
+    tool.write_gguf(
+        tmp_path / "model.gguf",
+        tool.Size(8, 128, (32,) * 4, vocab=300),
+        1,
+        Types.choose("q8_0", None, None),
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "model.gguf")]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=True)
+    turns, warm, *later = map(int, found.stdout.split())
+    assert turns * 8 * 128 * 64 * 4 > 20 << 20  # what a state for each turn would take
+    assert max(later) < warm + (1 << 20)
+
+
 def test_weights_can_be_dropped_at_any_time(models: dict[str, Path]) -> None:
     """Their pages are those of the file, and clean, so none of them ever goes to swap."""
     script = (

@@ -258,6 +258,7 @@ MALFORMED: dict[str, tuple[bytes, str]] = {
         raw(b"}X\3\0\0\0\xed\xa0\x80" + ck.push(A) + b"s."),
         r"tensor '\\ud800' has a name that is no UTF-8",
     ),
+    "an escape in a name": (raw(b"ctorch\n\\*\n."), "malformed pickle .a backslash in b'"),
     "too many opcodes": (raw(b"}" * (1 << 20) + b"."), "more than 1048576 opcodes"),
     "too large a pickle": (
         raw(b"X\0\0\0\1" + bytes(1 << 24) + b"."),

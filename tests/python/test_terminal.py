@@ -121,7 +121,7 @@ def test_a_conversation(model: Path) -> None:
 def test_commands(model: Path, tmp_path: Path) -> None:
     with Terminal("chat", model) as session:
         session.until("\n> ")
-        session.command("/help", "/save FILE         keep the conversation in a file")
+        session.command("/help", "/save FILE         save the conversation to a file")
         session.command("/save", "/save needs the name of a file")
         session.command("/save!", "/save! needs the name of a file")
         session.command("/load  ", "/load needs the name of a file")

@@ -18,7 +18,8 @@ from refusal import refuses
 from rwkv_edge import FormatError, Model, UnsupportedError
 from rwkv_edge._core import ModelFile
 from rwkv_edge.convert import convert
-from rwkv_edge.convert.vocab import find_vocabulary, world_file
+from rwkv_edge.convert.vocab import find_vocabulary, read_vocabulary, world_file
+from texts import train
 
 
 def converted(folder: Path, **options: Any) -> ModelFile:
@@ -64,6 +65,17 @@ def test_sentencepiece(tmp_path: Path) -> None:
     path = ck.write(tmp_path, model[:1000], "cut.model")
     with refuses(FormatError, path, "not a sentencepiece model"):
         converted(tmp_path, vocab=path)
+
+
+def test_a_sentencepiece_model_that_puts_no_space_first(tmp_path: Path) -> None:
+    """And has a piece of a type that is none: it is an ordinary one."""
+    piece = b"\x0a\x02xy\x15\0\0\x80\xbf\x18\x07"  # the text, the score -1, the type 7
+    model = train(normalization_rule_name="identity", add_dummy_prefix=False)
+    path = ck.write(tmp_path, model + b"\x0a" + bytes([len(piece)]) + piece, "m.model")
+    vocabulary = read_vocabulary(path)
+    assert vocabulary.texts[-1] == "xy"
+    assert (max(vocabulary.types), vocabulary.types[-1]) == (6, 1)
+    assert vocabulary.metadata["tokenizer.ggml.add_space_prefix"].data is False
 
 
 BAD_VOCABULARIES: dict[str, tuple[bytes, str]] = {

@@ -171,13 +171,13 @@ void run_block() {
         if (turn == Order::Shuffled) std::ranges::shuffle(turns, m.random);
         bool moved = false;
         for (int w = 0; w < warps; ++w) {
-            const int warp = turns[static_cast<std::size_t>(turn == Order::Down ? warps - 1 - w : w)];
+            const int warp =
+                turns[static_cast<std::size_t>(turn == Order::Down ? warps - 1 - w : w)];
             for (bool again = true; again;) {  // a warp goes on for as long as it can
                 again = false;
                 if (turn == Order::Shuffled) std::ranges::shuffle(lanes, m.random);
                 for (int l = 0; l < kLanes; ++l) {
-                    const int lane =
-                        lanes[turn == Order::Down ? kLanes - 1 - l : l];
+                    const int lane = lanes[turn == Order::Down ? kLanes - 1 - l : l];
                     if (resume(m.fibers[static_cast<std::size_t>(warp * kLanes + lane)])) {
                         again = true;
                         ++count;
@@ -211,8 +211,9 @@ constinit thread_local Here here;
 void fail(const std::string& what, const std::source_location& where) {
     Machine& m = *machine;
     if (m.failure.empty())
-        m.failure = rwkv_edge::cat(where.line() == 0 ? "" : place(where) + ": ", what, " (thread ",
-                                   here.thread, " of block ", here.block.x, ", ", here.block.y, ")");
+        m.failure =
+            rwkv_edge::cat(where.line() == 0 ? "" : place(where) + ": ", what, " (thread ",
+                           here.thread, " of block ", here.block.x, ", ", here.block.y, ")");
     for (;;) leave();
 }
 

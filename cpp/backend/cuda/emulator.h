@@ -122,7 +122,7 @@ private:
 
 }  // namespace emulator
 
-#define SHARED(T, name, length)                                     \
+#define SHARED(T, name, length)                                      \
     static thread_local emulator::Shared<T, length> name##_of_block; \
     emulator::Cell<T>* const name = name##_of_block.begin()
 #define SHARED_POINTER(T) emulator::Cell<T>*
@@ -176,7 +176,8 @@ DEVICE uint32_t ballot(bool mine,
         &word,
         [](void* const(&lanes)[32]) {
             uint32_t all = 0;
-            for (int lane = 0; lane < 32; ++lane) all |= *static_cast<uint32_t*>(lanes[lane]) << lane;
+            for (int lane = 0; lane < 32; ++lane)
+                all |= *static_cast<uint32_t*>(lanes[lane]) << lane;
             for (void* lane : lanes) *static_cast<uint32_t*>(lane) = all;
         },
         where);

@@ -60,15 +60,14 @@ Recording::~Recording() = default;
 Recording::Recording(Recording&&) noexcept = default;
 Recording& Recording::operator=(Recording&&) noexcept = default;
 
-Gpu::Gpu(int index)
-    : index_(index), process_(process_id()), device_(std::make_unique<Device>()) {
+Gpu::Gpu(int index) : index_(index), process_(process_id()), device_(std::make_unique<Device>()) {
     cudaDeviceProp properties{};
     check(cudaGetDeviceProperties(&properties, index), "asking what a GPU can do");
     if (properties.major < kLeastMajor ||
         (properties.major == kLeastMajor && properties.minor < kLeastMinor))
-        throw UnsupportedError(cat("GPU ", index, ", ", properties.name, ", has compute capability ",
-                                   properties.major, ".", properties.minor, ", expected ",
-                                   kLeastMajor, ".", kLeastMinor, " or later"));
+        throw UnsupportedError(
+            cat("GPU ", index, ", ", properties.name, ", has compute capability ", properties.major,
+                ".", properties.minor, ", expected ", kLeastMajor, ".", kLeastMinor, " or later"));
     device_->overlaps = properties.major >= 9;
     check(cudaSetDevice(index), "choosing a GPU");
     check(cudaStreamCreateWithFlags(&device_->stream, cudaStreamNonBlocking), "a stream");

@@ -53,8 +53,7 @@ Recording::~Recording() = default;
 Recording::Recording(Recording&&) noexcept = default;
 Recording& Recording::operator=(Recording&&) noexcept = default;
 
-Gpu::Gpu(int index)
-    : index_(index), process_(process_id()), device_(std::make_unique<Device>()) {
+Gpu::Gpu(int index) : index_(index), process_(process_id()), device_(std::make_unique<Device>()) {
     device_->limit = setting("RWKV_EDGE_EMULATED_MEMORY", int64_t{1} << 30);
 }
 Gpu::~Gpu() = default;

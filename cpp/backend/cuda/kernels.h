@@ -61,8 +61,8 @@ void repack(Gpu& gpu, const Repack& args);
 
 // --- products ---
 
-// Inputs as B fragments: [tile of 4 tokens][tile of 64 columns][2][lane] of 16 bytes. Column 2t of a
-// fragment is `high` of token t, column 2t + 1 `low`.
+// Inputs as B fragments: [tile of 4 tokens][tile of 64 columns][2][lane] of 16 bytes. Column 2t of
+// a fragment is `high` of token t, column 2t + 1 `low`.
 struct PreparedInput {
     Input input;
     void* to;

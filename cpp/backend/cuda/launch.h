@@ -46,7 +46,7 @@ void launch(Gpu& gpu, void (*kernel)(Args), const Grid& grid, int threads, const
 #else
 
 struct Recording::Work {
-    std::vector<std::function<void()>> steps;
+    std::vector<std::function<void()> > steps;
 };
 
 struct Gpu::Device {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Products on tensor-core fragments, for every number of tokens (kernels.h says what they compute).
 // A warp goes through a part of k with 16 rows and some tiles of four tokens. Up to 16 tokens the
-// warps of a block share 16 rows and take a part of k each; with more tokens each has rows of its own
-// and takes the parts one after the other. The sums are the same.
+// warps of a block share 16 rows and take a part of k each; with more tokens each has rows of its
+// own and takes the parts one after the other. The sums are the same.
 #include "backend/cuda/kernels.h"
 #include "backend/cuda/launch.h"
 #include "backend/cuda/sums.h"
@@ -79,12 +79,13 @@ struct Tile {
                                   : kLayout == Layout::Q8_0   ? 2
                                                               : 1;
     uint4 codes[kLoads];
-    uint2 high;     // Q5: one word
-    uint2 scales;   // of rows g and g + 8
-    uint2 minima;   // of super-blocks d and dmin
-    float scale;    // of float types
+    uint2 high;    // Q5: one word
+    uint2 scales;  // of rows g and g + 8
+    uint2 minima;  // of super-blocks d and dmin
+    float scale;   // of float types
 
-    DEVICE_MEMBER void load(const Weights& w, int64_t tile, int64_t row_tile, int in_row, int lane) {
+    DEVICE_MEMBER void load(const Weights& w, int64_t tile, int64_t row_tile, int in_row,
+                            int lane) {
         const uint4* codes_of = static_cast<const uint4*>(w.codes) + tile * kLoads * 32 + lane;
 #pragma unroll
         for (int i = 0; i < kLoads; ++i) codes[i] = load_once(codes_of + i * 32);
@@ -92,16 +93,14 @@ struct Tile {
             scale = static_cast<const float*>(w.scales)[tile];
             return;
         }
-        if constexpr (kLayout == Layout::Q5_0 || kLayout == Layout::Q5_1 ||
-                      kLayout == Layout::Q5_K)
+        if constexpr (kLayout == Layout::Q5_0 || kLayout == Layout::Q5_1 || kLayout == Layout::Q5_K)
             high.x = static_cast<const uint32_t*>(w.high)[tile * 32 + lane];
         if constexpr (kLayout == Layout::Q6_K)
             high = static_cast<const uint2*>(w.high)[tile * 32 + lane];
         scales = static_cast<const uint2*>(w.scales)[tile * 8 + lane / 4];
         if constexpr (kLayout == Layout::Q4_1 || kLayout == Layout::Q5_1)
             minima = static_cast<const uint2*>(w.minima)[tile * 8 + lane / 4];
-        if constexpr (kLayout == Layout::Q4_K || kLayout == Layout::Q5_K ||
-                      kLayout == Layout::Q6_K)
+        if constexpr (kLayout == Layout::Q4_K || kLayout == Layout::Q5_K || kLayout == Layout::Q6_K)
             minima = static_cast<const uint2*>(
                 w.minima)[(row_tile * (w.tiles / 4) + in_row / 4) * 8 + lane / 4];
     }
@@ -182,7 +181,7 @@ DEVICE void accumulate(const Weights& w, const uint4* x, int64_t row_tile, int f
 #pragma unroll
             for (int t = 0; t < kTiles; ++t) {
                 const uint4 in = inputs[static_cast<int64_t>(t) * w.tiles * 64 + b * 32];
-                float(&sum)[4] = sums[t];
+                float (&sum)[4] = sums[t];
                 if constexpr (steps_of(kLayout) == 1) {
 #pragma unroll
                     for (int s = 0; s < 2; ++s) {
@@ -221,7 +220,8 @@ DEVICE void accumulate(const Weights& w, const uint4* x, int64_t row_tile, int f
     }
 }
 
-// Part `part` of k: rows g and g + 8 of token q of each tile, high and low parts of inputs together.
+// Part `part` of k: rows g and g + 8 of token q of each tile, high and low parts of inputs
+// together.
 template <Layout kLayout, int kTiles>
 DEVICE void part_of_layout(const Weights& w, const uint4* x, int64_t row_tile, int part, int lane,
                            float (&sums)[kTiles][2]) {
@@ -343,8 +343,8 @@ DEVICE void input_parts(const InputProduct& p, const Block* w, float (&sums)[kIn
         for (int i = 0; active != 0; ++i, active >>= 1) {
             if ((active & 1) == 0) continue;
             const int64_t row = group + i;
-            const Block* weights = reinterpret_cast<const Block*>(
-                reinterpret_cast<const char*>(w) + row * p.row_bytes);
+            const Block* weights = reinterpret_cast<const Block*>(reinterpret_cast<const char*>(w) +
+                                                                  row * p.row_bytes);
             const float w0 = column < p.outputs ? value_of(weight_of(weights, column)) : 0.0f;
             const float w1 =
                 column + 1 < p.outputs ? value_of(weight_of(weights, column + 1)) : 0.0f;
@@ -402,9 +402,9 @@ DEVICE void repack_tile(const Repack& p, const Block* all, int row_tile, int in_
     const auto weight_at = [&](int row, int column) {
         const int r = row_tile * kTileRows + row, k = in_row * kTileCols + column;
         if (r >= p.count || k >= p.cols) return Weight{0.0f, 0.0f, 0, 0};
-        return weight_of(reinterpret_cast<const Block*>(reinterpret_cast<const char*>(all) +
-                                                        r * p.row_bytes),
-                         k);
+        return weight_of(
+            reinterpret_cast<const Block*>(reinterpret_cast<const char*>(all) + r * p.row_bytes),
+            k);
     };
     // Element h of register e of step s.
     const auto element = [&](int s, int e, int h) {
@@ -429,8 +429,8 @@ DEVICE void repack_tile(const Repack& p, const Block* all, int row_tile, int in_
             up = 1.0f / down;
         }
         const int parts = w.layout == Layout::Floats ? 2 : 1;
-        uint32_t* to = static_cast<uint32_t*>(const_cast<void*>(w.codes)) +
-                       (tile * 4 * parts * 32 + lane) * 4;
+        uint32_t* to =
+            static_cast<uint32_t*>(const_cast<void*>(w.codes)) + (tile * 4 * parts * 32 + lane) * 4;
 #pragma unroll 1
         for (int s = 0; s < 4; ++s)
 #pragma unroll 1
@@ -531,9 +531,9 @@ DEVICE void repack_scales(const Repack& p, const Block* all, int row_tile, int i
     const int r = row_tile * kTileRows + lane;
     Scales s{};
     if (r < p.count)
-        s = scales_of(reinterpret_cast<const Block*>(reinterpret_cast<const char*>(all) +
-                                                     r * p.row_bytes),
-                      in_row * kTileCols, p.cols);
+        s = scales_of(
+            reinterpret_cast<const Block*>(reinterpret_cast<const char*>(all) + r * p.row_bytes),
+            in_row * kTileCols, p.cols);
     const int place = lane % 8 * 2 + lane / 8;
     static_cast<uint32_t*>(const_cast<void*>(w.scales))[tile * 16 + place] = s.scales;
     if (w.minima == nullptr) return;
@@ -619,7 +619,10 @@ void matmul(Gpu& gpu, Products p) {
         launch(gpu, many_kernel, {blocks, (tiles + kManyTiles - 1) / kManyTiles}, 32 * kMostSplits,
                p);
     else
-        launch(gpu, tiles == 1 ? few_kernel<1> : tiles == 2 ? few_kernel<2> : few_kernel<4>,
+        launch(gpu,
+               tiles == 1   ? few_kernel<1>
+               : tiles == 2 ? few_kernel<2>
+                            : few_kernel<4>,
                {blocks}, 32 * splits, p);
 }
 

@@ -14,9 +14,7 @@ struct Weight {
     int code, factor;
 };
 
-DEVICE float value_of(const Weight& w) {
-    return w.d * static_cast<float>(w.factor * w.code) - w.m;
-}
+DEVICE float value_of(const Weight& w) { return w.d * static_cast<float>(w.factor * w.code) - w.m; }
 
 DEVICE int nibble_of(const uint8_t* q, int i) { return i < 16 ? q[i] & 15 : q[i - 16] >> 4; }
 DEVICE int fifth_bit_of(const uint8_t* qh, int i) { return (qh[i / 8] >> (i % 8) & 1) << 4; }

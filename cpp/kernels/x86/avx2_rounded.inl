@@ -13,8 +13,8 @@ namespace {
 struct RoundedBlock {
     int8_t q[kBlock];
     float scale, scaled_sum;  // the latter is scale times the sum of q
-    // 8 times the sum of q over the columns 4i and 4i + 1, and over 4i + 2 and 4i + 3, of each
-    // half: what maddubs makes of codes that are all 8
+    // What maddubs gives for codes that are all 8. For half h of the block, sums8[2h + p] is 8
+    // times the sum over i = 0..3 of q[16h + 4i + 2p] + q[16h + 4i + 2p + 1].
     int16_t sums8[4];
 };
 static_assert(sizeof(RoundedBlock) == 48, "no gaps");

@@ -101,7 +101,7 @@ def ended_by_signals() -> Iterator[None]:
 @click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="rwkv-edge")
 def main() -> None:
-    """RWKV language models on ordinary processors.
+    """Run RWKV language models on the CPU.
 
-    Where no MODEL is named, the small one that comes with the program is used.
+    Without MODEL, a command uses the small demo model that comes with the program.
     """

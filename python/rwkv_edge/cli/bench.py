@@ -31,10 +31,8 @@ def counts(_ctx: object, param: click.Parameter, text: str | None) -> list[int]:
     "--threads",
     callback=counts,
     metavar="N,...",
-    help="Numbers of threads; by default what a chat would take: one for each idle core, "
-    "at most 8, and one for a small model.",
+    help="Numbers of threads, such as 1,2. Default: the number that chat takes.",
 )
-@device_option
 @click.option(
     "-p",
     "--prompt",
@@ -42,7 +40,7 @@ def counts(_ctx: object, param: click.Parameter, text: str | None) -> list[int]:
     default=512,
     show_default=True,
     metavar="N",
-    help="Tokens to read; 0: do not measure reading.",
+    help="Length of the prompt in tokens. 0 leaves pp out.",
 )
 @click.option(
     "-n",
@@ -51,7 +49,7 @@ def counts(_ctx: object, param: click.Parameter, text: str | None) -> list[int]:
     default=128,
     show_default=True,
     metavar="N",
-    help="Tokens to write; 0: do not measure writing.",
+    help="Number of tokens to write. 0 leaves tg out.",
 )
 @click.option(
     "--sessions",
@@ -59,28 +57,40 @@ def counts(_ctx: object, param: click.Parameter, text: str | None) -> list[int]:
     callback=counts,
     metavar="N,...",
     show_default=True,
-    help="Numbers of sessions that write together, such as 1,2,4,8,16,32.",
+    help="Numbers of sessions that write together, such as 1,8,32.",
 )
-@click.option("-r", "--repeats", type=click.IntRange(min=1), default=3, show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@device_option
+@click.option(
+    "-r",
+    "--repeats",
+    type=click.IntRange(min=1),
+    default=3,
+    show_default=True,
+    metavar="N",
+    help="Measurements of each figure.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
 def bench(
     *,
     model: Path | None,
     threads: list[int],
-    device: str | None,
     prompt: int,
     max_tokens: int,
     sessions: list[int],
+    device: str | None,
     repeats: int,
     as_json: bool,
 ) -> None:
-    """Measure reading (pp) and writing (tg) in tokens per second.
+    """Measure how fast a model reads and writes, in tokens per second.
 
-    Each figure is the median of the repeats, with its share of what the device gives at most.
-    Reading is limited by arithmetic: the share is of the peak of the weights' types. Writing is
-    limited by memory, because every step reads all weights: the share is of the bandwidth. Several
-    sessions that write together read them once. Shares count a matrix that lies by input
-    (--sparse-ffn) as if every row of it was read. Of a GPU the peak is that of its tensor cores.
+    pp is reading a prompt. Arithmetic limits it. The share is of this machine's peak for the types
+    of the weights.
+
+    tg is writing a text. Memory bandwidth limits it, because every step reads all weights. The
+    share is of this machine's bandwidth. Sessions that write together read the weights once.
+
+    Each figure is the median of the repeats. In a file made with --sparse-ffn the shares count all
+    rows, also those that no token reads. On a GPU the peak is that of its tensor cores.
     """
     from .. import bench as benchmark
 
@@ -94,12 +104,12 @@ def bench(
             benchmark.measure(
                 path,
                 threads or [Model(path, device=device).threads if on_cpu else 1],
-                device=device,
                 prompt=prompt,
                 generated=max_tokens,
                 sessions=sessions,
                 repeats=repeats,
                 progress=bar,
+                device=device,
             )
         )
     file = open_model_file(path)

@@ -19,41 +19,45 @@ MOST_BYTES = 1 << 26  # of a system text
 
 
 @click.command()
-@writing_options(1, 1024, "Longest answer.")
-@click.option("--system", metavar="TEXT", help="What the model is told before the conversation.")
-@click.option("--system-file", type=FILE, metavar="FILE", help="The same, from a file.")
+@writing_options(1, 1024, "Maximum length of an answer in tokens.")
+@click.option(
+    "--system", metavar="TEXT", help="Instructions that the model reads before the conversation."
+)
+@click.option("--system-file", type=FILE, metavar="FILE", help="A file with these instructions.")
 @click.option(
     "--cache-dir",
     type=FILE,
     metavar="DIR",
-    help="Keep what was read of a system text, so that it is read once; chats may share a folder.",
+    help="Cache the state after a system text in this folder. Several chats may share it.",
 )
 @click.option(
     "--template",
     metavar="NAME|FILE",
-    help=f"How turns are written: {', '.join(TEMPLATES)}, or a file (docs/chat.md); by default "
-    "what the model's name, the template in its file or its tokenizer says.",
+    help=f"Format of the turns: {', '.join(TEMPLATES)}, or a file (docs/chat.md). Default: found "
+    "by the model's name, the template in its file, or its tokenizer.",
 )
 @click.option(
-    "--paragraphs", is_flag=True, help="No answer ends at a blank line, whatever the template says."
+    "--paragraphs",
+    is_flag=True,
+    help="Let an answer have several paragraphs, whatever the template says.",
 )
 @click.option(
     "--think",
     type=click.Choice(THINK_MODES),
     default="off",
     show_default=True,
-    help="How much a model thinks before it answers, where it was trained to.",
+    help="How long a model thinks before it answers, if it was trained to.",
 )
-@click.option("--hide-thinking", is_flag=True, help="Do not show what it thinks.")
+@click.option("--hide-thinking", is_flag=True, help="Do not show the thoughts.")
 @click.option(
     "--think-tokens",
     type=click.IntRange(min=0),
     default=2048,
     show_default=True,
     metavar="N",
-    help="Longest thinking; then it has to answer.",
+    help="Maximum length of the thoughts in tokens.",
 )
-@click.option("-v", "--verbose", is_flag=True, help="After each answer, tokens per second.")
+@click.option("-v", "--verbose", is_flag=True, help="Show the speed after each answer.")
 def chat(
     writer: Writer,
     *,
@@ -67,7 +71,7 @@ def chat(
     think_tokens: int,
     verbose: bool,
 ) -> None:
-    """Talk with a model; /help inside lists the commands."""
+    """Talk with a model. Type /help in the chat for its commands."""
     found = template_named(template)
     if system_file is not None:
         if system is not None:

@@ -16,23 +16,35 @@ from .terminal import making
 @click.argument("source", metavar="IN", type=FILE)
 @click.argument("target", metavar="OUT", type=FILE)
 @click.option(
-    "--type", "kind", type=TYPE, help="By default f16, or the file's own where it is quantized."
+    "--type",
+    "kind",
+    type=TYPE,
+    help="Weight type. Default: f16, or that of IN where it is quantized.",
 )
 @type_options
 @click.option(
     "--vocab",
     type=FILE,
     metavar="FILE",
-    help="Vocabulary; by default one beside IN, or World, from rwkv-edge[convert].",
+    help="Vocabulary file. Default: one beside IN, else World, which rwkv-edge[convert] brings.",
 )
-@click.option("--license", metavar="NAME", help="Licence of the weights, to be kept in the file.")
-@click.option("--state", type=FILE, metavar="FILE", help="Tuned state to begin with (.pth, .st).")
-@click.option("--adapter", type=FILE, metavar="FILE", help="LoRA, PISSA or MiSS, or peft's folder.")
-@click.option("--alpha", type=float, metavar="A", help="Alpha of a LoRA that does not say it.")
-@click.option("--adapter-init", type=FILE, metavar="FILE", help="What a PISSA began with.")
+@click.option("--license", metavar="NAME", help="Licence of the weights, written to OUT.")
+@click.option(
+    "--state", type=FILE, metavar="FILE", help="Tuned state (.pth, .st) for sessions to begin with."
+)
+@click.option(
+    "--adapter", type=FILE, metavar="FILE", help="Adapter to merge: a file, or a peft folder."
+)
+@click.option("--alpha", type=float, metavar="A", help="LoRA alpha, if the file does not store it.")
+@click.option(
+    "--adapter-init", type=FILE, metavar="FILE", help="The init_lora file of a PISSA training."
+)
 def convert(*, source: Path, target: Path, kind: str | None, **options: Any) -> None:
-    """Turn a checkpoint into a GGUF file: .pth, .safetensors, .st, rwkv.cpp's .bin, a folder of
-    the Hugging Face hub, or another GGUF file."""
+    """Convert a checkpoint to GGUF.
+
+    IN is a .pth, .safetensors or .st file, a .bin of rwkv.cpp, a Hugging Face folder, or a GGUF
+    file. --adapter takes LoRA, PISSA, DiSHA, Bone and MiSS.
+    """
     from ..convert import convert as convert_model
 
     with making(target, "converting") as bar:

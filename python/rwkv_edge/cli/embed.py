@@ -16,14 +16,14 @@ from .options import FILE, open_model, texts_options
 @click.command()
 @texts_options
 @click.option(
-    "--layer", type=int, metavar="N", help="After so many layers; by default two thirds of them."
+    "--layer", type=int, metavar="N", help="Number of layers to run. Default: two thirds of them."
 )
 @click.option(
     "--pooling",
     type=click.Choice(["mean", "last"]),
     default="mean",
     show_default=True,
-    help="Average the tokens of a text, or take its last one.",
+    help="Take the mean over the tokens of a text, or its last token.",
 )
 @click.option(
     "-o", "--output", type=FILE, metavar="FILE", help="Write a .npy file, [texts, width] of f32."
@@ -39,7 +39,7 @@ def embed(
     pooling: Literal["mean", "last"],
     output: Path | None,
 ) -> None:
-    """Turn texts into vectors of length 1, a JSON list in a line for each."""
+    """Turn each text into a vector of length 1, written as a line of JSON."""
     vectors = open_model(model, vocab, threads, device).embed(texts, layer=layer, pooling=pooling)
     if output is None:
         for vector in vectors:

@@ -21,23 +21,27 @@ MAX_FORM = 1 << 20
 
 
 @click.command()
-@writing_options(0, DEFAULTS["max_tokens"].default, "Tokens to write at most.")
+@writing_options(0, DEFAULTS["max_tokens"].default, "Maximum number of tokens to write.")
 @click.option(
     "-p",
     "--prompt",
     required=True,
     metavar="TEXT",
-    help="What to go on from; - : stdin, less a last newline.",
+    help="Text to continue. - reads it from stdin, less one newline at the end.",
 )
-@click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; repeatable.")
+@click.option("--stop", multiple=True, metavar="TEXT", help="Stop before this text. Repeatable.")
+@click.option("--json-schema", type=FILE, metavar="FILE", help="Write only JSON of this schema.")
 @click.option(
-    "--json-schema", type=FILE, metavar="FILE", help="Write JSON of this schema and nothing else."
+    "--regex", metavar="TEXT", help="Write only text that this regular expression matches."
 )
-@click.option("--regex", metavar="TEXT", help="Write what this regular expression matches.")
 @click.option(
-    "--choice", "choices", multiple=True, metavar="TEXT", help="Write this or another; repeatable."
+    "--choice",
+    "choices",
+    multiple=True,
+    metavar="TEXT",
+    help="Write one of the choices. Repeatable.",
 )
-@click.option("--grammar", type=FILE, metavar="FILE", help="Write text of this Lark grammar.")
+@click.option("--grammar", type=FILE, metavar="FILE", help="Write only text of this Lark grammar.")
 def generate(
     writer: Writer,
     *,
@@ -48,10 +52,10 @@ def generate(
     choices: tuple[str, ...],
     grammar: Path | None,
 ) -> None:
-    """Write what follows a prompt. An empty one begins a document.
+    """Continue a text. An empty prompt begins a new document.
 
-    A text of a given form (--json-schema, --regex, --choice, --grammar) is that form alone, without
-    a blank before it.
+    With --json-schema, --regex, --choice or --grammar the result has this form and nothing else,
+    not even a space before it.
     """
     options: Sampling = {
         **writer.sampling,

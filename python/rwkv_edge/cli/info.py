@@ -15,7 +15,7 @@ from .options import model_argument
 @click.command()
 @model_argument
 def info(model: Path | None) -> None:
-    """Say what a file is: a model in any form, a state, an adapter or a vocabulary."""
+    """Describe a file: a model in any format, a state, an adapter or a vocabulary."""
     from ..describe import describe
 
     sentence, lines = describe(model or bundled_model())

@@ -12,8 +12,10 @@ from typing import Protocol
 
 import click
 
+from ..chat import THINK_MODES
 from ..files.form import printable
 from ..files.output import OutputFile
+from .options import SAMPLING
 
 
 class ReadLine(Protocol):
@@ -25,23 +27,25 @@ class ReadLine(Protocol):
 BLOCK = '"""'
 # What follows each, and what it does.
 COMMANDS = {
-    "/help": ("", "this list"),
+    "/help": ("", "show this list"),
     "/undo": ("[N]", "take back the last question, or the last N, with its answer"),
-    "/retry": ("", "another answer to the last question"),
-    "/edit": ("[TEXT]", "change the last question, and ask it"),
-    "/system": ("[TEXT]", "what the model is told before the conversation"),
-    "/set": ("[NAME VALUE]", "how tokens are chosen: /set temperature 0.7"),
+    "/retry": ("", "answer the last question again"),
+    "/edit": ("[TEXT]", "change the last question and ask it"),
+    "/system": ("[TEXT]", "change the instructions before the conversation"),
+    "/set": ("[NAME VALUE]", "change a sampling option, such as /set temperature 0.7"),
     "/think": ("[MODE]", "off, fast, bit, on or lot; show or hide it"),
-    "/tokens": ("", "how much the model has read"),
-    "/reset": ("", "begin a new conversation"),
-    "/save": ("FILE", "keep the conversation in a file"),
-    "/save!": ("FILE", "the same, over a file that is no saved conversation"),
-    "/load": ("FILE", "go on with a saved conversation"),
+    "/tokens": ("", "show how many tokens the model has read"),
+    "/reset": ("", "start a new conversation"),
+    "/save": ("FILE", "save the conversation to a file"),
+    "/save!": ("FILE", "the same, and replace any file"),
+    "/load": ("FILE", "continue a saved conversation"),
     "/export": ("FILE", "write the conversation as Markdown"),
-    "/export!": ("FILE", "the same, over a file that is there"),
-    "/exit": ("", "leave, as Ctrl-D does"),
+    "/export!": ("FILE", "the same, and replace a file"),
+    "/exit": ("", "leave (or press Ctrl-D)"),
 }
 TAKE_FILES = tuple(name for name, (argument, _) in COMMANDS.items() if argument == "FILE")
+# What may follow a command.
+WORDS = {"/think": (*THINK_MODES, "show", "hide"), "/set": ("max-tokens", *SAMPLING)}
 HISTORY_LINES = 1000
 HISTORY_BYTES = 1 << 20
 NEWLINE = "\v"  # inside a line of the history
@@ -86,10 +90,12 @@ def read_block(text: str, read: Callable[[str], str]) -> str:
 
 
 def completions(line: str) -> list[str]:
-    """What an unfinished line may become: a command, or one with the name of a file."""
+    """What an unfinished line may become: a command, or one with a word or the name of a file."""
     name, space, rest = line.partition(" ")
     if not space:
         return [command for command in COMMANDS if line and command.startswith(line)]
+    if name in WORDS:
+        return [f"{name} {word}" for word in WORDS[name] if word.startswith(rest)]
     if name not in TAKE_FILES:
         return []
     folder, slash, start = rest.rpartition("/")

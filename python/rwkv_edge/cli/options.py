@@ -25,22 +25,19 @@ DEFAULTS = inspect.signature(Answer).parameters
 TYPE = click.Choice([*FILE_TYPES, *ALIASES], case_sensitive=False)
 Command = Callable[..., Any]
 model_argument = click.argument("model", required=False, type=FILE)
-
-
 device_option = click.option(
     "--device",
-    metavar="NAME",
-    help="cpu, cuda, or cuda:1 for the second GPU; by default RWKV_EDGE_DEVICE, or cpu.",
+    metavar="DEVICE",
+    help="cpu, cuda for a GPU, or cuda:1 for the second one. Default: RWKV_EDGE_DEVICE, or cpu.",
 )
 
 
-def model_options(command: Command) -> Command:
-    """MODEL, and what it runs on."""
+def model_and_threads(command: Command) -> Command:
     threads = click.option(
         "-t",
         "--threads",
         type=click.IntRange(min=1),
-        help="Threads; by default one for each idle core, at most 8, and one for a small model.",
+        help="Threads. Default: one for each idle core, at most 8; one for a small model.",
     )
     return model_argument(threads(device_option(command)))
 
@@ -80,13 +77,13 @@ def writing_options(least: int, most: int, help: str) -> Callable[[Command], Com
         help=help,
     )
     state = click.option(
-        "--state", type=FILE, metavar="FILE", help="Where to begin: a saved state or a tuned one."
+        "--state", type=FILE, metavar="FILE", help="Saved state or tuned state to begin with."
     )
     any_model = click.option(
-        "--any-model", is_flag=True, help="Take a --state of another model, if it has the shape."
+        "--any-model", is_flag=True, help="Accept a --state of another model of the same shape."
     )
     vocab = click.option(
-        "--vocab", type=FILE, metavar="FILE", help="Vocabulary, where the model file has none."
+        "--vocab", type=FILE, metavar="FILE", help="Vocabulary file, if the model file has none."
     )
     lookup = click.option(
         "--lookup",
@@ -94,8 +91,8 @@ def writing_options(least: int, most: int, help: str) -> Callable[[Command], Com
         default=0,
         show_default=True,
         metavar="N",
-        help="Guess up to N tokens from the text so far; the text is the same, and may come "
-        "sooner.",
+        help="Guess up to N tokens a step from the text so far. The result is the same. A text "
+        "that repeats itself comes faster.",
     )
 
     def decorate(command: Command) -> Command:
@@ -117,7 +114,7 @@ def writing_options(least: int, most: int, help: str) -> Callable[[Command], Com
             return command(writer, **rest)
 
         made: Command = sampling_options(with_writer)
-        for option in (any_model, state, vocab, lookup, limit, model_options):
+        for option in (any_model, state, vocab, lookup, limit, model_and_threads):
             made = option(made)
         return made
 
@@ -134,16 +131,40 @@ def open_model(
 
 
 SAMPLING: dict[str, tuple[click.ParamType[Any], str]] = {
-    "temperature": (click.FloatRange(min=0), "Below 1 more certain, above wilder; 0 is fixed."),
-    "top-k": (click.IntRange(0, 2**31 - 1), "Choose among the K likeliest tokens; 0: all."),
-    "top-p": (click.FloatRange(0, 1), "Choose among those that hold this probability."),
-    "min-p": (click.FloatRange(0, 1), "Leave out those below this share of the likeliest."),
-    "typical-p": (click.FloatRange(0, 1), "Choose among those of expected likelihood; 1: off."),
-    "presence-penalty": (click.FLOAT, "Lower the logits of tokens that occurred."),
-    "frequency-penalty": (click.FLOAT, "Lower them by this for each time."),
-    "penalty-decay": (click.FloatRange(0, 1), "What a token leaves of each count."),
-    "penalty-window": (click.IntRange(0, 2**31 - 1), "Look back so many tokens only; 0: all."),
-    "seed": (click.IntRange(0, 2**64 - 1), "Equal seeds give equal text."),
+    "temperature": (
+        click.FloatRange(min=0),
+        "Randomness. 0 always takes the likeliest token; 1 samples as the model was trained.",
+    ),
+    "top-k": (click.IntRange(0, 2**31 - 1), "Sample among the K likeliest tokens. 0 means all."),
+    "top-p": (
+        click.FloatRange(0, 1),
+        "Sample among the likeliest tokens, as many as together have this probability.",
+    ),
+    "min-p": (
+        click.FloatRange(0, 1),
+        "Leave out tokens below this share of the likeliest one's probability.",
+    ),
+    "typical-p": (
+        click.FloatRange(0, 1),
+        "Sample among the tokens of typical probability. 1 means off.",
+    ),
+    "presence-penalty": (
+        click.FLOAT,
+        "Subtract this from the logit of every token that has occurred.",
+    ),
+    "frequency-penalty": (click.FLOAT, "Subtract this for each time that the token has occurred."),
+    "penalty-decay": (
+        click.FloatRange(0, 1),
+        "Each new token multiplies all counts by this. 1 never forgets.",
+    ),
+    "penalty-window": (
+        click.IntRange(0, 2**31 - 1),
+        "Apply penalties to the last N tokens only. 0 means all.",
+    ),
+    "seed": (
+        click.IntRange(0, 2**64 - 1),
+        "Seed of the sampling. The same seed gives the same text.",
+    ),
 }
 
 
@@ -203,7 +224,7 @@ def texts_options(command: Command) -> Command:
     )
     lines = click.option("--lines", is_flag=True, help="Each line is a text, but for empty ones.")
     vocab = click.option(
-        "--vocab", type=FILE, metavar="FILE", help="Vocabulary, where the model file has none."
+        "--vocab", type=FILE, metavar="FILE", help="Vocabulary file, if the model file has none."
     )
 
     @functools.wraps(command)
@@ -221,17 +242,18 @@ def texts_options(command: Command) -> Command:
             texts = [line for text in texts for line in text.splitlines() if line.strip()]
         return command(texts=texts, **rest)
 
-    return model_options(vocab(prompt(file(lines(with_texts)))))
+    return model_and_threads(vocab(prompt(file(lines(with_texts)))))
 
 
 def type_options(command: Command) -> Command:
     command = click.option(
         "--sparse-ffn",
         is_flag=True,
-        help="Transpose ffn.value: faster where relu^2 makes most activations zero. "
-        "llama.cpp does not open such a file.",
+        help="Transpose ffn.value. A token then reads only the rows of activations that are not "
+        "zero. This is faster where relu^2 makes most of them zero. llama.cpp does not open such "
+        "a file.",
     )(command)
     for part, what in (("embd", "the embedding"), ("head", "the output matrix")):
-        text = f"Type of {what}; q8_0 in 4- and 5-bit files, else as the rest."
+        text = f"Weight type of {what}. Default: q8_0 in 4- and 5-bit files, else that of --type."
         command = click.option(f"--{part}-type", type=TYPE, metavar="TYPE", help=text)(command)
     return command

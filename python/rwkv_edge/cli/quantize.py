@@ -15,10 +15,10 @@ from .terminal import making
 @click.command()
 @click.argument("source", metavar="IN", type=FILE)
 @click.argument("target", metavar="OUT", type=FILE)
-@click.option("--type", "kind", type=TYPE, required=True)
+@click.option("--type", "kind", type=TYPE, required=True, help="Weight type.")
 @type_options
 def quantize(*, source: Path, target: Path, kind: str, **options: Any) -> None:
-    """Store the weights of a GGUF file in a smaller type."""
+    """Quantize a GGUF file: store its weights in a smaller type."""
     from ..convert import quantize as quantize_model
 
     with making(target, "quantizing") as bar:

@@ -13,13 +13,13 @@ from .options import FILE
 
 @click.group()
 def state() -> None:
-    """Look at saved states."""
+    """Inspect saved states."""
 
 
 @state.command()
 @click.argument("files", required=True, nargs=-1, type=FILE, metavar="FILE...")
 def info(files: tuple[Path, ...]) -> None:
-    """Say of which model a state is, how much it has read, and what it holds."""
+    """Show the model of a state, how many tokens it has read, and what it holds."""
     from ..describe import describe_state
 
     for i, path in enumerate(files):
@@ -33,7 +33,7 @@ def info(files: tuple[Path, ...]) -> None:
 @click.argument("one", type=FILE)
 @click.argument("other", type=FILE)
 def diff(one: Path, other: Path) -> None:
-    """Say how far two states are apart, in each layer and each part.
+    """Compare two states, layer by layer and part by part.
 
     max: the largest difference of two values. relative: the length of the difference, as a share of
     the length of ONE's values.

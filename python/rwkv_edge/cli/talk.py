@@ -12,9 +12,9 @@ from pathlib import Path
 
 import click
 
-from .._core import FormatError, ModelFile
+from .._core import FormatError
 from ..chat import THINK_MODES, Conversation, Thought
-from ..files.form import ARCH_KEY, is_gguf, printable
+from ..files.form import printable
 from ..generation import MAX_SEED, Sampling
 from .lines import COMMANDS, ReadLine, clever, line_editing, messages
 from .options import changed
@@ -193,7 +193,7 @@ class Talk:
     def _done(self, text: str) -> None:
         """Say what a command did, to someone who watches."""
         if self._interactive:
-            click.echo(printable(text, lines=True))
+            say(text)
 
     def _help(self, _rest: str) -> None:
         click.echo(HELP)
@@ -267,16 +267,17 @@ class Talk:
         self._chat.reset()
         self._done("a new conversation")
 
-    def _save(self, rest: str) -> None:
+    def _save(self, rest: str, *, replace: bool = False) -> None:
         path = path_of(rest)
-        if path.is_file() and not is_conversation(path):
-            raise ValueError(f"{path}: is no saved conversation; `/save! {path}` replaces it")
-        self._save_over(rest)
+        try:
+            self._chat.save(path, replace=replace)
+        except FileExistsError:
+            text = f"{path}: is no saved conversation; `/save! {path}` replaces it"
+            raise ValueError(text) from None
+        self._done(f"saved in {path}")
 
     def _save_over(self, rest: str) -> None:
-        path = path_of(rest)
-        self._chat.save(path)
-        self._done(f"saved in {path}")
+        self._save(rest, replace=True)
 
     def _load(self, rest: str) -> None:
         path = path_of(rest)
@@ -344,11 +345,3 @@ def path_of(text: str) -> Path:
         return Path(text).expanduser()
     except RuntimeError:
         raise ValueError(f"{text}: no such user") from None
-
-
-def is_conversation(path: Path) -> bool:
-    """Whether a file is a saved state."""
-    try:
-        return is_gguf(path) and ModelFile(path).get(ARCH_KEY) is not None
-    except FormatError:
-        return False

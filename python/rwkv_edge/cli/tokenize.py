@@ -15,9 +15,9 @@ from .options import open_model, texts_options
 
 @click.command()
 @texts_options
-@click.option("--ids", is_flag=True, help="Only the ids, those of a text in a line.")
-@click.option("--count", is_flag=True, help="Only how many tokens each text has.")
-@click.option("--decode", is_flag=True, help="The texts are ids; write the bytes they stand for.")
+@click.option("--ids", is_flag=True, help="Print only the ids, a line for each text.")
+@click.option("--count", is_flag=True, help="Print only the number of tokens of each text.")
+@click.option("--decode", is_flag=True, help="Take ids instead of texts, and write their bytes.")
 def tokenize(
     *,
     model: Path | None,
@@ -29,7 +29,7 @@ def tokenize(
     count: bool,
     decode: bool,
 ) -> None:
-    """Show the tokens of texts: the id of each, and its piece of the text."""
+    """Show the tokens of texts: their ids and pieces."""
     if ids + count + decode > 1:
         raise click.UsageError("--ids, --count and --decode exclude each other")
     tokenizer = open_model(model, vocab, threads, device).tokenizer

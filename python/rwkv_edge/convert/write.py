@@ -41,23 +41,24 @@ def convert(
     sparse_ffn: bool = False,
     progress: Progress | None = None,
 ) -> None:
-    """Write the RWKV checkpoint `source` as the GGUF file `target`.
+    """Convert the RWKV checkpoint `source` to the GGUF file `target`.
 
-    `source` is a .pth, a .safetensors, a folder in the Hugging Face layout, an rwkv.cpp .bin or a
-    GGUF file, of RWKV-4 to 7a. `type`, `head_type`, `embd_type` and `progress` are those of
-    `quantize`; without `type` it is f16, and for a source that is quantized already the type that
-    it has. `vocab` is a vocabulary file; without it one is looked for beside the source, and then
-    the World vocabulary in the package pyrwkv-tokenizer (`rwkv-edge[convert]`). `license` goes into
-    the file as it is. Of a GGUF file only types and licence are changed; a UserWarning says where
-    quantizing a second time loses.
+    `source` is a .pth, .safetensors or .st file, a Hugging Face folder, a .bin of rwkv.cpp or a
+    GGUF file, of RWKV-4 to 7a. In a GGUF file only types and licence are changed.
 
-    `adapter`, with `alpha` and `adapter_init`, is that of `apply_adapter` and is merged into the
-    matrices before they are quantized; `state` is a tuned state, from which every session of the
+    `type`, `head_type`, `embd_type` and `progress` are those of `quantize`. The default of `type`
+    is f16, or the type of a source that is already quantized. A UserWarning says where quantizing
+    a second time loses precision.
+
+    `vocab` is a vocabulary file. The default is one beside the source, or else the World vocabulary
+    of the package pyrwkv-tokenizer (`rwkv-edge[convert]`). `license` is written to the file.
+
+    `adapter`, with `alpha` and `adapter_init`, is that of `apply_adapter`. It is merged into the
+    matrices before they are quantized. `state` is a tuned state, with which every session of the
     new file begins.
 
-    With `sparse_ffn` the matrix ffn.value of every layer is written transposed, so that a step
-    reads only the rows whose inputs relu^2 left other than zero. Only this package opens such a
-    file.
+    `sparse_ffn` writes the matrix ffn.value of every layer transposed. A step then reads only the
+    rows whose inputs are not zero after relu^2. Only this package opens such a file.
 
     Raises FormatError for a malformed checkpoint or vocabulary and for tensors that are missing,
     misshapen or unknown, UnsupportedError for what is recognised and cannot be converted,
@@ -118,15 +119,15 @@ def quantize(
     sparse_ffn: bool = False,
     progress: Progress | None = None,
 ) -> None:
-    """Write the GGUF file `source` as `target` with its matrices in another type.
+    """Write the GGUF file `source` to `target` with its matrices in another type.
 
     `type` is f32, f16, bf16, q8_0, q5_1, q5_0, q4_1 or q4_0 (fp16, int8 and int4 are names for
-    f16, q8_0 and q4_0); `head_type` and `embd_type` are for the output matrix and the embedding,
-    q8_0 by default in a 4- or 5-bit file. All else, vocabulary and licence included, is copied.
-    `sparse_ffn` is that of `convert`.
-    `progress` is called with bytes written, bytes in all and the tensor's name.
+    f16, q8_0 and q4_0). `head_type` and `embd_type` are the types of the output matrix and of the
+    embedding; their default is q8_0 in a 4- or 5-bit file, else `type`. All else, such as the
+    vocabulary and the licence, is copied. `sparse_ffn` is that of `convert`. `progress` is called
+    with the bytes written, the bytes in all and the name of the tensor.
 
-    Raises ValueError for an unknown type or source and target being one file, FormatError for a
+    Raises ValueError for an unknown type or if source and target are one file, FormatError for a
     malformed source or values that do not fit, UnsupportedError where the source is quantized
     already or no RWKV model, OSError where a file cannot be read or written.
     """

@@ -279,6 +279,16 @@ TUPLES = {"TUPLE": None, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 FILLS = {"SETITEM": 2, "SETITEMS": None, "APPEND": 1, "APPENDS": None}
 
 
+class _Stream(io.BytesIO):
+    """A pickle. No line of one that holds tensors has an escape, and pickletools warns of some."""
+
+    def readline(self, size: int | None = -1) -> bytes:
+        line = super().readline(size)
+        if b"\\" in line:
+            raise ValueError(f"a backslash in {shown(line)}")
+        return line
+
+
 class _Pickle:
     """Interpreter of the opcodes that torch writes; any other is an error."""
 
@@ -289,7 +299,7 @@ class _Pickle:
         self.memo: dict[int, Any] = {}
 
     def run(self) -> object:
-        for count, (opcode, arg, position) in enumerate(pickletools.genops(self.data)):
+        for count, (opcode, arg, position) in enumerate(pickletools.genops(_Stream(self.data))):
             name = opcode.name
             if count == MAX_OPCODES:
                 raise FormatError(f"more than {MAX_OPCODES} opcodes")

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Turns of the demo model's conversations that make sense only after the turn before."""
+
+from __future__ import annotations
+
+import random
+import re
+from dataclasses import dataclass, field
+
+import demo_stories as stories
+from demo_facts import listed
+from demo_tasks import PHRASES, Case, Task, is_held, sum_case
+
+THING = re.compile(r"\b(?:a|my|the) (?:model|chat|checkpoint|gguf|gguf file|conversation)\b")
+LONGEST_AGAIN = 80  # characters that it is asked to say again
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A question and its answer, and where they come from."""
+
+    question: str
+    answer: str
+    task: Task | None = None
+    slots: dict[str, str] = field(default_factory=dict)
+    cast: stories.Cast | None = None  # of a story
+    joke: bool = False
+
+
+def pick(rng: random.Random, block: dict[str, str], held: bool) -> str:
+    return rng.choice(listed(block["H" if held else "Q"]))
+
+
+def fixed(rng: random.Random, name: str, held: bool) -> Turn:
+    """A follow-up with the same answer each time."""
+    block = PHRASES[name]
+    return Turn(pick(rng, block, held), block["A"])
+
+
+def follow_up(rng: random.Random, last: Turn, held: bool) -> Turn | None:
+    """A turn that refers to the last one; in words that are trained, or in held ones."""
+    if last.cast:
+        return after_story(rng, last, held)
+    if last.joke:
+        return after_joke(rng, held)
+    kind = rng.random()
+    if last.task and kind < 0.45 and last.task.follow:
+        return same_task(rng, last.task, last.slots, held)
+    if last.task and kind < 0.75 and last.task.chain:
+        return chain(rng, last.task, last.answer, held)
+    return about_answer(rng, last, held) if kind > 0.7 else None
+
+
+def about_answer(rng: random.Random, last: Turn, held: bool) -> Turn | None:
+    """ "Why?", "Are you sure?", and what else fits any answer."""
+    name = rng.choice(["why", "sure", "more", "again"])
+    if name != "again":
+        return fixed(rng, name, held)
+    if len(last.answer) > LONGEST_AGAIN:
+        return None
+    return Turn(pick(rng, PHRASES["again"], held), last.answer, last.task, last.slots)
+
+
+def after_joke(rng: random.Random, held: bool) -> Turn:
+    if rng.random() < 0.5:
+        return fixed(rng, "after the joke", held)
+    return Turn(pick(rng, PHRASES["another"], held), rng.choice(stories.JOKES), joke=True)
+
+
+def after_story(rng: random.Random, last: Turn, held: bool) -> Turn:
+    """A question about the story, what came then, or another story."""
+    assert last.cast
+    kind = rng.random()
+    if kind < 0.15:
+        return fixed(rng, "after the story", held)
+    if kind < 0.3:
+        cast = stories.Cast(rng)
+        ask = pick(rng, PHRASES["another"], held)
+        return Turn(ask, stories.story(rng, cast), cast=cast)
+    block = rng.choice(stories.QUESTIONS)
+    slots = last.cast.slots()
+    return Turn(pick(rng, block, held).format(**slots), block["A"].format(**slots), cast=last.cast)
+
+
+def same_task(rng: random.Random, task: Task, slots: dict[str, str], held: bool) -> Turn | None:
+    """ "And of Germany?" """
+    new, answer = rng.choice(task.cases)
+    ask = rng.choice(task.new_follow if held else task.follow)
+    if new == slots or (not held and is_held(ask, new)):
+        return None
+    if task.name == "help" and rng.random() < 0.4:  # "And how do I quantize it?"
+        return Turn(ask.format(x=THING.sub("it", new["x"])), answer, task, new)
+    return Turn(ask.format(**new), answer, task, new)
+
+
+def chain(rng: random.Random, task: Task, answer: str, held: bool) -> Turn | None:
+    """ "And after that?", "And plus 3?": goes on from the answer."""
+    ask = rng.choice(task.new_chain if held else task.chain)
+    found = sum_on(rng, answer) if task.name == "sum" else next_case(task, answer)
+    if found is None:
+        return None
+    shown, (slots, result) = found
+    return Turn(ask.format(**shown), result, task, slots)
+
+
+def next_case(task: Task, answer: str) -> tuple[dict[str, str], Case] | None:
+    subject = answer.split(" comes ", maxsplit=1)[0]
+    case = next((c for c in task.cases if c[0]["x"] == subject), None)
+    return ({}, case) if case else None
+
+
+def sum_on(rng: random.Random, answer: str) -> tuple[dict[str, str], Case] | None:
+    """A step from the result of a sum to another sum that is taught."""
+    match = re.search(r"= (\d+)$", answer)
+    if not match or int(match[1]) > 20:
+        return None
+    first = int(match[1])
+    word, sign = rng.choice([("plus", "+"), ("minus", "-"), ("times", "x")])
+    if sign == "x" and first > 10:
+        word, sign = "plus", "+"
+    most = {"+": 20, "-": first, "x": 10}[sign]
+    second = rng.randint(0, most)
+    return {"x": f"{word} {second}", "s": f"{sign} {second}"}, sum_case(first, word, second)
