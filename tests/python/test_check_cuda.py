@@ -42,12 +42,17 @@ arch = sm_90
 \tcode for sm_90
 \t\tFunction : few_kernel<4>
 \t.headerflags\t@"EF_CUDA_SM90"
-        /*0120*/                   LDG.E.128.CONSTANT R12, desc[UR6][R12.64+0x10] ;
-        /*01a0*/                   HMMA.16816.F32 R20, R20, R24, RZ ;
+LOADS
+PRODUCTS
         /*0200*/                   EXIT ;
 \t\tFunction : embed_kernel
         /*0200*/                   EXIT ;
 """
+for place, line, count in (
+    ("LOADS", "        /*0120*/          LDG.E.128.CONSTANT R12, desc[UR6][R12.64+0x10] ;", 10),
+    ("PRODUCTS", "        /*01a0*/          HMMA.16816.F32 R20, R20, R24, RZ ;", 40),
+):
+    SASS = SASS.replace(place, "\n".join([line] * count))
 
 
 @pytest.mark.skipif(shutil.which("c++filt") is None, reason="needs binutils")
@@ -88,8 +93,8 @@ def test_growth_is_an_error() -> None:
     ("old", "new", "error"),
     [
         ("", "", None),
-        ("HMMA", "FFMA", "few_kernel<4>, sm_90: has no tensor core instructions"),
-        ("LDG.E.128", "LDG.E.64", "few_kernel<4>, sm_90: has no 128-bit loads"),
+        ("HMMA", "FFMA", "few_kernel<4>, sm_90: 0 tensor core instructions, expected 40 at least"),
+        ("LDG.E.128", "LDG.E.64", "few_kernel<4>, sm_90: 0 128-bit loads, expected 10 at least"),
         ("EXIT ;\n\t\tF", "STL [R1], R4 ;\n\t\tF", "few_kernel<4>, sm_90: uses local memory"),
     ],
 )
