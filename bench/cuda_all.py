@@ -3,8 +3,8 @@
 
     pip install '.[test]' -Ccmake.define.RWKV_EDGE_CUDA=ON && python bench/cuda_all.py RESULTS
 
-RESULTS is a folder for the logs, the tables (`report.md`) and the models. In this order, so that what
-matters most comes first: the tests on the card; 1,000 steps twice, to the bit; tg and pp of random
+RESULTS is a folder for the logs, the tables (`report.md`) and the models. What matters most comes
+first: the tests on the card; 1,000 steps twice, to the bit; tg and pp of random
 models, with their shares of the card's read bandwidth and of its tensor cores; compute-sanitizer's
 four tools on a tiny model; the CPU kernels of the machine. What no longer fits into --seconds is
 named as left out. The status is 1 if a test failed.
