@@ -226,7 +226,7 @@ const float* Model::forward(Ops& ops, Scratch& scratch, std::span<const Feed> fe
                             .runs = runs,
                             .n_logits = n_logits,
                             .memory = scratch.changes(),
-                            .whole = !between});
+                            .whole = !between && !tap});
     if (recorded.done()) return n_logits == 0 ? nullptr : logits;
     ops.embed(embedding_, ids.data(), tokens, x);
     ops.norm(x, input_norm_, config_.norm_eps, tokens, n, embedded);
