@@ -39,7 +39,7 @@ MOST = {
     "embed_kernel": (32, 0),
     "few_kernel<1>": (64, 2048),
     "few_kernel<2>": (80, 4096),
-    "few_kernel<4>": (100, 8192),
+    "few_kernel<4>": (112, 8192),
     "input_kernel": (64, 8192),
     "keep_kernel": (32, 0),
     "many_kernel": (168, 0),
