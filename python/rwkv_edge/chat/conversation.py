@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..generation import Sampling
+from ..grammar import form_of
 from ..model import FeedProgress, Model, Session
 from ..prefix_cache import PrefixCache
 from ..state import State
@@ -214,7 +215,8 @@ class Conversation:
         Closing the iterator stops the answer; the conversation then goes on from the words that
         were yielded. When an exception ends the reading of the text (`progress` may raise one),
         it is as if the text had not been said. The sampling options and `lookup` are those of
-        `Session.generate`; `max_tokens` counts the answer. Raises ValueError for an empty text.
+        `Session.generate`; `max_tokens` and forms such as `schema` are the answer's. Raises
+        ValueError for an empty text.
         """
         message = self.template.clean(text)
         if not message and not (self.template.exact and self._turns):
@@ -263,6 +265,8 @@ class Conversation:
         """The pieces of a reply, its thoughts as Thoughts."""
         if HINTS[reply.think]:
             yield from self._thoughts(reply, lookup, sampling)
+        if reply.think != "off" and form_of(sampling):
+            self._session.read(self._encode(">\n"))  # else the model writes it
         with closing(self._generate(self.stop, lookup, sampling)) as pieces:
             if reply.think != "off":
                 reply.thought = True
@@ -281,7 +285,8 @@ class Conversation:
     ) -> Generator[str, None, None]:
         """What the model thinks; then the session stands where the answer begins."""
         reply.thought, last = True, ""
-        options: Sampling = {**sampling, "max_tokens": self.think_tokens}
+        options: Sampling = {**sampling, "max_tokens": self.think_tokens, "forced": ()}
+        options |= {"schema": None, "regex": None, "choices": None, "grammar": None}
         with closing(self._generate(THINK_END, lookup, options)) as pieces:
             for piece in without_blanks(pieces, bracket=">"):
                 last = piece
