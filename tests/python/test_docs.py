@@ -23,8 +23,8 @@ def run_console(text: str) -> None:
     """Each command after `$ ` prints what follows it, where `...` stands for anything."""
     for part in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
         command, _, expected = part.partition("\n")
-        line = command.replace("rwkv-edge", shlex.join(PROGRAM))
-        line = line.replace("python3", shlex.quote(sys.executable))
+        programs = {"rwkv-edge": shlex.join(PROGRAM), "python3": shlex.quote(sys.executable)}
+        line = re.sub(r"rwkv-edge|python3", lambda found: programs[found[0]], command)
         done = subprocess.run(
             line, shell=True, capture_output=True, text=True, timeout=SECONDS, check=False
         )
