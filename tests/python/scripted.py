@@ -43,8 +43,8 @@ class ScriptedSampler:
     options: ClassVar[dict[str, object]] = {}
     banned: ClassVar[list[int]] = []
 
-    def __init__(self, banned: list[int], **options: object) -> None:
-        type(self).banned = banned
+    def __init__(self, banned: Sequence[int] = (), **options: object) -> None:
+        type(self).banned = list(banned)
         self.options.update(options)
 
     def sample(

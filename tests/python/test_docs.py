@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from program import PROGRAM, SECONDS
 
+PROGRAMS = {"rwkv-edge": shlex.join(PROGRAM), "python3": shlex.quote(sys.executable)}
 DOCS = Path(__file__).parents[2] / "docs"
 BLOCK = re.compile(r"^```(python|console|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -23,8 +24,7 @@ def run_console(text: str) -> None:
     """Each command after `$ ` prints what follows it, where `...` stands for anything."""
     for part in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
         command, _, expected = part.partition("\n")
-        programs = {"rwkv-edge": shlex.join(PROGRAM), "python3": shlex.quote(sys.executable)}
-        line = re.sub(r"rwkv-edge|python3", lambda found: programs[found[0]], command)
+        line = re.sub("rwkv-edge|python3", lambda found: PROGRAMS[found[0]], command)
         done = subprocess.run(
             line, shell=True, capture_output=True, text=True, timeout=SECONDS, check=False
         )
