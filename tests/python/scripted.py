@@ -42,6 +42,7 @@ class ScriptedSampler:
     accepted: ClassVar[list[tuple[int, float]]] = []
     options: ClassVar[dict[str, object]] = {}
     banned: ClassVar[list[int]] = []
+    seed = 0
 
     def __init__(self, banned: Sequence[int] = (), **options: object) -> None:
         type(self).banned = list(banned)

@@ -306,7 +306,7 @@ def test_a_path_is_no_state(loaded: Model) -> None:
 
 
 def test_a_template_that_is_none(loaded: Model) -> None:
-    message = "template: found 'x', expected one of world, raven, instruct"
+    message = "template: found 'x', expected one of world, g1, raven, instruct, raw"
     with pytest.raises(ValueError, match=message):
         Conversation(loaded, template="x")
 
