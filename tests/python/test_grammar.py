@@ -174,6 +174,11 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"choices": [1]}, TypeError, r"choices: found \[1\], expected a list of texts"),
     ({"choices": ["\udcff"]}, ValueError, "choices: .* expected characters that UTF-8 has"),
     ({"grammar": "start: foo"}, ValueError, 'grammar: .*unknown name: "foo"'),
+    (
+        {"grammar": 'start: a{0,100000}\na: (b b){1000}\nb: "x"{1000}'},
+        ValueError,
+        r"grammar: parser error: Too many items[^\n]*\Z",
+    ),
     ({"grammar": ""}, ValueError, "grammar: Empty grammar"),
     ({"grammar": "a: b", "regex": "a"}, ValueError, "regex and grammar: found 2 forms, expected"),
 ]
