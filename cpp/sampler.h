@@ -45,6 +45,8 @@ public:
     // Records a token that was chosen: all earlier occurrences decay, then this one counts
     // `weight`. A token of weight 0 is subject to the presence penalty only.
     void accept(int32_t token, double weight = 1.0);
+    // With this seed another sampler goes on in the random sequence where this one is.
+    uint64_t seed() const { return random_; }
     // Forgets all occurrences; the random sequence goes on.
     void reset();
 

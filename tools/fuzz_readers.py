@@ -594,6 +594,8 @@ def state(rng: random.Random) -> Files:
         "version": (tiny.U32, rng.choice((1, 2, 2, 3))),
         "tokens": (tiny.U64, rng.choice((0, 7, 1 << 63))),
         "fingerprint": (tiny.STRING, rng.choice(("0" * 64, "x"))),
+        "sampler.seed": (tiny.U64, 7),
+        "sampler.tokens": (tiny.ARRAY, struct.pack("<IQ2I", tiny.U32, 2, 3, 1 << 31)),
         "text": (tiny.STRING, tiny.string(rng.choice(WORDS).encode("utf-8", "surrogatepass"))),
     }
     for name, (kind, found) in said.items():

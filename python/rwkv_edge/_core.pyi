@@ -207,6 +207,9 @@ class Sampler:
         """
     def accept(self, token: int, weight: float = 1.0) -> None:
         """For the penalties: the token was chosen, and counts so much."""
+    @property
+    def seed(self) -> int:
+        """With it another sampler goes on in the random sequence where this one is."""
     def reset(self) -> None:
         """Forget what was accepted."""
 

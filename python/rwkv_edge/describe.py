@@ -168,6 +168,7 @@ def describe_state(path: Path) -> tuple[str, Lines]:
             ("fingerprint", state.fingerprint),
             ("tokens read", None if state.tuned else state.tokens),
             ("last output", None if state.output is None else "kept, so a text may go on from it"),
+            ("generated", None if state.sampler is None else f"{len(state.sampler.tokens)} tokens"),
             ("text", None if state.text is None else f"{len(state.text):,} characters"),
         )
         if value is not None

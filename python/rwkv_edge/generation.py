@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, SupportsIndex, Typed
 from . import _core
 from .grammar import Constraint
 from .lookup import Lookup
+from .state import SamplerState
 from .tokenizer import END_OF_TEXT, StreamDecoder, Tokenizer
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class Choosing(TypedDict, total=False):
     logit_bias: Mapping[int, float]
     banned: Iterable[int]
     forced: Iterable[int]
+    earlier: Iterable[int]
     stop_tokens: Iterable[int]
     logits_hook: LogitsHook | None
     logprobs: int | None
@@ -144,6 +146,7 @@ class Answer:
         logit_bias: Mapping[int, float] | None = None,
         banned: Iterable[int] = (),
         forced: Iterable[int] = (),
+        earlier: Iterable[int] = (),
         stop_tokens: Iterable[int] = (),
         logits_hook: LogitsHook | None = None,
         logprobs: int | None = None,
@@ -170,6 +173,10 @@ class Answer:
             banned=[*without_text, *token_ids("banned", banned, n_vocab)],
             forced=token_ids("forced", forced, n_vocab),
         )
+        self._earlier = token_ids("earlier", earlier, n_vocab)
+        for token in self._earlier:
+            self._sampler.accept(token, weight_of(tokenizer.token_bytes(token)))
+        self._seeds = [seed]  # at the beginning and after each token
         if logits_hook is not None and not callable(logits_hook):
             raise TypeError(f"logits_hook: found {logits_hook!r}, expected a function")
         self._hook = logits_hook
@@ -218,7 +225,8 @@ class Answer:
         if self.top is not None:
             own, *best = _core.logprobs(logits, row, n_vocab, token, self.top)
             self.logprobs.append(TokenLogprob(*own, best))
-        self._sampler.accept(token, 0.0 if data in NEVER_FREQUENT else 1.0)
+        self._sampler.accept(token, weight_of(data))
+        self._seeds.append(self._sampler.seed)
         self._held += data
         stop = find_stop(self._held, self._stops)
         if stop >= 0:
@@ -253,6 +261,11 @@ class Answer:
         self.finish_reason = reason
         self._given += self._decoder.pending + len(rest)
         return self._decoder.push(rest) + self._decoder.flush()
+
+    def sampler_state(self) -> SamplerState:
+        """Of the returned text, up to its last whole token."""
+        count, _ = self.given()
+        return SamplerState(self._seeds[count], (*self._earlier, *self.tokens[:count]))
 
     def given(self) -> tuple[int, list[int]]:
         """What the returned text consists of: so many of `tokens`, and where it ends inside the
@@ -555,6 +568,11 @@ def stop_bytes(stop: str | Sequence[str]) -> list[bytes]:
     if b"" in stops:
         raise ValueError("stop: found an empty string, expected some text")
     return stops
+
+
+def weight_of(data: bytes) -> float:
+    """How much a token counts for the frequency penalty."""
+    return 0.0 if data in NEVER_FREQUENT else 1.0
 
 
 def find_stop(text: bytes, stops: Sequence[bytes]) -> int:

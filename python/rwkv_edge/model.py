@@ -379,6 +379,7 @@ class Session:
             tokens=None if self._before is None else self._before + core.tokens,
             fingerprint=self.model.fingerprint,
             model=self.model.path.name,
+            sampler=None if self._stream is None else self._stream.answer.sampler_state(),
         )
 
     @property
@@ -466,6 +467,9 @@ class Session:
         (0: off): those with this share of the largest probability. At last `temperature` (1)
         sharpens (< 1) or flattens (> 1) what is left; 0 always takes the first of all. Equal seeds
         give equal text; `seed` None is random.
+
+        The tokens `earlier` count for the penalties as if they had just been generated. With those
+        and the seed of a `state.sampler`, a text goes on as if its generation had not been stopped.
 
         The text begins with the tokens `forced`, whatever the logits say. It also ends at one of
         the `stop_tokens`, which is neither yielded nor read.

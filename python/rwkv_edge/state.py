@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import _core
 from .files.form import ARCH_KEY, KEY_FIRST, STATE_KEYS, TUNED, is_gguf, shown
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 VERSION = 2
 """Of the form that `State.save` writes. Files of version 1 do not name one."""
 TYPES = ("f32", "f16")
+SEED_KEY, GENERATED_KEY = STATE_KEYS + "sampler.seed", STATE_KEYS + "sampler.tokens"
 OUTPUT = "output"
 """The tensor that is no part of a layer: `State.output`."""
 # Stays f32 in a file of f16: an exponent, which begins at -1e30.
@@ -55,6 +56,16 @@ class StateShape:
         return text + (f", {heads[0]} heads of {heads[-1]}" if heads else "")
 
 
+class SamplerState(NamedTuple):
+    """What the choice of the next tokens depends on, beside the logits and the options: for
+    `generate("", seed=..., earlier=...)`, which goes on with a text that was stopped."""
+
+    seed: int
+    """Where the random sequence is."""
+    tokens: tuple[int, ...]
+    """That were generated, for the penalties."""
+
+
 @dataclass(frozen=True, eq=False)
 class State:
     """A copy of a session's memory, from which any session of its model can go on.
@@ -79,6 +90,8 @@ class State:
     """The name of the model's file, for people."""
     text: str | None = None
     """What whoever saved the state wrote with it; a chat writes the conversation."""
+    sampler: SamplerState | None = None
+    """Where the state is the end of a text that was generated."""
 
     def __post_init__(self) -> None:
         if self.tokens is not None and self.tokens < 0:
@@ -150,6 +163,9 @@ class State:
                 metadata[STATE_KEYS + name] = string(text)
         if self.tokens is not None:
             metadata[STATE_KEYS + "tokens"] = Value("uint64", self.tokens)
+        if self.sampler is not None:
+            metadata[SEED_KEY] = Value("uint64", self.sampler.seed)
+            metadata[GENERATED_KEY] = Value("array[uint32]", self.sampler.tokens)
         parts = self.numpy()
         types = {name: "f32" if name == EXPONENT else type for name in parts}
         if self.output is not None:
@@ -271,6 +287,7 @@ def read_keys(file: _core.ModelFile) -> dict[str, Any]:
             raise _core.FormatError(
                 f"{file.path}: key {key} is {file.value_type(key)}, expected {kind}"
             )
+    found["sampler"] = read_sampler(file)
     version = found.pop("version")
     if version is not None and not 0 < version <= VERSION:
         raise _core.UnsupportedError(
@@ -283,6 +300,18 @@ def read_keys(file: _core.ModelFile) -> dict[str, Any]:
             f"{file.path}: key {STATE_KEYS}fingerprint is {shown(mark)}, expected 64 hex digits"
         )
     return found
+
+
+def read_sampler(file: _core.ModelFile) -> SamplerState | None:
+    kinds = {SEED_KEY: "uint64", GENERATED_KEY: "array[uint32]"}
+    seed, tokens = (file.get(key) for key in kinds)
+    if seed is None and tokens is None:
+        return None
+    for key, kind in kinds.items():
+        found = "missing" if file.get(key) is None else file.value_type(key)
+        if found != kind:
+            raise _core.FormatError(f"{file.path}: key {key} is {found}, expected {kind}")
+    return SamplerState(seed, tuple(tokens))
 
 
 def finite_values(file: _core.ModelFile, tensor: _core.TensorInfo) -> NDArray[np.float32]:

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <map>
 #include <numeric>
 #include <random>
@@ -228,6 +229,16 @@ TEST(many_candidates) {
         CHECK(least >= static_cast<int32_t>(border) - 1);
         CHECK(least <= static_cast<int32_t>(border) + 1000);
     }
+}
+
+TEST(logits_as_large_as_floats_are) {
+    const float large = std::numeric_limits<float>::max();
+    const Logits logits{-large, 0.0f, large, large, -INFINITY};
+    for (const SamplerOptions& options :
+         {SamplerOptions{.top_p = 1.0}, SamplerOptions{.top_k = 3, .top_p = 0.9},
+          SamplerOptions{.temperature = 1e-300, .top_p = 1.0, .min_p = 1e-9},
+          SamplerOptions{.top_p = 0.9, .typical_p = 0.5}})
+        CHECK((support(options, logits) == std::set<int32_t>{2, 3}));
 }
 
 TEST(logprobs_of_a_token_and_of_the_best) {

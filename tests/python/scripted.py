@@ -42,9 +42,10 @@ class ScriptedSampler:
     accepted: ClassVar[list[tuple[int, float]]] = []
     options: ClassVar[dict[str, object]] = {}
     banned: ClassVar[list[int]] = []
+    seed = 0
 
-    def __init__(self, banned: list[int], **options: object) -> None:
-        type(self).banned = banned
+    def __init__(self, banned: Sequence[int] = (), **options: object) -> None:
+        type(self).banned = list(banned)
         self.options.update(options)
 
     def sample(

@@ -657,6 +657,36 @@ def test_a_thinking_answer_is_saved_as_it_can_be_seen(
     assert bits(chat.session) == bits_of(model, "", [("hi", "Yes, the")])
 
 
+@pytest.mark.parametrize("mode", ["off", "fast", "on"])
+def test_an_answer_of_a_given_form(
+    model: Model, monkeypatch: pytest.MonkeyPatch, read: list[int], mode: str
+) -> None:
+    """What is thought before has none."""
+    pytest.importorskip("llguidance")
+    chat = Conversation(model, template="g1", think=mode)
+    play(monkeypatch, [*byte_tokens(">Hm</think" if mode == "on" else ""), *byte_tokens("no")])
+    assert "".join(chat.ask("hi", choices=["yes", "no"])) == "no"
+    encode = model.tokenizer.encode
+    if mode != "off":
+        asked = {
+            "fast": encode(ASKED["off"]) + encode(" <think>\n</think"),
+            "on": encode(ASKED["on"]),
+        }
+        begin = asked[mode] + (encode("\n</think") if mode == "on" else []) + encode(">\n")
+        assert read[: len(begin)] == begin
+    assert bits(chat.session) == bits_of(model, "", [("hi", "no")])
+
+
+def test_wrong_options_are_refused_before_anything_is_read(model: Model) -> None:
+    chat = Conversation(model)
+    with pytest.raises(ValueError, match="top_p"):
+        chat.ask("hi", top_p=2)
+    with pytest.raises(ValueError, match="lookup"):
+        chat.ask("hi", lookup=-1)
+    assert chat.turns == ()
+    assert bits(chat.session) == bits_after(model, [])
+
+
 def test_thinking_needs_a_template_that_has_it(model: Model) -> None:
     with pytest.raises(ValueError, match="think: found 'on', but the template world has no thinki"):
         Conversation(model, think="on")
@@ -670,7 +700,7 @@ def test_what_an_answer_took(model: Model, monkeypatch: pytest.MonkeyPatch) -> N
     play(monkeypatch, [*byte_tokens(">ab</think"), *byte_tokens(">Yes"), 0])
     list(chat.ask("hi"))
     assert chat.work.read == len(model.tokenizer.encode(ASKED["on"]))
-    assert chat.work.written == len(">ab") + len(">Yes")
+    assert chat.work.written == len(">ab</think") + len(">Yes")
     assert chat.work.reading > 0
     assert chat.work.writing > 0
 
@@ -710,22 +740,45 @@ def test_a_state_without_text_ends_what_can_be_undone(
         list(chat.ask("hi"))
     chat.undo(6)
     assert bits(chat.session) == bits_after(model, [THE])
-    # Saved once more, the text is known, but not what it stands on, unless one begins there.
-    play(monkeypatch, [ING, TURN_END])
-    list(chat.ask("hi"))
+
+
+@pytest.mark.parametrize("asked_before", [0, 1])
+def test_a_conversation_on_top_of_a_state(
+    model: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, asked_before: int
+) -> None:
+    """Saved, its text is known, but not what it stands on, unless one begins there."""
+    session = model.session()
+    session.feed([THE])
+    session.state.save(tmp_path / "state")
+    begin = State.load(tmp_path / "state")
+
+    def ask(chat: Conversation, times: int) -> None:
+        for _ in range(times):
+            play(monkeypatch, [BLANK, ING, TURN_END])
+            list(chat.ask("hi"))
+
+    chat = Conversation(model, state=begin, system="x")
+    ask(chat, asked_before)
     chat.save(tmp_path / "later")
+    saved = bits(chat.session)
     other = Conversation(model)
     other.load(tmp_path / "later")
-    assert other.turns == (("hi", "ing"),)
-    with pytest.raises(ValueError, match="what was said by then is known only as a state"):
-        other.undo()
+    assert (other.system, other.turns) == ("x", (("hi", "ing"),) * asked_before)
+    assert other.tokens == []
+    for _ in range(2):
+        ask(other, 6)
+        assert len(other.tokens) == len([*asked(model, "hi"), BLANK, ING, TURN_END]) * 6
+        other.undo(6)  # more than there are states of
+        assert bits(other.session) == saved
     with pytest.raises(ValueError, match="known only as a state, with its system text"):
-        other.tell("x")
-    with pytest.raises(ValueError, match="expected 1 to 1"):
-        other.undo(2)
-    same = Conversation(model, state=State.load(tmp_path / "state"))
+        other.tell("y")
+    if asked_before:
+        with pytest.raises(ValueError, match="what was said by then is known only as a state"):
+            other.undo()
+    same = Conversation(model, state=begin)
     same.load(tmp_path / "later")
-    same.undo()
+    same.undo() if asked_before else None
+    same.tell("")
     assert bits(same.session) == bits_after(model, [THE])
 
 

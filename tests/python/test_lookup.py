@@ -119,7 +119,9 @@ def test_ctrl_c_at_any_moment(model: Model, monkeypatch: pytest.MonkeyPatch) -> 
             with alarm.after(microseconds / 1e6):
                 list(session.generate([1], lookup=6, stop="\n\nUser:", max_tokens=400))
             stream = session._stream
-            assert stream is not None
+            if stream is None:  # it fell before the text
+                assert bits(session) == bits_after(model, [])
+                continue
             given = stream.answer.given()
             fed = [*([1] if session._engine.tokens else []), *stream.answer.tokens[: given[0]]]
             assert bits(session) == bits_after(model, [*fed, *given[1]])

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import product
@@ -226,6 +227,18 @@ BAD_STATES: dict[str, tuple[Callable[[tiny.Gguf], None], str]] = {
     "text": (key("text", tiny.U32, 3), "state.text is uint32, expected string"),
     "fingerprint": (key("fingerprint", tiny.STRING, "0" * 63), "is '0+', expected 64 hex digits"),
     "version": (key("version", tiny.STRING, "2"), "state.version is string, expected uint32"),
+    "a seed alone": (
+        key("sampler.seed", tiny.U64, 3),
+        r"sampler\.tokens is missing, expected array\[uint32\]",
+    ),
+    "a seed": (key("sampler.seed", tiny.U32, 3), r"sampler\.seed is uint32, expected uint64"),
+    "generated": (
+        lambda file: (
+            key("sampler.seed", tiny.U64, 3)(file),
+            key("sampler.tokens", tiny.ARRAY, struct.pack("<IQf", tiny.F32, 1, 1))(file),
+        )[0],
+        r"sampler\.tokens is array\[float32\], expected",
+    ),
 }
 
 
@@ -310,6 +323,76 @@ def test_text_goes_on_from_a_file(tiny_model: GetModel, tmp_path: Path) -> None:
     found = model.session(State.load(tmp_path / "a.state")).generate("", max_tokens=9, seed=4)
     assert "".join(found) == expected
     assert shown
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.0])
+@pytest.mark.parametrize("lookup", [0, 4])
+def test_a_stopped_text_goes_on_as_if_it_had_not_been(
+    tiny_model: GetModel, tmp_path: Path, temperature: float, lookup: int
+) -> None:
+    """Wherever it was stopped: its random numbers and its penalties are those of the whole text."""
+    model = Model(tiny_model("f32", "d128")[0])
+    options: dict[str, Any] = {"temperature": temperature, "top_p": 1.0, "presence_penalty": 0.3}
+    options |= {"frequency_penalty": 0.7, "penalty_window": 25, "lookup": lookup, "stop": "zzz"}
+    generation = model.session().generate("the", max_tokens=60, seed=3, **options)
+    whole, tokens = "".join(generation), generation.details.tokens
+    assert len(tokens) == 60
+    for stopped in (1, 17, 59):
+        session = model.session()
+        begun = session.generate("the", max_tokens=stopped, seed=3, **options)
+        text = "".join(begun)
+        session.state.save(tmp_path / "a.state")
+        kept = State.load(tmp_path / "a.state")
+        assert kept.sampler is not None
+        if begun.details.tokens != tokens[:stopped]:
+            continue  # it ends inside a character, which can go on in another way
+        assert kept.sampler.tokens == tuple(tokens[:stopped])
+        seed, earlier = kept.sampler
+        rest = model.session(kept).generate(
+            "", max_tokens=60 - stopped, seed=seed, earlier=earlier, **options
+        )
+        assert text + "".join(rest) == whole
+        assert rest.details.tokens == tokens[stopped:]
+
+
+def test_a_text_that_is_left_in_the_middle(tiny_model: GetModel) -> None:
+    """What was sampled and not yet yielded is not in the state of the sampler either."""
+    model = Model(tiny_model("f32", "d128")[0])
+    options: dict[str, Any] = {"top_p": 1.0, "frequency_penalty": 0.7, "stop": "no such stop"}
+    session = model.session()
+    generation = session.generate("the", max_tokens=60, seed=3, **options)
+    text, whole = "", "".join(model.session().generate("the", max_tokens=60, seed=3, **options))
+    resumed = 0
+    for piece in generation:
+        text += piece
+        state = session.state
+        assert state.sampler is not None
+        if model.tokenizer.decode(state.sampler.tokens) != text:
+            continue  # the text ends inside a token
+        seed, earlier = state.sampler
+        left = 60 - len(earlier)
+        rest = model.session(state).generate(
+            "", max_tokens=left, seed=seed, earlier=earlier, **options
+        )
+        assert text + "".join(rest) == whole
+        resumed += 1
+    assert resumed > 5
+    session.read([1])
+    assert session.state.sampler is None
+
+
+def test_earlier_tokens_count(tiny_model: GetModel) -> None:
+    model = Model(tiny_model("f32", "d128")[0])
+    plain = model.session().generate([1], max_tokens=1, temperature=0)
+    list(plain)
+    (first,) = plain.details.tokens
+    other = model.session().generate(
+        [1], max_tokens=1, temperature=0, earlier=[first], presence_penalty=1000
+    )
+    list(other)
+    assert other.details.tokens != [first]
+    with pytest.raises(ValueError, match="earlier: found 100000"):
+        model.session().generate("", earlier=[100_000])
 
 
 def test_saving_twice_gives_the_same_bytes(loaded: Model, tmp_path: Path) -> None:

@@ -18,12 +18,14 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from ..generation import Sampling
+from ..grammar import FORMS, form_of
 from ..model import FeedProgress, Model, Session
 from ..prefix_cache import PrefixCache
 from ..state import State
+from ..tokenizer import END_OF_TEXT
 from .saved import (
     Transcript,
     Turn,
@@ -49,6 +51,9 @@ KEPT = 4
 """Of so many last turns the states before them are kept. To take back more, the conversation is
 read again from its beginning."""
 
+OF_ANSWERS = (*FORMS, "forced", "logprobs")
+"""Options that the thinking before an answer does not have."""
+
 
 @dataclass
 class Work:
@@ -59,8 +64,9 @@ class Work:
     reading: float = 0.0
     """Seconds."""
     written: int = 0
-    """Tokens of the answer and of the thinking before it."""
+    """Tokens of the answer and of the thinking before it, with those of what ended them."""
     writing: float = 0.0
+    """Seconds of the engine."""
 
 
 @dataclass
@@ -214,12 +220,15 @@ class Conversation:
         Closing the iterator stops the answer; the conversation then goes on from the words that
         were yielded. When an exception ends the reading of the text (`progress` may raise one),
         it is as if the text had not been said. The sampling options and `lookup` are those of
-        `Session.generate`; `max_tokens` counts the answer. Raises ValueError for an empty text.
+        `Session.generate`; `max_tokens` counts the answer, and a form is that of the answer.
+        Raises ValueError for an empty text, and what `Session.generate` raises for its options.
         """
         message = self.template.clean(text)
         if not message and not (self.template.exact and self._turns):
             raise ValueError("the message is empty")
         self._end_turn()
+        # Wrong options are refused before anything is read.
+        self._session.generate([END_OF_TEXT], stop=self.stop, lookup=lookup, **sampling)
         self._reply = Reply(message, self._think)
         return self._ask(self._reply, thoughts, lookup, progress, sampling)
 
@@ -245,8 +254,7 @@ class Conversation:
             reply.asked = session.fork()
         if reply.think == "fast":
             session.read(self._encode(f" {OPEN}\n{THINK_END}"))
-        read = time.monotonic()
-        self.work = Work(len(prompt), read - started)
+        self.work = Work(len(prompt), time.monotonic() - started)
         try:
             with closing(self._pieces(reply, lookup, sampling)) as pieces:
                 for piece in pieces:
@@ -255,7 +263,6 @@ class Conversation:
                     if thoughts or not isinstance(piece, Thought):
                         yield piece
         finally:
-            self.work.writing = time.monotonic() - read
             if reply is self._reply:
                 self._end_turn()
 
@@ -263,6 +270,8 @@ class Conversation:
         """The pieces of a reply, its thoughts as Thoughts."""
         if HINTS[reply.think]:
             yield from self._thoughts(reply, lookup, sampling)
+        if reply.think != "off" and form_of(sampling) is not None:
+            self._session.read(self._encode(">\n"))  # which the form would not let it write
         with closing(self._generate(self.stop, lookup, sampling)) as pieces:
             if reply.think != "off":
                 reply.thought = True
@@ -281,7 +290,8 @@ class Conversation:
     ) -> Generator[str, None, None]:
         """What the model thinks; then the session stands where the answer begins."""
         reply.thought, last = True, ""
-        options: Sampling = {**sampling, "max_tokens": self.think_tokens}
+        options = cast(Sampling, {k: v for k, v in sampling.items() if k not in OF_ANSWERS})
+        options["max_tokens"] = self.think_tokens
         with closing(self._generate(THINK_END, lookup, options)) as pieces:
             for piece in without_blanks(pieces, bracket=">"):
                 last = piece
@@ -292,15 +302,17 @@ class Conversation:
     def _generate(
         self, stop: str | Sequence[str], lookup: int, sampling: Sampling
     ) -> Generator[str, None, None]:
+        pieces = self._session.generate(stop=stop, lookup=lookup, **sampling)
+        stream = self._session._stream
+        assert stream is not None
+        stream.keeps_mark = True  # until the turn is ended
         try:
-            pieces = self._session.generate(stop=stop, lookup=lookup, **sampling)
-            stream = self._session._stream
-            assert stream is not None
-            stream.keeps_mark = True  # until the turn is ended
             with closing(pieces):
                 yield from pieces
         finally:
-            self.work.written += len(self._session._generated)
+            facts = pieces.details
+            self.work.written += facts.sampled_tokens
+            self.work.writing += facts.prompt_seconds + facts.seconds
 
     def _end_turn(self) -> None:
         """End the turn of an answer, which may be half-way; then the session is where the text

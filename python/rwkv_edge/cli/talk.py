@@ -193,7 +193,7 @@ class Talk:
     def _done(self, text: str) -> None:
         """Say what a command did, to someone who watches."""
         if self._interactive:
-            click.echo(printable(text, lines=True))
+            say(text)
 
     def _help(self, _rest: str) -> None:
         click.echo(HELP)
