@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
@@ -65,6 +66,11 @@ def bundled_model() -> Path:
     return path
 
 
+def device_name(device: str | None) -> str:
+    """The device that is meant where none is named."""
+    return device or os.environ.get("RWKV_EDGE_DEVICE") or "cpu"
+
+
 class Model:
     """An RWKV model: the weights in a mapped file, and the tokenizer.
 
@@ -77,6 +83,7 @@ class Model:
         *,
         vocab: str | PathLike[str] | None = None,
         threads: int | None = None,
+        device: str | None = None,
     ) -> None:
         """Open the model in `path`, or the bundled demo model.
 
@@ -87,9 +94,13 @@ class Model:
         is a vocabulary file for a model that holds none. By default the vocabulary is a file beside
         the model, or the World vocabulary of the package pyrwkv-tokenizer.
 
+        `device` is "cpu", "cuda" for a GPU, or "cuda:1" for the second GPU. By default it is what
+        the environment variable RWKV_EDGE_DEVICE says, else "cpu".
+
         Raises FormatError for a file that is damaged or not a model, UnsupportedError for a model
-        that this build cannot run, OSError if the file cannot be read or the system refuses a
-        thread.
+        or a device that this build cannot run, ValueError for a GPU that is not there, MemoryError
+        if the model does not fit into the GPU's memory, OSError if the file cannot be read or the
+        system refuses a thread.
         """
         if threads is not None:
             threads = whole("threads", threads, 1, 1024)
@@ -103,7 +114,9 @@ class Model:
                 "`rwkv-edge chat MODEL --state FILE` goes on from it"
             )
         self._core = _core.Runner(
-            self._file, threads or default_threads(bytes_per_token(self._file))
+            self._file,
+            threads or default_threads(bytes_per_token(self._file)),
+            device_name(device),
         )
         self.path = Path(self._file.path)
 
@@ -140,6 +153,11 @@ class Model:
         """What tells this model from others of its shape: 64 hex digits. `model_file.fingerprint`
         says what it covers."""
         return fingerprint(self._file)
+
+    @property
+    def device(self) -> str:
+        """What it runs on, such as "cpu avx2" or "cuda:0 NVIDIA H100 80GB HBM3"."""
+        return self._core.device
 
     @property
     def hint(self) -> str | None:
