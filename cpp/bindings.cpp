@@ -620,12 +620,12 @@ PYBIND11_MODULE(_core, m) {
     m.def("why_no_cuda", &why_no_cuda, py::call_guard<Unlocked>());
     m.def("cuda_devices", &cuda_devices, py::call_guard<Unlocked>());
     m.def(
-        "cuda_limits",
-        [](int index) {
-            const CudaLimits limits = cuda_limits(index);
-            return std::make_pair(limits.bandwidth_gb, limits.product_gops);
+        "gpu_limits",
+        [](const std::string& device) {
+            const DeviceLimits limits = gpu_limits(device);
+            return std::pair(limits.bandwidth_gb, limits.gops);
         },
-        py::arg("index"), py::call_guard<Unlocked>());
+        py::arg("device"), py::call_guard<Unlocked>());
     m.def("available_memory", [] { return available_memory(); });
     m.def("say_on_bus_error", &say_on_bus_error, py::arg("text"));
     m.def("read_bandwidth", &read_bandwidth, py::arg("threads"), py::call_guard<Unlocked>());

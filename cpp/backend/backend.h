@@ -72,20 +72,22 @@ std::shared_ptr<Backend> make_cpu_backend(int threads);
 // GPU `index`. Throws UnsupportedError where why_no_cuda() says why, std::invalid_argument for an
 // index that is no GPU's.
 std::shared_ptr<Backend> make_cuda_backend(int index);
+// What a device gives at most, in 1e9 a second: bytes read from its memory, and operations, two per
+// product, of the arithmetic that its products are made of.
+struct DeviceLimits {
+    double bandwidth_gb, gops;
+};
+// Throws what make_cuda_backend throws, and NoMemory.
+DeviceLimits cuda_limits(int index);
 // Why no model runs on a GPU here, in a sentence; empty where one can.
 std::string why_no_cuda();
 // Of the GPUs here, by index: "NVIDIA H100 80GB HBM3".
 std::vector<std::string> cuda_devices();
 
-// What a GPU gives at most, in 10^9 per second: bytes read from its memory, and operations of its
-// tensor cores on halves, two for a product. Takes a moment. Throws what make_cuda_backend throws.
-struct CudaLimits {
-    double bandwidth_gb, product_gops;
-};
-CudaLimits cuda_limits(int index);
-
 // By the name of a device: "cpu", "cuda", "cuda:1". Throws what the two above throw, and
 // std::invalid_argument for another name.
 std::shared_ptr<Backend> make_backend(const std::string& device, int threads);
+// The same for "cuda" and "cuda:1".
+DeviceLimits gpu_limits(const std::string& device);
 
 }  // namespace rwkv_edge

@@ -44,10 +44,12 @@ def why_no_cuda() -> str:
 def cuda_devices() -> list[str]:
     """The names of the GPUs here, by index."""
 
-def cuda_limits(index: int) -> tuple[float, float]:
-    """GB/s read from a GPU's memory, and GOPS of its tensor cores on halves, two per product.
+def gpu_limits(device: str) -> tuple[float, float]:
+    """What a GPU ("cuda", "cuda:1") gives at most, in 10^9 per second: bytes read from its memory,
+    and operations of its tensor cores on halves, two per product.
 
-    UnsupportedError, ValueError and MemoryError as for a Runner on it.
+    Takes a quarter of a second. UnsupportedError where a GPU cannot be used, ValueError for a
+    device that is not there, MemoryError where its memory is full.
     """
 
 def available_memory() -> int:

@@ -7,7 +7,9 @@ runs other tests of models on it as well.
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -137,7 +139,8 @@ def test_a_device_that_is_not_there() -> None:
     with pytest.raises(ValueError if not WHY else UnsupportedError, match=WHY or "'cuda:99', exp"):
         Model(device="cuda:99")
     assert Model(device="cpu").device == f"cpu {_core.isa()}"
-    assert f"cpu {_core.isa()}" in CliRunner().invoke(cli.main, ["info"]).output
+    devices = f"cpu (no cuda: {WHY})" if WHY else f"cpu, cuda:0 {_core.cuda_devices()[0]}"
+    assert f"\ndevices       {devices}" in CliRunner().invoke(cli.main, ["info"]).output
 
 
 @pytest.mark.skipif(not WHY, reason="this build has CUDA")
@@ -146,7 +149,41 @@ def test_the_program_says_why_there_is_no_gpu(command: str) -> None:
     prompt = ["-p", "a"] if command == "generate" else []
     result = CliRunner().invoke(cli.main, [command, *prompt, "--device", "cuda"])
     assert result.exit_code == 1
-    assert result.stderr == f"Error: {WHY}\n"
+    assert result.stderr == f"Error: device 'cuda:0': {WHY}\n"
+
+
+@on_gpu
+def test_bench_measures_the_card_and_has_no_threads(tiny_model: GetModel) -> None:
+    path = str(tiny_model("q4_0", "d128")[0])
+    short = ["-p", "4", "-n", "2", "-r", "1", "--device", "cuda"]
+    done = CliRunner().invoke(cli.main, ["bench", path, *short, "--sessions", "1,2", "--json"])
+    assert (done.exit_code, done.stderr) == (0, "")
+    rows = json.loads(done.stdout)["results"]
+    assert [(row["test"], row["sessions"]) for row in rows] == [("pp4", 1), ("tg2", 1), ("tg2", 2)]
+    for row in rows:
+        assert row["device"].startswith("cuda:0 ")
+        assert all(limit > 0 for limit in row["limits"].values())
+        assert row["share"] > 0
+    done = CliRunner().invoke(cli.main, ["bench", path, *short])
+    assert re.search(r"\npp4 +[\d.]+ tokens/s +\d+% of the peak \(f16 [\d.]+ TFLOPS\)", done.stdout)
+    refused = CliRunner().invoke(cli.main, ["bench", path, *short, "-t", "2"])
+    assert refused.exit_code == 2
+    assert "--threads is for --device cpu, found --device cuda" in refused.stderr
+
+
+def test_the_limits_of_a_device_that_is_no_gpu() -> None:
+    with pytest.raises(ValueError, match="device 'cpu', expected 'cuda'"):
+        _core.gpu_limits("cpu")
+    with pytest.raises(UnsupportedError if WHY else ValueError, match="device 'cuda:99'"):
+        _core.gpu_limits("cuda:99")
+
+
+@on_gpu
+@pytest.mark.parametrize("command", ["embed", "tokenize", "generate"])
+def test_commands_that_take_a_model_take_a_device(command: str) -> None:
+    result = CliRunner().invoke(cli.main, [command, "--device", "cuda:99", "-p", "a"])
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: device 'cuda:99', expected 'cuda:0'")
 
 
 def child(code: str, **environment: str) -> str:
@@ -236,3 +273,29 @@ def test_a_file_that_is_cut_while_it_is_uploaded(tmp_path: Path, tiny_model: Get
     os.truncate(path, path.stat().st_size // 2)
     with pytest.raises(OSError, match="cut short while the model was read"):
         _core.Runner(file, device="cuda")
+
+
+@emulated
+def test_a_failed_upload_gives_its_memory_back(tmp_path: Path, tiny_model: GetModel) -> None:
+    """Three models do not fit beside a fourth and the buffers of its upload."""
+    whole = tiny_model("f32", "d256")[0]
+    path = tmp_path / "model.gguf"
+    path.write_bytes(whole.read_bytes())
+    size = path.stat().st_size
+    code = f"""
+import os
+from rwkv_edge import Model, _core
+from rwkv_edge.model_file import open_model_file
+for _ in range(3):
+    file = open_model_file({str(path)!r})
+    os.truncate({str(path)!r}, {size // 2})
+    try:
+        _core.Runner(file, device="cuda")
+    except OSError as error:
+        said = str(error)
+    open({str(path)!r}, "r+b").truncate({size})
+model = Model({str(whole)!r}, device="cuda")
+model.session().feed([1])
+print(said)
+"""
+    assert "cut short" in child(code, RWKV_EDGE_EMULATED_MEMORY=str(4 * size + (2 << 20)))

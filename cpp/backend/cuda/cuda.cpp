@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // A model on one GPU: its weights, states and scratch memory there, and the verbs as launches.
 #include <algorithm>
-#include <chrono>
 #include <deque>
 #include <map>
 #include <mutex>
@@ -26,7 +25,7 @@ constexpr int64_t kAlignment = 256, kFloat = sizeof(float);
 constexpr int64_t kUploadBytes = 16 << 20;
 constexpr int64_t kMostUnits = 1 << 15;   // of them at a time, if they are rows of tiles: a grid's
 constexpr std::size_t kBounce = 1 << 18;  // floats at a time between device and host
-constexpr int64_t kLeastArena = 1 << 20;  // for weights that nobody announced
+constexpr int64_t kLeastArena = 1 << 20;   // for weights that nobody announced
 // Of steps that are short, and were seen before, a recording is kept; of so many shapes.
 constexpr int64_t kRecordedTokens = 16;
 constexpr std::size_t kMostRecordings = 16;
@@ -36,13 +35,16 @@ int64_t aligned(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * 
 int64_t tiles_of(int64_t cols) { return (cols + kTileCols - 1) / kTileCols; }
 int64_t row_tiles_of(int64_t rows) { return (rows + kTileRows - 1) / kTileRows; }
 
-std::string mebibytes(int64_t bytes) { return cat((bytes + (1 << 20) - 1) >> 20, " MiB"); }
+std::string mebibytes(int64_t bytes) {
+    return cat((bytes + (1 << 20) - 1) >> 20, " MiB");
+}
 
 // --- what a model takes ---
 
 int64_t matrix_bytes(const Tensor& w) {
     if (w.by_input) return aligned(w.bytes());
-    const LayoutBytes parts = bytes_of(layout_of(w.type), tiles_of(w.cols) * row_tiles_of(w.rows));
+    const LayoutBytes parts =
+        bytes_of(layout_of(w.type), tiles_of(w.cols) * row_tiles_of(w.rows));
     return aligned(parts.codes) + aligned(parts.high) + aligned(parts.scales) +
            aligned(parts.minima);
 }
@@ -118,7 +120,8 @@ public:
     }
     void norm(const float*, const Norm&, float, int64_t, int64_t, float*) override {}
     void shift(const Shift&, int64_t) override {}
-    void matmul_per_token(const float*, const float*, int64_t, int64_t, int64_t, float*) override {}
+    void matmul_per_token(const float*, const float*, int64_t, int64_t, int64_t,
+                          float*) override {}
     void wkv4(const Wkv4&) override {}
     void wkv6(const Wkv6&) override {}
     void wkv7(const Wkv7&) override {}
@@ -167,10 +170,11 @@ public:
         const int64_t later = counted.scratch + 2 * aligned(state);
         if (counted.weights + std::max(later, upload) > free)
             throw NoMemory(cat(file.path(), ": the model takes ", mebibytes(counted.weights),
-                               ", the state of a session ", mebibytes(state), ", scratch memory ",
-                               mebibytes(counted.scratch), " and, before that, its upload ",
-                               mebibytes(upload), "; ", name(), " has ", mebibytes(free),
-                               " free of ", mebibytes(gpu_.total_bytes())));
+                               ", the state of a session ", mebibytes(state),
+                               ", scratch memory ", mebibytes(counted.scratch),
+                               " and, before that, its upload ", mebibytes(upload), "; ", name(),
+                               " has ", mebibytes(free), " free of ",
+                               mebibytes(gpu_.total_bytes())));
         file_ = &file;
         new_arena(counted.weights);
     }
@@ -496,8 +500,8 @@ public:
     void copy(const float* x, int64_t n, float* y) override { gpu_.copy(y, x, n * kFloat); }
 
     void keep(const float* x, const int32_t* rows, int64_t n, const States& to) override {
-        cuda::keep(gpu_,
-                   {x, on_device(rows), runs_, to.offset, static_cast<int32_t>(n), run_count()});
+        cuda::keep(gpu_, {x, on_device(rows), runs_, to.offset, static_cast<int32_t>(n),
+                          run_count()});
     }
 
 private:
@@ -514,13 +518,12 @@ private:
 
     int32_t run_count() const { return static_cast<int32_t>(plan_.runs.size()); }
 
-    // The plan has one place on the device, which recordings know: the runs, then for each token
-    // its run, its id, and the two lists of outputs.
+    // The plan has one place on the device, which recordings know: the runs, then for each token its
+    // run, its id, and the two lists of outputs.
     void write_plan() {
         const std::size_t i = next_++ % kPlans;
         gpu_.wait_for(marks_[i]);
-        auto* at =
-            static_cast<std::byte*>(pinned_.get()) + i * static_cast<std::size_t>(plan_bytes_);
+        auto* at = static_cast<std::byte*>(pinned_.get()) + i * static_cast<std::size_t>(plan_bytes_);
         auto* runs = reinterpret_cast<DeviceRun*>(at);
         auto* numbers = reinterpret_cast<int32_t*>(at + chunk_ * sizeof(DeviceRun));
         for (std::size_t r = 0; r < plan_.runs.size(); ++r) {
@@ -545,8 +548,8 @@ private:
 
     void forget_oldest() {
         if (known_.size() <= kMostRecordings) return;
-        known_.erase(std::ranges::min_element(known_, {},
-                                              [](const auto& entry) { return entry.second.used; }));
+        known_.erase(std::ranges::min_element(
+            known_, {}, [](const auto& entry) { return entry.second.used; }));
     }
 
     void products(std::span<const MatmulJob> jobs, int64_t tokens) {
@@ -641,58 +644,25 @@ std::vector<std::string> cuda_devices() {
     return names;
 }
 
-namespace {
-
-void check_index(int index) {
-    if (const std::string why = why_no_gpu(); !why.empty()) throw UnsupportedError(why);
+static void check_index(int index) {
+    if (const std::string why = why_no_gpu(); !why.empty())
+        throw UnsupportedError(cat("device 'cuda:", index, "': ", why));
     const int count = gpu_count();
     if (index < 0 || index >= count)
-        throw std::invalid_argument(
-            cat("device 'cuda:", index, "', expected ",
-                count == 1 ? "'cuda:0', the only GPU" : cat("'cuda:0' to 'cuda:", count - 1, "'")));
+        throw std::invalid_argument(cat("device 'cuda:", index, "', expected ",
+                                        count == 1 ? "'cuda:0', the only GPU"
+                                                   : cat("'cuda:0' to 'cuda:", count - 1, "'")));
 }
-
-// The best of some times, in seconds: others may use the GPU too.
-template <class Work>
-double least_seconds(Gpu& gpu, const Work& work) {
-    double best = 1e30;
-    for (int i = 0; i < 8; ++i) {
-        gpu.wait();
-        const auto start = std::chrono::steady_clock::now();
-        work();
-        gpu.wait();
-        const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - start;
-        best = std::min(best, taken.count());
-    }
-    return best;
-}
-
-}  // namespace
 
 std::shared_ptr<Backend> make_cuda_backend(int index) {
     check_index(index);
     return std::make_shared<CudaBackend>(index);
 }
 
-CudaLimits cuda_limits(int index) {
+DeviceLimits cuda_limits(int index) {
     check_index(index);
     Gpu gpu(index);
-    const int64_t bytes = gpu.measured_bytes(), blocks = gpu.full_blocks();
-    const DeviceMemory memory(gpu.allocate(bytes), DeviceFree{&gpu});
-    if (memory == nullptr)
-        throw NoMemory(cat("cuda:", index, ": no memory left for ", mebibytes(bytes),
-                           ", to measure how fast it is read"));
-    auto* floats = static_cast<float*>(memory.get());
-    CudaLimits limits{};
-    limits.bandwidth_gb =
-        static_cast<double>(bytes) / 1e9 / least_seconds(gpu, [&] {
-            read_memory(gpu, {memory.get(), bytes / 16, 0x12345678, floats}, blocks);
-        });
-    int64_t operations = 0;
-    const double seconds = least_seconds(
-        gpu, [&] { operations = multiply(gpu, {gpu.measured_rounds(), floats}, blocks); });
-    limits.product_gops = static_cast<double>(operations) / 1e9 / seconds;
-    return limits;
+    return limits_of(gpu);
 }
 
 }  // namespace rwkv_edge

@@ -47,13 +47,9 @@ public:
     int index() const { return index_; }
     int64_t free_bytes();
     int64_t total_bytes();
+    int64_t processors() const;  // that run blocks side by side
     // How many tokens go through the layers together at most.
     int64_t step_tokens() const;
-
-    // How many blocks keep all of it busy, and how many bytes and rounds of products measure it.
-    int64_t full_blocks();
-    int64_t measured_bytes() const;
-    int32_t measured_rounds() const;
 
     // At a multiple of 256; null where there is not so much.
     void* allocate(int64_t bytes);

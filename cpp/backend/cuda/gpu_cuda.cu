@@ -13,7 +13,6 @@ namespace {
 // The oldest cards that the kernels are compiled for.
 constexpr int kLeastMajor = 7, kLeastMinor = 5;
 constexpr int64_t kStepTokens = 512;
-constexpr int64_t kMeasuredBytes = 1 << 30;  // more than any cache holds
 
 }  // namespace
 
@@ -103,16 +102,13 @@ int64_t Gpu::total_bytes() {
     check(cudaMemGetInfo(&free, &total), "asking for free memory");
     return static_cast<int64_t>(total);
 }
-int64_t Gpu::step_tokens() const { return kStepTokens; }
-int64_t Gpu::full_blocks() {
-    device();
-    int processors = 0;
-    check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, index_),
+int64_t Gpu::processors() const {
+    int count = 0;
+    check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, index_),
           "asking what a GPU can do");
-    return int64_t{8} * processors;
+    return count;
 }
-int64_t Gpu::measured_bytes() const { return kMeasuredBytes; }
-int32_t Gpu::measured_rounds() const { return 2000; }
+int64_t Gpu::step_tokens() const { return kStepTokens; }
 
 void* Gpu::allocate(int64_t bytes) {
     device();

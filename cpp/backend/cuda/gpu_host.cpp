@@ -68,11 +68,9 @@ int64_t Gpu::free_bytes() {
     return device().limit - device_->used;
 }
 int64_t Gpu::total_bytes() { return device().limit; }
+int64_t Gpu::processors() const { return 1; }
 // Short, so that tests cross its end.
 int64_t Gpu::step_tokens() const { return 64; }
-int64_t Gpu::full_blocks() { return 2; }
-int64_t Gpu::measured_bytes() const { return 1 << 16; }
-int32_t Gpu::measured_rounds() const { return 1; }
 
 void* Gpu::allocate(int64_t bytes) {
     if (device().recording != nullptr) throw std::logic_error("allocated while recording");

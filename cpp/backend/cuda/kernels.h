@@ -16,7 +16,7 @@
 #include <stdint.h>
 
 #include "backend/cuda/gpu.h"
-#include "backend/ops.h"
+#include "backend/backend.h"
 
 namespace rwkv_edge::cuda {
 
@@ -200,20 +200,7 @@ struct Wkv7Args {
 };
 void wkv7(Gpu& gpu, const Wkv7Args& args);
 
-// --- what a GPU gives at most ---
-
-struct ReadArgs {
-    const void* from;
-    int64_t count;  // of 16 bytes
-    uint32_t unlikely;
-    float* to;
-};
-void read_memory(Gpu& gpu, const ReadArgs& args, int64_t blocks);
-struct MultiplyArgs {
-    int32_t rounds;
-    float* to;
-};
-// Returns the operations, two for a product.
-int64_t multiply(Gpu& gpu, const MultiplyArgs& args, int64_t blocks);
+// Takes a quarter of a second. Throws NoMemory.
+DeviceLimits limits_of(Gpu& gpu);
 
 }  // namespace rwkv_edge::cuda

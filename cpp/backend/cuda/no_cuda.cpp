@@ -12,8 +12,13 @@ std::string why_no_cuda() {
 
 std::vector<std::string> cuda_devices() { return {}; }
 
-std::shared_ptr<Backend> make_cuda_backend(int) { throw UnsupportedError(why_no_cuda()); }
+std::shared_ptr<Backend> make_cuda_backend(int index) {
+    throw UnsupportedError(cat("device 'cuda:", index, "': ", why_no_cuda()));
+}
 
-CudaLimits cuda_limits(int) { throw UnsupportedError(why_no_cuda()); }
+DeviceLimits cuda_limits(int index) {
+    make_cuda_backend(index);
+    return {};
+}
 
 }  // namespace rwkv_edge

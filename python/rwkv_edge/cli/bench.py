@@ -11,7 +11,7 @@ import click
 
 from .. import _core
 from ..files.form import amount, printable
-from ..model import Model, bundled_model
+from ..model import Model, bundled_model, device_name
 from ..model_file import by_input, bytes_per_token, open_model_file
 from .options import device_option, model_argument
 from .terminal import Progress
@@ -95,15 +95,15 @@ def bench(
     from .. import bench as benchmark
 
     path = model or bundled_model()
-    opened = Model(path, device=device)  # says at once what is wrong
-    place, usual = opened.device.removeprefix("cpu "), opened.threads
-    device = opened.device.split()[0]
-    del opened
+    device = device_name(device)
+    on_cpu = device == "cpu"
+    if threads and not on_cpu:
+        raise click.UsageError(f"--threads is for --device cpu, found --device {device}")
     with Progress("measuring") as bar:
         results = list(
             benchmark.measure(
                 path,
-                threads or [usual],
+                threads or [Model(path, device=device).threads if on_cpu else 1],
                 prompt=prompt,
                 generated=max_tokens,
                 sessions=sessions,
@@ -119,13 +119,13 @@ def bench(
         found = {
             "model": str(path),
             "isa": _core.isa(),
-            "device": device,
             "bytes_by_input": sparse,
             "results": rows,
         }
         click.echo(json.dumps(found, indent=2))
         return
-    click.echo(f"{printable(str(path))}, {place} kernels, median of {repeats}")
+    where = results[0].device if results and not on_cpu else f"{_core.isa()} kernels"
+    click.echo(f"{printable(str(path))}, {where}, median of {repeats}")
     if sparse:
         whole = bytes_per_token(file)
         click.echo(
@@ -144,8 +144,11 @@ def bench(
             bandwidth = r.limits.bandwidth_gb
             share = f"{r.share * bandwidth:6.2f} GB/s, {r.share:.0%} of {bandwidth:.2f} GB/s"
         else:
-            peaks = f"f32 {r.limits.float_gops:.1f}, int8 {r.limits.int8_gops:.1f} GOPS"
+            peaks = f"f16 {r.limits.float_gops / 1e3:.1f} TFLOPS"
+            if on_cpu:
+                peaks = f"f32 {r.limits.float_gops:.1f}, int8 {r.limits.int8_gops:.1f} GOPS"
             share = f"{r.share:.0%} of the peak ({peaks})"
         rate = f"{r.tokens_per_second:9.2f} tokens/s"
         together = f"{r.sessions:3} sessions  " if sessions != [1] else ""
-        click.echo(f"{r.threads:3} threads  {together}{r.test:<8} {rate}  {share}")
+        own = f"{r.threads:3} threads  " if on_cpu else ""
+        click.echo(f"{own}{together}{r.test:<8} {rate}  {share}")

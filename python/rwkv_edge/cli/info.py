@@ -7,7 +7,6 @@ from pathlib import Path
 
 import click
 
-from .. import _core
 from ..files.form import printable
 from ..model import bundled_model
 from .options import model_argument
@@ -23,5 +22,3 @@ def info(model: Path | None) -> None:
     click.echo(printable(sentence))
     for name, text in lines:
         click.echo(f"{name:<14}{printable(text)}")
-    gpus = [f"cuda:{i} {name}" for i, name in enumerate(_core.cuda_devices())]
-    click.echo(f"{'devices':<14}{', '.join([f'cpu {_core.isa()}', *gpus])}")
