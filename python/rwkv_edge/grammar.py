@@ -52,7 +52,9 @@ class Constraint:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise ValueError(f"{self._name}: {self._matcher.get_error().strip()}")
+            # Behind it are pages about the matcher.
+            error = self._matcher.get_error().partition("\n<state>")[0].strip()
+            raise ValueError(f"{self._name}: {error}")
 
 
 def form_of(options: Mapping[str, Any]) -> tuple[str, Any] | None:
