@@ -103,9 +103,10 @@ __global__ void __launch_bounds__(kThreads) wkv6_kernel(Wkv6Args p) {
                     s[i] = fmaf(s_w[key], s[i], s_k[key] * v);
                 }
             } else {
-                for (int i = 0; i < keys; ++i) {
+                float* cell = own + j;
+#pragma unroll 2
+                for (int i = 0; i < keys; ++i, cell += size) {
                     const int key = part * keys + i;
-                    float* cell = own + static_cast<int64_t>(i) * size + j;
                     y = fmaf(s_r[key], *cell, y);
                     *cell = fmaf(s_w[key], *cell, s_k[key] * v);
                 }
