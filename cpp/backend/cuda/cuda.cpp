@@ -231,11 +231,11 @@ public:
     }
 
     Memory allocate(int64_t floats) override {
-        const std::lock_guard lock(mutex_);
+        const auto lock = locked();
         return Memory(static_cast<float*>(take(floats * kFloat)), GiveBack{this});
     }
     void write(float* to, std::span<const float> from) override {
-        const std::lock_guard lock(mutex_);
+        const auto lock = locked();
         for (std::size_t at = 0; at < from.size();) {
             const std::size_t n = std::min(from.size() - at, kBounce);
             std::copy_n(from.data() + at, n, static_cast<float*>(bounce_.get()));
@@ -245,7 +245,7 @@ public:
         }
     }
     void read(std::span<float> to, const float* from) override {
-        const std::lock_guard lock(mutex_);
+        const auto lock = locked();
         for (std::size_t at = 0; at < to.size();) {
             const std::size_t n = std::min(to.size() - at, kBounce);
             gpu_.read(bounce_.get(), from + at, static_cast<int64_t>(n) * kFloat);
@@ -255,7 +255,7 @@ public:
         }
     }
     void copy(float* to, const float* from, int64_t floats) override {
-        const std::lock_guard lock(mutex_);
+        const auto lock = locked();
         gpu_.copy(to, from, floats * kFloat);
     }
     float* direct(float*) override { return nullptr; }
@@ -265,7 +265,10 @@ public:
 
     Gpu& gpu() { return gpu_; }
     // Held through a step: what is asked for meanwhile would become part of a recording.
-    std::recursive_mutex& mutex() { return mutex_; }
+    std::unique_lock<std::recursive_mutex> locked() {
+        gpu_.check_process();  // a fork may have copied it as another thread held it
+        return std::unique_lock(mutex_);
+    }
 
 private:
     struct Staging {
@@ -303,6 +306,7 @@ private:
     }
     // It is kept for the next that asks. What still runs may use it, and ends before what comes.
     void give_back(float* memory) noexcept override {
+        if (gpu_.forked()) return;
         const std::lock_guard lock(mutex_);
         if (const auto block = used_.find(memory); block != used_.end())
             spare_.insert(used_.extract(block));
@@ -335,7 +339,7 @@ private:
     // piece lies on the device, how many bytes came before, its bytes).
     template <class Use>
     void stream(const Tensor& tensor, int64_t unit, const Use& use) {
-        const std::lock_guard lock(mutex_);
+        const auto lock = locked();
         const int64_t total = tensor.bytes();
         reserve_staging(std::min(unit, total));
         const int64_t piece = std::min(staging_->bytes / unit, kMostUnits) * unit;
@@ -404,26 +408,26 @@ public:
     }
 
     bool begin(const Plan& plan) override {
-        std::unique_lock lock(backend_.mutex());
+        std::unique_lock lock = backend_.locked();
         plan_ = plan;
         write_plan();
-        lock_ = std::move(lock);
-        if (!plan.whole || std::ssize(plan.ids) > kRecordedTokens) return true;
-        const Shape shape{std::ssize(plan.ids), std::ssize(plan.runs), std::ssize(plan.outputs),
-                          plan.n_logits, plan.memory};
-        Known& known = known_[shape];
-        known.used = ++steps_;
-        if (known.recording) {
-            gpu_.replay(*known.recording);
-            lock_.unlock();
-            return false;
+        if (plan.whole && std::ssize(plan.ids) <= kRecordedTokens) {
+            const Shape shape{std::ssize(plan.ids), std::ssize(plan.runs), std::ssize(plan.outputs),
+                              plan.n_logits, plan.memory};
+            Known& known = known_[shape];
+            known.used = ++steps_;
+            if (known.recording) {
+                gpu_.replay(*known.recording);
+                return false;
+            }
+            // The first step of a shape takes all memory, which no recording may.
+            if (known.seen) {
+                gpu_.begin_recording();
+                recorded_ = &known;
+            }
+            known.seen = true;
         }
-        // The first step of a shape takes all memory, which no recording may.
-        if (known.seen) {
-            gpu_.begin_recording();
-            recorded_ = &known;
-        }
-        known.seen = true;
+        lock_ = std::move(lock);  // until the step has ended
         return true;
     }
     void end() override {
