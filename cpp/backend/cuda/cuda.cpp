@@ -25,7 +25,7 @@ constexpr int64_t kAlignment = 256, kFloat = sizeof(float);
 constexpr int64_t kUploadBytes = 16 << 20;
 constexpr int64_t kMostUnits = 1 << 15;   // of them at a time, if they are rows of tiles: a grid's
 constexpr std::size_t kBounce = 1 << 18;  // floats at a time between device and host
-constexpr int64_t kLeastArena = 1 << 20;   // for weights that nobody announced
+constexpr int64_t kLeastArena = 1 << 20;  // for weights that nobody announced
 // Of steps that are short, and were seen before, a recording is kept; of so many shapes.
 constexpr int64_t kRecordedTokens = 16;
 constexpr std::size_t kMostRecordings = 16;
@@ -35,16 +35,13 @@ int64_t aligned(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * 
 int64_t tiles_of(int64_t cols) { return (cols + kTileCols - 1) / kTileCols; }
 int64_t row_tiles_of(int64_t rows) { return (rows + kTileRows - 1) / kTileRows; }
 
-std::string mebibytes(int64_t bytes) {
-    return cat((bytes + (1 << 20) - 1) >> 20, " MiB");
-}
+std::string mebibytes(int64_t bytes) { return cat((bytes + (1 << 20) - 1) >> 20, " MiB"); }
 
 // --- what a model takes ---
 
 int64_t matrix_bytes(const Tensor& w) {
     if (w.by_input) return aligned(w.bytes());
-    const LayoutBytes parts =
-        bytes_of(layout_of(w.type), tiles_of(w.cols) * row_tiles_of(w.rows));
+    const LayoutBytes parts = bytes_of(layout_of(w.type), tiles_of(w.cols) * row_tiles_of(w.rows));
     return aligned(parts.codes) + aligned(parts.high) + aligned(parts.scales) +
            aligned(parts.minima);
 }
@@ -120,8 +117,7 @@ public:
     }
     void norm(const float*, const Norm&, float, int64_t, int64_t, float*) override {}
     void shift(const Shift&, int64_t) override {}
-    void matmul_per_token(const float*, const float*, int64_t, int64_t, int64_t,
-                          float*) override {}
+    void matmul_per_token(const float*, const float*, int64_t, int64_t, int64_t, float*) override {}
     void wkv4(const Wkv4&) override {}
     void wkv6(const Wkv6&) override {}
     void wkv7(const Wkv7&) override {}
@@ -170,11 +166,10 @@ public:
         const int64_t later = counted.scratch + 2 * aligned(state);
         if (counted.weights + std::max(later, upload) > free)
             throw NoMemory(cat(file.path(), ": the model takes ", mebibytes(counted.weights),
-                               ", the state of a session ", mebibytes(state),
-                               ", scratch memory ", mebibytes(counted.scratch),
-                               " and, before that, its upload ", mebibytes(upload), "; ", name(),
-                               " has ", mebibytes(free), " free of ",
-                               mebibytes(gpu_.total_bytes())));
+                               ", the state of a session ", mebibytes(state), ", scratch memory ",
+                               mebibytes(counted.scratch), " and, before that, its upload ",
+                               mebibytes(upload), "; ", name(), " has ", mebibytes(free),
+                               " free of ", mebibytes(gpu_.total_bytes())));
         file_ = &file;
         new_arena(counted.weights);
     }
@@ -504,8 +499,8 @@ public:
     void copy(const float* x, int64_t n, float* y) override { gpu_.copy(y, x, n * kFloat); }
 
     void keep(const float* x, const int32_t* rows, int64_t n, const States& to) override {
-        cuda::keep(gpu_, {x, on_device(rows), runs_, to.offset, static_cast<int32_t>(n),
-                          run_count()});
+        cuda::keep(gpu_,
+                   {x, on_device(rows), runs_, to.offset, static_cast<int32_t>(n), run_count()});
     }
 
 private:
@@ -522,12 +517,13 @@ private:
 
     int32_t run_count() const { return static_cast<int32_t>(plan_.runs.size()); }
 
-    // The plan has one place on the device, which recordings know: the runs, then for each token its
-    // run, its id, and the two lists of outputs.
+    // The plan has one place on the device, which recordings know: the runs, then for each token
+    // its run, its id, and the two lists of outputs.
     void write_plan() {
         const std::size_t i = next_++ % kPlans;
         gpu_.wait_for(marks_[i]);
-        auto* at = static_cast<std::byte*>(pinned_.get()) + i * static_cast<std::size_t>(plan_bytes_);
+        auto* at =
+            static_cast<std::byte*>(pinned_.get()) + i * static_cast<std::size_t>(plan_bytes_);
         auto* runs = reinterpret_cast<DeviceRun*>(at);
         auto* numbers = reinterpret_cast<int32_t*>(at + chunk_ * sizeof(DeviceRun));
         for (std::size_t r = 0; r < plan_.runs.size(); ++r) {
@@ -552,8 +548,8 @@ private:
 
     void forget_oldest() {
         if (known_.size() <= kMostRecordings) return;
-        known_.erase(std::ranges::min_element(
-            known_, {}, [](const auto& entry) { return entry.second.used; }));
+        known_.erase(std::ranges::min_element(known_, {},
+                                              [](const auto& entry) { return entry.second.used; }));
     }
 
     void products(std::span<const MatmulJob> jobs, int64_t tokens) {
@@ -653,9 +649,9 @@ static void check_index(int index) {
         throw UnsupportedError(cat("device 'cuda:", index, "': ", why));
     const int count = gpu_count();
     if (index < 0 || index >= count)
-        throw std::invalid_argument(cat("device 'cuda:", index, "', expected ",
-                                        count == 1 ? "'cuda:0', the only GPU"
-                                                   : cat("'cuda:0' to 'cuda:", count - 1, "'")));
+        throw std::invalid_argument(
+            cat("device 'cuda:", index, "', expected ",
+                count == 1 ? "'cuda:0', the only GPU" : cat("'cuda:0' to 'cuda:", count - 1, "'")));
 }
 
 std::shared_ptr<Backend> make_cuda_backend(int index) {
