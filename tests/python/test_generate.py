@@ -11,7 +11,6 @@ import re
 import time
 import weakref
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import islice
 from typing import Any
 
