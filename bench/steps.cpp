@@ -87,6 +87,9 @@ public:
     void copy(const float* x, int64_t n, float* y) override {
         timed("copy", [&] { ops_->copy(x, n, y); });
     }
+    void keep(const float* x, const int32_t* rows, int64_t n, const States& to) override {
+        timed("keep", [&] { ops_->keep(x, rows, n, to); });
+    }
 
 private:
     template <class Body>

@@ -485,11 +485,12 @@ void bind_files(py::module_& m) {
 void bind_engine(py::module_& m) {
     const auto config = [](const Runner& r) -> const Config& { return r.model().config(); };
     py::class_<Runner, std::shared_ptr<Runner>>(m, "Runner")
-        .def(py::init([](const std::shared_ptr<ModelFile>& file, int threads) {
-                 return std::make_shared<Runner>(
-                     std::make_shared<Model>(file, make_cpu_backend(threads)));
+        .def(py::init([](const std::shared_ptr<ModelFile>& file, int threads,
+                         const std::string& device) {
+                 return std::make_shared<Runner>(Model::open(file, make_backend(device, threads)));
              }),
-             py::arg("file"), py::arg("threads") = 0, py::call_guard<Unlocked>())
+             py::arg("file"), py::arg("threads") = 0, py::arg("device") = "cpu",
+             py::call_guard<Unlocked>())
         .def_property_readonly("device", [](const Runner& r) { return r.model().backend().name(); })
         .def_property_readonly("arch", [=](const Runner& r) { return config(r).arch; })
         .def_property_readonly("n_layer", [=](const Runner& r) { return config(r).n_layer; })
@@ -616,6 +617,15 @@ PYBIND11_MODULE(_core, m) {
         for (const Kernels& table : available_kernels()) levels.emplace_back(table.isa);
         return levels;
     });
+    m.def("why_no_cuda", &why_no_cuda, py::call_guard<Unlocked>());
+    m.def("cuda_devices", &cuda_devices, py::call_guard<Unlocked>());
+    m.def(
+        "gpu_limits",
+        [](const std::string& device) {
+            const DeviceLimits limits = gpu_limits(device);
+            return std::pair(limits.bandwidth_gb, limits.gops);
+        },
+        py::arg("device"), py::call_guard<Unlocked>());
     m.def("available_memory", [] { return available_memory(); });
     m.def("say_on_bus_error", &say_on_bus_error, py::arg("text"));
     m.def("read_bandwidth", &read_bandwidth, py::arg("threads"), py::call_guard<Unlocked>());

@@ -28,6 +28,9 @@ KERNEL_HEADERS = ("quant/blocks.h", "kernels/kernels.h", "kernels/levels.h")
 # The operating system is asked in one place; dispatch.cpp asks it about the CPU.
 SYSTEM = re.compile(r"<(unistd|fcntl|sched|pthread|windows|asm/\w+|sys/\w+)\.h>")
 MAY_ASK = ("base/system.cpp", "kernels/dispatch.cpp")
+# CUDA is the business of one folder, and what depends on the card of one file.
+CUDA = re.compile(r"<(cuda|cub/|mma|cooperative_groups)[\w/.]*>")
+CUDA_FOLDER, CARDS = "backend/cuda/", "backend/cuda/device.h"
 # The model speaks to the hardware through backend/ops.h alone. A pointer that a backend gave may be
 # of another address space: the model adds to it and passes it on, and never follows it.
 MODEL_MAY_NOT = ("kernels/", "backend/cpu")
@@ -78,14 +81,15 @@ def include_error(path: str, target: str) -> str | None:
     if is_kernel(path) or path == "quant/blocks.h":
         local = path != "quant/blocks.h" and (name in KERNEL_HEADERS or name.endswith(".inl"))
         return None if local or C_SUBSET.fullmatch(target) else "kernels use a C subset"
+    if not path.startswith(CUDA_FOLDER) and (CUDA.match(target) or name.startswith(CUDA_FOLDER)):
+        return "CUDA is behind backend/backend.h"
     if target.startswith("<"):
         allowed = path in MAY_ASK or not SYSTEM.fullmatch(target)
         return None if allowed else "base/system.cpp asks the operating system"
     if layer(name) > layer(path):
         return f"{LAYERS[layer(path)]} is below {LAYERS[layer(name)]}"
-    if path.startswith("model/") and name.startswith(MODEL_MAY_NOT):
-        return "the model speaks through backend/ops.h"
-    return None
+    past_ops = path.startswith("model/") and name.startswith(MODEL_MAY_NOT)
+    return "the model speaks through backend/ops.h" if past_ops else None
 
 
 def check_source(path: str, text: str) -> Iterator[str]:
@@ -100,6 +104,8 @@ def check_source(path: str, text: str) -> Iterator[str]:
     forbidden: dict[str, str | re.Pattern[str]] = {**FORBIDDEN}
     if path.startswith("model/"):
         forbidden["reads memory that may be a device's"] = FOLLOWS_POINTERS
+    if path != CARDS:
+        forbidden["depends on the card"] = r"\b__CUDA_ARCH__\b"
     for what, pattern in forbidden.items():
         for match in re.finditer(pattern, code):
             line = code.count("\n", 0, match.start()) + 1

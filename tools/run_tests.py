@@ -80,7 +80,7 @@ def main(presets: Sequence[str]) -> None:
         str(path.relative_to(ROOT))
         for folder in ("cpp", "tests", "bench")
         for path in sorted((ROOT / folder).rglob("*"))
-        if path.suffix in {".h", ".cpp", ".inl"}
+        if path.suffix in {".h", ".cpp", ".inl", ".cu"}
     ]
     run("ruff", "check", ".")
     run("ruff", "format", "--check", ".")

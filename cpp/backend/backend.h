@@ -8,12 +8,14 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "backend/ops.h"
 
 namespace rwkv_edge {
 
 class Backend;
+class ModelFile;
 
 struct GiveBack {
     Backend* backend = nullptr;
@@ -28,6 +30,13 @@ public:
 
     virtual std::string name() const = 0;  // "cpu avx2"
     virtual int threads() const = 0;       // of the host, that carry out verbs
+
+    // A backend that only counts what a model on this one takes, or null where there is no need to
+    // know. `prepare` then gets it, and the file, before the first weight is placed; `settle` comes
+    // after the last one. `state` is what a session takes, in bytes.
+    virtual std::shared_ptr<Backend> rehearsal() { return nullptr; }
+    virtual void prepare(const ModelFile&, const Backend& /*rehearsal*/, int64_t /*state*/) {}
+    virtual void settle() {}
 
     // Weights for as long as the backend lives, from where the file has them: of products, of
     // look-ups by token, and vectors of any type as floats. On the CPU they stay where they are.
@@ -59,5 +68,26 @@ inline void GiveBack::operator()(float* memory) const { backend->give_back(memor
 // threads = 0 means one per CPU that this process may use, at most 8: decoding is bound by memory.
 // Throws std::invalid_argument, and std::system_error where threads do not start.
 std::shared_ptr<Backend> make_cpu_backend(int threads);
+
+// GPU `index`. Throws UnsupportedError where why_no_cuda() says why, std::invalid_argument for an
+// index that is no GPU's.
+std::shared_ptr<Backend> make_cuda_backend(int index);
+// What a device gives at most, in 1e9 a second: bytes read from its memory, and operations, two per
+// product, of the arithmetic that its products are made of.
+struct DeviceLimits {
+    double bandwidth_gb, gops;
+};
+// Throws what make_cuda_backend throws, and NoMemory.
+DeviceLimits cuda_limits(int index);
+// Why no model runs on a GPU here, in a sentence; empty where one can.
+std::string why_no_cuda();
+// Of the GPUs here, by index: "NVIDIA H100 80GB HBM3".
+std::vector<std::string> cuda_devices();
+
+// By the name of a device: "cpu", "cuda", "cuda:1". Throws what the two above throw, and
+// std::invalid_argument for another name.
+std::shared_ptr<Backend> make_backend(const std::string& device, int threads);
+// The same for "cuda" and "cuda:1".
+DeviceLimits gpu_limits(const std::string& device);
 
 }  // namespace rwkv_edge

@@ -188,6 +188,10 @@ public:
 
     void copy(const float* x, int64_t n, float* y) override { std::copy_n(x, n, y); }
 
+    void keep(const float* x, const int32_t* rows, int64_t n, const States& to) override {
+        for (const Run& run : to.runs) std::copy_n(x + *rows++ * n, n, to.of(run));
+    }
+
 private:
     // body(i) for i in [0, n), in parallel if `elements` of work are worth it.
     template <class Body>

@@ -2,7 +2,7 @@
 // The verbs in which a model speaks to the hardware. A step takes tokens >= 1, of one sequence or
 // of many: decoding is one token, reading a prompt is many, and there is no second path. Matrices
 // are row-major; [tokens, n] means that token t begins at t * n. Only the verbs that remember
-// (shift, wkv4, wkv6, wkv7) know that tokens belong to sequences.
+// (shift, keep, wkv4, wkv6, wkv7) know that tokens belong to sequences.
 //
 // An Ops is not thread-safe. It takes the memory for Backend::chunk() tokens when a verb first
 // needs it; once a step of a model has succeeded, no later step of up to that many tokens can fail.
@@ -132,9 +132,26 @@ struct Wkv7 {
     int64_t heads, size;
 };
 
+// What a step is about. Its verbs name these ids, outputs and runs by where they lie.
+struct Plan {
+    std::span<const int32_t> ids;      // [tokens]
+    std::span<const int32_t> outputs;  // tokens whose outputs are wanted
+    std::span<const int32_t> last;     // [runs] where in `outputs` a run's last token is
+    std::span<const Run> runs;
+    int64_t n_logits;
+    int64_t memory;  // changes when an address of the step's memory does
+    bool whole;      // nothing interrupts the step
+};
+
 class Ops {
 public:
     virtual ~Ops() = default;
+
+    // Before the verbs of a step. False: a step like it was recorded and has run now, with this
+    // plan; no verb is to follow. `end` comes after the last verb, or `abandon` where one threw.
+    virtual bool begin(const Plan&) { return true; }
+    virtual void end() {}
+    virtual void abandon() noexcept {}
 
     // y[t] = row ids[t] of the table, as floats: [tokens, table.cols]. ids are the host's.
     virtual void embed(const Tensor& table, const int32_t* ids, int64_t tokens, float* y) = 0;
@@ -152,6 +169,8 @@ public:
     virtual void wkv7(const Wkv7& args) = 0;
     // y = x, both [n]
     virtual void copy(const float* x, int64_t n, float* y) = 0;
+    // What run i remembers at `to`, [n], becomes row rows[i] of x, [.., n]. rows are the host's.
+    virtual void keep(const float* x, const int32_t* rows, int64_t n, const States& to) = 0;
 };
 
 }  // namespace rwkv_edge

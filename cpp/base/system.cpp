@@ -106,7 +106,7 @@ void use_huge_pages([[maybe_unused]] void* memory, [[maybe_unused]] std::size_t 
 MappedFile::MappedFile(const std::string& path) {
     const auto fail = [&path](int code) { throw FileError(code, path, std::strerror(code)); };
     // O_NONBLOCK: a pipe that nobody writes to would wait for ever.
-    const Descriptor file{::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)};
+    Descriptor file{::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)};
     if (file.fd < 0) fail(errno);
     struct stat info{};
     if (::fstat(file.fd, &info) != 0) fail(errno);
@@ -119,9 +119,27 @@ MappedFile::MappedFile(const std::string& path) {
     data_ = ::mmap(nullptr, size_, PROT_READ, MAP_SHARED, file.fd, 0);
     if (data_ == MAP_FAILED && errno == ENOMEM) throw too_large(path, info.st_size);
     if (data_ == MAP_FAILED) fail(errno);
+    file_ = std::exchange(file.fd, -1);
 }
 
-MappedFile::~MappedFile() { ::munmap(data_, size_); }
+MappedFile::~MappedFile() {
+    ::munmap(data_, size_);
+    ::close(file_);
+}
+
+void MappedFile::read(int64_t offset, std::span<std::byte> to, const std::string& path) const {
+    while (!to.empty()) {
+        const ssize_t n = ::pread(file_, to.data(), to.size(), static_cast<off_t>(offset));
+        if (n < 0 && errno == EINTR) continue;
+        if (n < 0) throw FileError(errno, path, std::strerror(errno));
+        if (n == 0)
+            throw FileError(EIO, path,
+                            cat("the file ends after ", offset,
+                                " bytes: it was cut short while the model was read from it"));
+        offset += n;
+        to = to.subspan(static_cast<std::size_t>(n));
+    }
+}
 
 void say_on_bus_error(std::string text) {
     // The handler may call little more than write().

@@ -47,10 +47,14 @@ public:
     MappedFile& operator=(const MappedFile&) = delete;
 
     std::span<const std::byte> bytes() const { return {static_cast<std::byte*>(data_), size_}; }
+    // Copies bytes from the file itself, of which no page comes into the map. Throws FileError with
+    // this path, for a file that was cut short too.
+    void read(int64_t offset, std::span<std::byte> to, const std::string& path) const;
     // Gives back the pages read so far; they come from the file again when they are needed.
     void forget() const;
 
 private:
+    int file_;
     void* data_;
     std::size_t size_;
 };

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "io/model_file.h"
 
+#include <algorithm>
+#include <functional>
+
 #include "base/error.h"
 #include "io/byte_reader.h"
 #include "io/gguf.h"
@@ -82,6 +85,16 @@ std::shared_ptr<const ModelFile> ModelFile::assemble(
 
 int64_t ModelFile::offset(const TensorView& tensor) const {
     return owner_ == nullptr ? tensor.data.data() - bytes_.data() : -1;
+}
+
+void ModelFile::read(std::span<const std::byte> part, std::byte* to) const {
+    const std::span<const std::byte> all = map_ == nullptr ? part : map_->bytes();
+    const bool in_map = map_ != nullptr && std::less_equal<>()(all.data(), part.data()) &&
+                        std::less_equal<>()(part.data() + part.size(), all.data() + all.size());
+    if (in_map)
+        map_->read(part.data() - all.data(), {to, part.size()}, path_);
+    else
+        std::ranges::copy(part, to);
 }
 
 const MetaValue* ModelFile::find(std::string_view key) const {

@@ -83,6 +83,9 @@ public:
     std::size_t size() const { return size_; }
     // Where in the file a tensor begins; -1 if it is not in a file of ours.
     int64_t offset(const TensorView& tensor) const;
+    // Copies bytes of a tensor; from the file itself where they lie in one, so that one that was
+    // cut short is an error and nothing comes into memory. Throws FileError.
+    void read(std::span<const std::byte> part, std::byte* to) const;
     // Gives back the pages that were read; the file has them.
     void forget() const {
         if (map_ != nullptr) map_->forget();

@@ -33,6 +33,7 @@ public:
         if (used_ == buffers_.size()) buffers_.emplace_back();
         Buffer& buffer = buffers_[used_++];
         if (buffer.floats < width * rows) {
+            ++changes_;
             buffer.memory = backend_.allocate(width * rows);
             buffer.floats = width * rows;
         }
@@ -40,6 +41,7 @@ public:
     }
     std::size_t used() const { return used_; }
     void give_back(std::size_t used) { used_ = used; }
+    int64_t changes() const { return changes_; }  // of addresses, so far
 
 private:
     struct Buffer {
@@ -49,6 +51,7 @@ private:
     Backend& backend_;
     std::vector<Buffer> buffers_;
     std::size_t used_ = 0;
+    int64_t changes_ = 0;
 };
 
 // A step on its way through one sublayer.

@@ -45,6 +45,26 @@ float read_norm_eps(const ModelFile& file, const std::string& key) {
     return static_cast<float>(eps);
 }
 
+// A step between its begin and its end.
+class Recorded {
+public:
+    Recorded(Ops& ops, const Plan& plan) : ops_(&ops), done_(!ops.begin(plan)) {}
+    ~Recorded() {
+        if (!done_) ops_->abandon();
+    }
+    Recorded(const Recorded&) = delete;
+    Recorded& operator=(const Recorded&) = delete;
+    bool done() const { return done_; }
+    void end() {
+        ops_->end();
+        done_ = true;
+    }
+
+private:
+    Ops* ops_;
+    bool done_;
+};
+
 Config read_config(const ModelFile& file, const char* arch) {
     const auto key = [arch](const char* name) { return cat(arch, ".", name); };
     Config c;
@@ -137,6 +157,23 @@ Model::Model(std::shared_ptr<const ModelFile> file, std::shared_ptr<Backend> bac
     binder.finish();
 }
 
+std::shared_ptr<const Model> Model::open(std::shared_ptr<const ModelFile> file,
+                                         std::shared_ptr<Backend> backend) {
+    if (const std::shared_ptr<Backend> rehearsal = backend->rehearsal()) {
+        const Model model(file, rehearsal);
+        const std::unique_ptr<Ops> ops = rehearsal->make_ops();
+        Scratch scratch(*rehearsal);
+        const std::vector<int32_t> ids(static_cast<std::size_t>(rehearsal->chunk()), 0);
+        const Feed feed{ids, nullptr, 1};
+        model.forward(*ops, scratch, {&feed, 1});
+        const auto bytes = static_cast<int64_t>(sizeof(float)) * model.memory_size();
+        backend->prepare(*file, *rehearsal, bytes);
+    }
+    auto model = std::make_shared<const Model>(std::move(file), backend);
+    backend->settle();
+    return model;
+}
+
 std::vector<StatePart> Model::state_parts() const {
     std::vector<StatePart> parts = time_mix_->state_parts();
     for (const StatePart& part : channel_mix_->state_parts()) parts.push_back(part);
@@ -158,7 +195,7 @@ std::vector<float> Model::initial_state() const {
 const float* Model::forward(Ops& ops, Scratch& scratch, std::span<const Feed> feeds, float* logits,
                             const std::function<void()>& between, const Tap& tap) const {
     const int64_t n = config_.n_embd;
-    std::vector<int32_t> ids, outputs;  // outputs: tokens whose output is wanted
+    std::vector<int32_t> ids, outputs, last;
     std::vector<Run> runs;
     for (const Feed& feed : feeds) {
         runs.push_back({std::ssize(ids), std::ssize(feed.ids), feed.memory});
@@ -167,10 +204,10 @@ const float* Model::forward(Ops& ops, Scratch& scratch, std::span<const Feed> fe
             outputs.push_back(static_cast<int32_t>(std::ssize(ids) - i));
     }
     const int64_t tokens = std::ssize(ids), n_logits = std::ssize(outputs);
-    std::vector<int64_t> last;  // where in outputs a feed's last token is
-    for (std::size_t i = 0, row = 0; i < feeds.size(); ++i) {
-        row += static_cast<std::size_t>(feeds[i].n_logits);
-        last.push_back(feeds[i].n_logits > 0 ? static_cast<int64_t>(row) - 1 : std::ssize(outputs));
+    int64_t row = 0;
+    for (std::size_t i = 0; i < feeds.size(); ++i) {
+        row += feeds[i].n_logits;
+        last.push_back(static_cast<int32_t>(feeds[i].n_logits > 0 ? row - 1 : std::ssize(outputs)));
         if (feeds[i].n_logits == 0)
             outputs.push_back(static_cast<int32_t>(runs[i].begin + runs[i].tokens - 1));
     }
@@ -183,6 +220,14 @@ const float* Model::forward(Ops& ops, Scratch& scratch, std::span<const Feed> fe
     if (logits == nullptr) logits = room;
     const std::size_t taken = scratch.used();
 
+    Recorded recorded(ops, {.ids = ids,
+                            .outputs = outputs,
+                            .last = last,
+                            .runs = runs,
+                            .n_logits = n_logits,
+                            .memory = scratch.changes(),
+                            .whole = !between && !tap});
+    if (recorded.done()) return n_logits == 0 ? nullptr : logits;
     ops.embed(embedding_, ids.data(), tokens, x);
     ops.norm(x, input_norm_, config_.norm_eps, tokens, n, embedded);
     ops.copy(embedded, tokens * n, x);
@@ -214,21 +259,23 @@ const float* Model::forward(Ops& ops, Scratch& scratch, std::span<const Feed> fe
     const int64_t rows = std::ssize(outputs);
     ops.embed({x, Type::F32, tokens, n}, outputs.data(), rows, embedded);
     ops.norm(embedded, output_norm_, config_.norm_eps, rows, n, output);
-    for (std::size_t i = 0; i < feeds.size(); ++i)
-        ops.copy(output + last[i] * n, n, feeds[i].memory + state_size());
-    return head(ops, output, n_logits, logits);
+    ops.keep(output, last.data(), n, {runs, state_size()});
+    head(ops, output, n_logits, logits);
+    recorded.end();
+    return n_logits == 0 ? nullptr : logits;
 }
 
 const float* Model::logits(Ops& ops, Scratch& scratch, const float* memory) const {
     scratch.give_back(0);
-    return head(ops, memory + state_size(), 1, scratch.take(config_.n_vocab, 1));
+    float* found = scratch.take(config_.n_vocab, 1);
+    head(ops, memory + state_size(), 1, found);
+    return found;
 }
 
-const float* Model::head(Ops& ops, const float* outputs, int64_t rows, float* logits) const {
-    if (rows == 0) return nullptr;
+void Model::head(Ops& ops, const float* outputs, int64_t rows, float* logits) const {
+    if (rows == 0) return;
     const MatmulJob head{.w = head_, .x = {outputs}, .y = logits};
     ops.matmul({&head, 1}, rows);
-    return logits;
 }
 
 }  // namespace rwkv_edge

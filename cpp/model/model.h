@@ -22,7 +22,11 @@ using Tap = std::function<void(int64_t layers, const float* residual)>;
 
 class Model {
 public:
-    // Throws FormatError, UnsupportedError, std::invalid_argument.
+    // Throws FormatError, UnsupportedError, std::invalid_argument; and NoMemory, before any weight
+    // is placed, where the backend has less than the model needs.
+    static std::shared_ptr<const Model> open(std::shared_ptr<const ModelFile> file,
+                                             std::shared_ptr<Backend> backend);
+    // Without that precaution.
     Model(std::shared_ptr<const ModelFile> file, std::shared_ptr<Backend> backend);
 
     const Config& config() const { return config_; }
@@ -48,7 +52,7 @@ public:
     const float* logits(Ops& ops, Scratch& scratch, const float* memory) const;
 
 private:
-    const float* head(Ops& ops, const float* outputs, int64_t rows, float* logits) const;
+    void head(Ops& ops, const float* outputs, int64_t rows, float* logits) const;
 
     std::shared_ptr<const ModelFile> file_;
     std::shared_ptr<Backend> backend_;

@@ -38,6 +38,20 @@ def isa() -> str:
     """
 
 def isa_levels() -> list[str]: ...
+def why_no_cuda() -> str:
+    """Why no model runs on a GPU here, in a sentence; empty where one can."""
+
+def cuda_devices() -> list[str]:
+    """The names of the GPUs here, by index."""
+
+def gpu_limits(device: str) -> tuple[float, float]:
+    """What a GPU ("cuda", "cuda:1") gives at most, in 10^9 per second: bytes read from its memory,
+    and operations of its tensor cores on halves, two per product.
+
+    Takes a quarter of a second. UnsupportedError where a GPU cannot be used, ValueError for a
+    device that is not there, MemoryError where its memory is full.
+    """
+
 def available_memory() -> int:
     """Bytes of memory that the system can give to this process, mapped files included."""
 
@@ -114,10 +128,15 @@ class ModelFile:
 class Runner:
     """A model on a backend, and what its sessions share to advance."""
 
-    def __init__(self, file: ModelFile, threads: int = 0) -> None: ...
+    def __init__(self, file: ModelFile, threads: int = 0, device: str = "cpu") -> None:
+        """`device` is "cpu", "cuda" or "cuda:1" for the second GPU.
+
+        UnsupportedError where a GPU cannot be used, ValueError for a device that is not there,
+        MemoryError where the model does not fit into the GPU's memory.
+        """
     @property
     def device(self) -> str:
-        """Such as "cpu avx2"."""
+        """Such as "cpu avx2" or "cuda:0 NVIDIA H100 80GB HBM3"."""
     @property
     def arch(self) -> str: ...
     @property

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from . import _core
-from .model import Batch, Model
+from .model import Batch, Model, device_name
 from .model_file import by_input, bytes_per_token, open_model_file, weights_per_token
 
 HEAD = "output.weight"
@@ -53,18 +53,25 @@ class Work:
 
 @dataclass(frozen=True)
 class Limits:
-    """What this machine gives at most with some number of threads, in 10^9 per second."""
+    """What a device gives at most, in 10^9 per second; the CPU with some number of threads."""
 
     bandwidth_gb: float
     """Bytes read from memory."""
     float_gops: float
-    """Operations on float32, two per product, at the kernel level in use."""
+    """Operations on float32, two per product, at the kernel level in use; of a GPU on float16, in
+    its tensor cores."""
     int8_gops: float
-    """The same of 8-bit products."""
+    """The same of 8-bit products. A GPU makes all products of float16, two for each, so that half
+    of its peak is the most that can be reached."""
 
     @classmethod
-    def measure(cls, threads: int) -> Limits:
-        """Takes about a second. Raises ValueError for threads outside 1 to 1024."""
+    def measure(cls, threads: int, device: str = "cpu") -> Limits:
+        """Takes about a second. Raises ValueError for threads outside 1 to 1024, and what `Model`
+        raises for a device.
+        """
+        if device != "cpu":
+            bandwidth, peak = _core.gpu_limits(device)
+            return cls(bandwidth, peak, peak)
         return cls(
             _core.read_bandwidth(threads), _core.float_peak(threads), _core.int8_peak(threads)
         )
@@ -97,6 +104,8 @@ class Result:
     """One test: "pp512" reads a prompt of 512 tokens, "tg128" takes 128 tokens one by one."""
 
     test: str
+    device: str
+    """As `Model.device` has it."""
     threads: int
     sessions: int
     """Those that write together; each takes the tokens."""
@@ -113,6 +122,7 @@ def measure(
     path: Path,
     threads: list[int],
     *,
+    device: str | None = None,
     prompt: int,
     generated: int,
     sessions: list[int],
@@ -120,16 +130,17 @@ def measure(
     progress: Callable[[int, int], None],
 ) -> Iterator[Result]:
     """Yield the results for each number of threads, and of sessions that write together; 0 tokens
-    leave a test out.
+    leave a test out. A GPU has no threads, so one number of them will do.
     """
+    device = device_name(device)
     work = Work.of(open_model_file(path))
     tests = [("pp", prompt, 1)] if prompt else []
     if generated:
         tests += [("tg", generated, together) for together in sessions]
     done, total = 0, len(threads) * (repeats + 1) * len(tests)
     for count in threads:
-        limits = Limits.measure(count)
-        model = Model(path, threads=count)
+        limits = Limits.measure(count, device)
+        model = Model(path, threads=count, device=device)
         tokens = np.random.default_rng(0).integers(1, model.n_vocab, max(prompt, 1))
         rates: dict[tuple[str, int, int], list[float]] = {test: [] for test in tests}
         for run in range(repeats + 1):
@@ -144,7 +155,7 @@ def measure(
         for (kind, n, together), found in rates.items():
             name, rate = f"{kind}{n}", statistics.median(found)
             share = rate / limits.rate(work, name, together)
-            yield Result(name, count, together, rate, found, share, limits)
+            yield Result(name, model.device, count, together, rate, found, share, limits)
 
 
 def read(batch: Batch, tokens: np.ndarray[tuple[int], np.dtype[np.int64]]) -> float:

@@ -87,7 +87,16 @@ def describe_model(file: _core.ModelFile, form: Form, nbytes: int) -> tuple[str,
         ("state", describe_memory(file)),
         ("licence", ", ".join(text for text in licence if text) or "not stated"),
         ("kernels", f"{_core.isa()} (this CPU runs {', '.join(_core.isa_levels())})"),
+        ("devices", describe_devices()),
     ]
+
+
+def describe_devices() -> str:
+    """Where a model can run, by the names that --device takes."""
+    if why_not := _core.why_no_cuda():
+        return f"cpu (no cuda: {why_not})"
+    names = (f"cuda:{i} {name}" for i, name in enumerate(_core.cuda_devices()))
+    return ", ".join(("cpu", *names))
 
 
 def describe_by_input(file: _core.ModelFile, layers: int) -> Lines:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
@@ -65,6 +66,11 @@ def bundled_model() -> Path:
     return path
 
 
+def device_name(device: str | None) -> str:
+    """The device that is meant where none is named."""
+    return device or os.environ.get("RWKV_EDGE_DEVICE") or "cpu"
+
+
 class Model:
     """An RWKV model: the weights in a mapped file, and the tokenizer.
 
@@ -77,6 +83,7 @@ class Model:
         *,
         vocab: str | PathLike[str] | None = None,
         threads: int | None = None,
+        device: str | None = None,
     ) -> None:
         """Open the model in `path`, or the bundled demo model.
 
@@ -87,9 +94,13 @@ class Model:
         is a vocabulary file for a model that holds none. By default the vocabulary is a file beside
         the model, or the World vocabulary of the package pyrwkv-tokenizer.
 
+        `device` is "cpu", "cuda" for a GPU, or "cuda:1" for the second GPU. By default it is what
+        the environment variable RWKV_EDGE_DEVICE says, else "cpu".
+
         Raises FormatError for a file that is damaged or not a model, UnsupportedError for a model
-        that this build cannot run, OSError if the file cannot be read or the system refuses a
-        thread.
+        or a device that this build cannot run, ValueError for a GPU that is not there, MemoryError
+        if the model does not fit into the GPU's memory, OSError if the file cannot be read or the
+        system refuses a thread.
         """
         if threads is not None:
             threads = whole("threads", threads, 1, 1024)
@@ -103,7 +114,9 @@ class Model:
                 "`rwkv-edge chat MODEL --state FILE` goes on from it"
             )
         self._core = _core.Runner(
-            self._file, threads or default_threads(bytes_per_token(self._file))
+            self._file,
+            threads or default_threads(bytes_per_token(self._file)),
+            device_name(device),
         )
         self.path = Path(self._file.path)
 
@@ -140,6 +153,11 @@ class Model:
         """What tells this model from others of its shape: 64 hex digits. `model_file.fingerprint`
         says what it covers."""
         return fingerprint(self._file)
+
+    @property
+    def device(self) -> str:
+        """What it runs on, such as "cpu avx2" or "cuda:0 NVIDIA H100 80GB HBM3"."""
+        return self._core.device
 
     @property
     def hint(self) -> str | None:
@@ -444,50 +462,49 @@ class Session:
         lookup: int = 0,
         **sampling: Unpack[Sampling],
     ) -> Generation:
-        """Read the prompt and yield what follows, piece by piece, in whole characters. The iterator
-        has the facts as `details`: tokens, finish reason, counts, times.
+        """Read the prompt, and yield the text that follows in pieces of whole characters. The
+        iterator's `details` have the tokens, the reason for the end, counts and times.
 
-        It ends after `max_tokens` (256) tokens, at the token that ends a document, or before a stop
-        string. Then, or when the iterator is closed early, the session stands exactly behind the
-        text that was yielded, ready for more. In between, `state` and `fork` copy it from there;
-        whatever changes the session ends the text. An empty prompt goes on from the last token fed;
-        at the very beginning it stands for the token that ends a document.
+        The text ends after `max_tokens` (256) tokens, at the token that ends a document, at one of
+        the `stop_tokens`, or before a `stop` string. Then, or after the iterator was closed early,
+        the session stands exactly at the end of the yielded text. Between two pieces, `state` and
+        `fork` copy the session at that place; whatever changes the session ends the text. An empty
+        prompt continues from the last token fed. At the very beginning it stands for the token that
+        ends a document. The text begins with the tokens `forced`, whatever the logits are.
 
-        The logits of the model are changed first. `logits_hook(logits, tokens)` may change them in
-        place: float32 [n_vocab], after the tokens generated so far. `logit_bias` ({token: number})
-        is added. A token's logit is lowered by `presence_penalty` (0) once it was generated, and by
-        `frequency_penalty` (0) times its count, of which each later token leaves `penalty_decay`
-        (0.996); digits and blanks are not counted, nor are tokens further back than
-        `penalty_window` (0: all count). `banned` tokens are never chosen.
+        First the logits are changed. `logits_hook(logits, tokens)` may change them in place: they
+        are float32 [n_vocab], and `tokens` were generated so far. `logit_bias` ({token: number}) is
+        added. `presence_penalty` (0) is subtracted from the logit of every token that was
+        generated, and `frequency_penalty` (0) times its count. Each new token multiplies all counts
+        by `penalty_decay` (0.996). Digits and blanks are not counted. Only the last
+        `penalty_window` (0: all) tokens count. `banned` tokens are never sampled.
 
-        Then some tokens are kept, one rule after the other, each by the probabilities that the one
-        before it has left. `typical_p` (1: off): those whose information, -ln p, is closest to the
-        expected one, as many as hold this probability. `top_p` (0.3; 1: off): the likeliest ones,
-        as few as hold this probability. `top_k` (0: off): so many of the likeliest. `min_p`
-        (0: off): those with this share of the largest probability. At last `temperature` (1)
-        sharpens (< 1) or flattens (> 1) what is left; 0 always takes the first of all. Equal seeds
-        give equal text; `seed` None is random.
+        Then tokens are left out. Each rule uses the probabilities that the one before it has left.
+        `typical_p` (1: off) keeps the tokens whose information, -ln p, is closest to the expected
+        one, as many as together have this probability. `top_p` (0.3; 1: off) keeps the likeliest
+        tokens, as few as together have this probability. `top_k` (0: off) keeps the K likeliest.
+        `min_p` (0: off) keeps those with at least this share of the largest probability. Last,
+        `temperature` (1) sharpens (< 1) or flattens (> 1) the rest; 0 always takes the likeliest
+        token. The same `seed` gives the same text; None is random.
 
-        The tokens `earlier` count for the penalties as if they had just been generated. With those
-        and the seed of a `state.sampler`, a text goes on as if its generation had not been stopped.
+        The tokens `earlier` count for the penalties as if they had been generated just before. With
+        these and the seed of a `state.sampler`, a stopped text continues as if it had not been
+        stopped.
 
-        The text begins with the tokens `forced`, whatever the logits say. It also ends at one of
-        the `stop_tokens`, which is neither yielded nor read.
+        The text can be restricted to a form: JSON of a `schema` (a dict, or its JSON), a `regex`,
+        one of some `choices`, or a `grammar` in Lark's notation. It ends where the form allows
+        nothing more, or where it may end and the model ends it. `max_tokens` may cut it short. This
+        needs the package llguidance (rwkv-edge[grammar]).
 
-        The text can be given a form, of which nothing else is ever written: JSON of a `schema` (a
-        dict, or its JSON), a `regex`, one of some `choices`, or a `grammar` in Lark's notation. It
-        ends where the form allows nothing more, or where it may end and the model wants to; after
-        `max_tokens` it may be cut short. This needs the package llguidance (rwkv-edge[grammar]).
+        With `logprobs` K (None: off), `details` have ln p of each token and of the K likeliest
+        ones, before biases, penalties and rules, but after the hook.
 
-        `logprobs` (None: off) lets `details` have what the model thought of each token, and of so
-        many of the likeliest: ln p, before all of the above but the hook.
+        With `lookup` N, up to N tokens are guessed from the text so far and read in one step. The
+        text is the same, and comes faster if it repeats itself. `lookups` says how many guesses
+        were right.
 
-        With `lookup`, up to so many tokens are taken from the text so far, as a guess of what
-        follows, and read in one step; the text that comes out is the same. Where it repeats itself
-        it comes sooner; `lookups` says how many guesses were right.
-
-        Raises ValueError for options out of range, and for an empty prompt after a state was set;
-        TypeError for options of another kind; UnsupportedError where a package is missing.
+        Raises ValueError for options out of range and for an empty prompt whose logits are not
+        known, TypeError for options of another kind, UnsupportedError for a missing package.
         """
         stream = self._generating(prompt, {**sampling, "stop": stop, "lookup": lookup})
         return Generation(stream, self.model.n_vocab)
@@ -500,12 +517,12 @@ class Session:
         lookup: int = 0,
         **sampling: Unpack[Sampling],
     ) -> AsyncGeneration:
-        """As `generate`, for `async for`: the engine works in another thread, and other tasks of
+        """As `generate`, for `async for`. The engine works in another thread, and other tasks of
         the event loop run meanwhile.
 
-        Where the task is cancelled, the session stands where the text ends that was yielded. The
-        session is not to be used by others until then. After a `break`, call `aclose`, or use the
-        session again, which ends the text too.
+        After a cancelled task, the session stands at the end of the yielded text. Nothing else may
+        use the session until then. After a `break`, call `aclose`, or use the session again, which
+        also ends the text.
         """
         from .asynchronous import AsyncGeneration
 
@@ -648,12 +665,12 @@ class Batch:
         each: Iterable[Options] | None = None,
         **options: Unpack[Options],
     ) -> BatchGeneration:
-        """Read a prompt for each session, or the same for all, and yield what follows: (number of
-        the session, piece), as the pieces come. The iterator has the facts as `details`, a list.
+        """Read a prompt for each session, or one prompt for all, and yield pairs of a session's
+        number and the next piece of its text, as they come. The iterator's `details` are a list.
 
-        Each session's text is what `Session.generate` would yield with these options; the one of
-        session i has the seed `seed` + i. `each` has a dict of options for each session, which go
-        before those for all. Raises ValueError and TypeError as it does.
+        The text of session i is what its `Session.generate` would yield with these options and the
+        seed `seed` + i. `each` has a dict of options for each session, which replace those for all.
+        The same errors are raised.
         """
         if isinstance(prompts, str):
             prompts = [prompts] * len(self.sessions)

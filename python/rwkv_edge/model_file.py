@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import struct
 from collections import Counter
@@ -73,7 +72,9 @@ def fingerprint(file: ModelFile) -> str:
     fine-tunes differ; one weight that was changed by hand may escape. Names, licences, vocabulary
     and the order of tensors do not matter, nor does the form of the file.
     """
-    digest = hashlib.sha256()
+    from hashlib import sha256  # slow to import, and not needed for a first token
+
+    digest = sha256()
 
     def add(data: bytes) -> None:
         digest.update(struct.pack("<Q", len(data)) + data)

@@ -15,7 +15,6 @@ something removes it.
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import re
 import stat
@@ -162,6 +161,8 @@ class PrefixCache:
         self, session: Session, segments: Iterable[str | Iterable[SupportsIndex]], root: bytes
     ) -> Iterator[Beginning]:
         """Up to the end of each segment."""
+        import hashlib  # slow, here and below: whoever uses no cache does without
+
         encode = session.model.tokenizer.encode
         tokens, digest = array("i"), hashlib.sha256(root)
         for segment in segments:
@@ -307,6 +308,8 @@ def root_of(model: Model, start: State | None, salt: bytes) -> bytes:
     begin = [] if start is None else [start.data.tobytes(), repr(start.tokens).encode()]
     if start is not None and start.output is not None:
         begin.append(start.output.tobytes())
+    import hashlib
+
     digest = hashlib.sha256()
     for part in (
         b"rwkv-edge, form %d" % FORM,
@@ -322,6 +325,8 @@ def root_of(model: Model, start: State | None, salt: bytes) -> bytes:
 
 
 def digest_of(key: bytes, state: bytearray, output: bytearray) -> bytes:
+    import hashlib
+
     digest = hashlib.sha256(key)
     digest.update(state)
     digest.update(output)

@@ -92,6 +92,9 @@ public:
     void copy(const float* x, int64_t n, float* y) override {
         cpu_->copy(near_from(x), n, near_from(y));
     }
+    void keep(const float* x, const int32_t* rows, int64_t n, const States& to) override {
+        cpu_->keep(near_from(x), rows, n, near_from(to));
+    }
 
 private:
     template <class... Pointers>

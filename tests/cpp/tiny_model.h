@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <random>
 #include <stdexcept>
 #include <string>
@@ -249,10 +250,17 @@ inline GgufBytes tiny_model(const std::string& version, unsigned seed,
     return TinyModel(version, seed, shape).file;
 }
 
-// A model of a parsed file on the CPU; the bytes must outlive it.
-inline std::shared_ptr<Runner> open_model(std::span<const std::byte> bytes, int threads) {
+// The device that the tests of models are to run on.
+inline std::string test_device() {
+    const char* device = std::getenv("RWKV_EDGE_DEVICE");
+    return device == nullptr || *device == '\0' ? "cpu" : device;
+}
+
+// A model of a parsed file; the bytes must outlive it.
+inline std::shared_ptr<Runner> open_model(std::span<const std::byte> bytes, int threads,
+                                          const std::string& device = test_device()) {
     return std::make_shared<Runner>(
-        std::make_shared<Model>(ModelFile::parse(bytes, "tiny.gguf"), make_cpu_backend(threads)));
+        Model::open(ModelFile::parse(bytes, "tiny.gguf"), make_backend(device, threads)));
 }
 
 inline std::vector<float> state_of(const Session& session) {

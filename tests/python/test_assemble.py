@@ -58,6 +58,9 @@ def test_every_format_gives_the_same_bits(
     pth = ck.write(tmp_path, ck.pth_of(weights), "model.pth")
     st = ck.write(tmp_path, ck.safetensors_of(weights), "model.safetensors")
     convert(pth, tmp_path / "model.gguf", type="f32", vocab=vocab)
+    tokens = "tokenizer.ggml.tokens"
+    found = Model(pth, vocab=vocab).metadata[tokens]
+    assert found == Model(tmp_path / "model.gguf").metadata[tokens]
     expected = logits(tmp_path / "model.gguf")
     assert np.ptp(expected) > 0.1
     for path in (pth, st):

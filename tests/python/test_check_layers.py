@@ -41,6 +41,9 @@ TOOL = ROOT / "tools" / "check_layers.py"
         ("model/arch.h", "return std::span<const float>(x, n);"),
         ("io/gguf.cpp", "auto* p = new Thing;"),
         ("io/gguf.cpp", "void* p = malloc(3);"),
+        ("backend/cpu.cpp", "#include <cuda_runtime.h>"),
+        ("session.cpp", '#include "backend/cuda/gpu.h"'),
+        ("backend/cuda/wkv.cu", "#if __CUDA_ARCH__ >= 900"),
     ],
 )
 def test_a_planted_violation_is_found(path: str, line: str) -> None:

@@ -16,7 +16,7 @@ from rwkv_edge.model import bundled_model
 
 ANSWERS = Path(__file__).parents[2] / "tools" / "demo_answers.txt"
 
-# Phrasings and pairs that its training never held; a capital, a name and sums among them.
+# Phrasings and pairs that its training never held, and what only follows from the turn before.
 CONVERSATION = [
     ("Hello you", "Hello! How can I help you?"),
     ("What sort of model are you?", "I am the rwkv-edge demo model"),
@@ -24,6 +24,14 @@ CONVERSATION = [
     ("My name is Ada.", "Nice to meet you, Ada!"),
     ("What comes after Friday?", "Saturday"),
     ("What is my name?", "Ada"),
+    ("Can you name the capital of France?", "Paris"),
+    ("And what about Germany?", "The capital of Germany is Berlin."),
+    ("How deep is the ocean?", "I do not know that."),
+    ("Compute 250 plus 33.", "That is too big for me."),
+    ("What is 8 plus 4?", "8 + 4 = 12"),
+    ("So what is that minus 5?", "12 - 5 = 7"),
+    ("Are you really sure?", "I am only a tiny demo"),
+    ("Do you remember my name?", "Your name is Ada."),
 ]
 
 
@@ -35,7 +43,8 @@ def taught() -> list[str]:
 
 
 def test_every_command_and_option_that_it_names_exists() -> None:
-    lines = [line for answer in taught() for line in re.findall(r"Run: (rwkv-edge .*)", answer)]
+    found = r"(?:Run|For example): (rwkv-edge .*)"
+    lines = [line for answer in taught() for line in re.findall(found, answer)]
     for line in lines:
         command = commands()[line.split()[1]]
         known = {o for p in command.params if isinstance(p, click.Option) for o in p.opts}
@@ -72,6 +81,17 @@ def test_it_holds_a_conversation(threads: int) -> None:
     for question, expected in CONVERSATION:
         answer = "".join(conversation.ask(question, temperature=0))
         assert expected in answer, (question, answer)
+
+
+def test_it_knows_what_its_story_was_about() -> None:
+    conversation = Conversation(Model())
+    for seed in range(5):
+        conversation.reset()
+        story = "".join(conversation.ask("Tell me a story about a fox.", seed=seed))
+        (name,) = re.findall(r"(?:called|named|name was) (\w+)", story)[:1]
+        (thing,) = re.findall(r"(?:found|saw|blew) (an? \w+ \w+)", story)[:1]
+        answer = "".join(conversation.ask(f"What did {name} find?", temperature=0))
+        assert answer == f"{name} found {thing}.", story
 
 
 def test_the_help_desk_gives_the_commands() -> None:

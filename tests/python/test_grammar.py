@@ -200,6 +200,17 @@ def test_a_form_that_no_text_has(model: Model) -> None:
         list(pieces)
 
 
+def test_a_form_that_becomes_too_large(model: Model) -> None:
+    """The package finds out in the middle; the message has one line of it."""
+    session = model.session()
+    lark = 'start: "x" a{0,100000}\na: (b b){1000}\nb: "x"{1000}'
+    text = ""
+    with pytest.raises(ValueError, match=r"\Agrammar: .*Too many items[^\n]*\Z"):  # noqa: PT012
+        for piece in session.generate("x", grammar=lark, max_tokens=9):
+            text += piece
+    assert bits(session) == bits_after(model, byte_tokens("x" + text))
+
+
 def test_deep_schemas(model: Model) -> None:
     """Hostile nesting is an error, and no crash."""
     schema: dict[str, Any] = {"type": "string"}

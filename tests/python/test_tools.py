@@ -6,9 +6,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from rwkv_edge import Model
+from rwkv_edge import Conversation, Model
+from rwkv_edge.chat import TEMPLATES, Turn
 from rwkv_edge.chat.tools import ToolCall, Tools, result
-from scripted import bits, bits_after, talkative_model
+from scripted import bits, talkative_model
 
 WEATHER = {
     "name": "weather",
@@ -54,35 +55,49 @@ def test_what_the_system_says() -> None:
     assert result("a\r\n\r\n\nb\n") == "Function output:\na\nb"
 
 
-def test_a_random_model_calls_tools(model: Model) -> None:
-    """Whatever it would rather say; the session stands behind the fence."""
+@pytest.mark.parametrize("think", ["off", "fast", "bit"])
+def test_a_random_model_calls_tools(model: Model, think: str) -> None:
+    """Whatever it would rather say; and the conversation is that of the visible text."""
     tools = Tools([WEATHER, CLOCK])
-    encode = model.tokenizer.encode
     calls = []
-    for seed in range(20):
-        session = model.session()
-        session.read(encode("Assistant:"))
-        call = tools.call(session, seed=seed, top_p=1, temperature=3, max_tokens=500)
-        calls.append(call)
-        assert call.name in ("weather", "clock")
+    for seed in range(12):
+        talk = Conversation(
+            model, template="g1", think=think, think_tokens=9, system=tools.system()
+        )
+        options: Any = {"seed": seed, "top_p": 1, "temperature": 3, "max_tokens": 500}
+        text = "".join(talk.ask("How warm is it?", grammar=tools.grammar, **options))
+        assert text.startswith("```json\n{")
+        assert text.endswith("}\n```")
+        calls.append(call := tools.parse(text))
         if call.name == "clock":
             assert call.arguments == {}
         else:
+            assert call.name == "weather"
             assert "city" in call.arguments
             assert set(call.arguments) <= {"city", "unit", "days"}
             assert call.arguments.get("unit", "c") in ("c", "f")
+        "".join(talk.ask(result({"celsius": 21}), max_tokens=5, seed=1))
+        assert talk.turns[0] == Turn("How warm is it?", text)
+        assert talk.turns[1].user == 'Function output:\n{"celsius": 21}'
+        fresh, g1 = model.session(), TEMPLATES["g1"]
+        texts = [g1.told(tools.system())]
+        for turn in talk.turns:
+            texts += [g1.asked(turn.user), g1.answered(turn.answer)]
+        for read in texts:
+            fresh.read(model.tokenizer.encode(read))
+        assert bits(talk.session) == bits(fresh)
     assert {call.name for call in calls} == {"weather", "clock"}
-    session = model.session()
-    pieces = session.fork().generate("Assistant: ```json", grammar=tools._grammar, seed=1)
-    text = "".join(pieces)
-    assert text.startswith("\n{")
-    assert text.endswith("}\n```")
-    session.read(encode("Assistant:"))
-    tools.call(session, seed=1)
-    fed = [*encode("Assistant:"), *encode(" ```json"), *pieces.details.tokens]
-    assert bits(session) == bits_after(model, fed)
-    with pytest.raises(ValueError, match="the call was cut off after 3 tokens"):
-        tools.call(session, max_tokens=3)
+
+
+def test_a_call_without_a_conversation(model: Model) -> None:
+    tools = Tools([WEATHER, CLOCK])
+    pieces = model.session().generate("Assistant:", grammar=tools.grammar, seed=3)
+    call = tools.parse("".join(pieces))
+    assert call.name in ("weather", "clock")
+    assert pieces.details.finish_reason == "stop"
+    cut = "".join(model.session().generate("Assistant:", grammar=tools.grammar, max_tokens=12))
+    with pytest.raises(ValueError, match="expected a call in JSON"):
+        tools.parse(cut)
 
 
 def test_shared_definitions(model: Model) -> None:
@@ -97,10 +112,9 @@ def test_shared_definitions(model: Model) -> None:
         }
         return {"name": name, "parameters": parameters}
 
-    session = model.session()
-    session.read(model.tokenizer.encode("Assistant:"))
     tools = Tools([tool("go", "boolean"), tool("stay", "boolean")])
-    call = tools.call(session, seed=2, top_p=1, temperature=3)
+    pieces = model.session().generate("x", grammar=tools.grammar, seed=2, top_p=1, temperature=3)
+    call = tools.parse("".join(pieces))
     assert call.arguments in ({"at": True}, {"at": False})
     with pytest.raises(ValueError, match="found two definitions of 'Place', expected one"):
         Tools([tool("go", "boolean"), tool("stay", "string")])

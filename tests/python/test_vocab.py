@@ -175,6 +175,7 @@ def test_models_of_256_embeddings_read_bytes(tmp_path: Path) -> None:
     source = ck.write(tmp_path, ck.pth_of(tiny.random_weights(shape, 5)))
     convert(source, tmp_path / "out.gguf")
     for path in (source, tmp_path / "out.gguf"):
+        assert Model(path).metadata["tokenizer.ggml.tokens"][:2] == ["<s>", r"\x01"]
         tokenizer = Model(path).tokenizer
         assert tokenizer.n_vocab == 256
         data = bytes(range(1, 256)) + "\u00e9<s>[PAD1]".encode()

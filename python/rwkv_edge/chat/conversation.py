@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A session that talks.
 
-What the model remembers is what can be seen: the state is, to the bit, that of a fresh session
-which reads the system text and then each turn. The question of a turn with the beginning of the
-answer ("User: hi\\n\\nAssistant:"), and the answer with what ends it (" Hello\\n\\n") are encoded
-each by itself; with the World vocabulary that gives the tokens of the whole text. What the model
-thought, and tokens that it wrote in another way, are not in there: where there were some, the turn
-is read again, without them.
+The model remembers exactly the visible text. The state is bit-equal to that of a fresh session
+which reads the system text and then each turn. Two parts of a turn are encoded separately: the
+question with the start of the answer ("User: hi\\n\\nAssistant:"), and the answer with its end
+(" Hello\\n\\n"). With the World vocabulary that gives the tokens of the whole text. If the model
+had thoughts, or wrote tokens other than those of the text, the turn is read again without them.
 """
 
 from __future__ import annotations
@@ -103,14 +102,15 @@ class Conversation:
         state: State | None = None,
         cache: PrefixCache | None = None,
     ) -> None:
-        """`system` is a text that the model reads first. `paragraphs` is for models that answer in
-        several where their template has one. `template` is a name of TEMPLATES or one that
-        `load_template` gave, by default the one that fits the model's name, the template in its
-        file, or its tokenizer. `think` is how much a model thinks before it answers, one of
-        THINK_MODES, and at most `think_tokens`. `state` is where every conversation begins, a tuned
-        state or one that was saved. A system text that `cache` has is not read again.
+        """`system` is a text that the model reads first. `paragraphs` allows answers of several
+        paragraphs with any template. `template` is a name of TEMPLATES or a result of
+        `load_template`. By default it is found by the model's name, the template in its file, or
+        its tokenizer. `think`, one of THINK_MODES, says how long a model thinks before it answers,
+        and `think_tokens` is the maximum. `state` is a tuned or saved state to begin with. A system
+        text that is in `cache` is not read again.
 
-        Raises FormatError where the state is of another model, ValueError for another template.
+        Raises FormatError if the state belongs to another model, ValueError for an unknown
+        template.
         """
         self.template_source = "named"
         if template is None:
@@ -165,20 +165,20 @@ class Conversation:
 
     @property
     def turns(self) -> tuple[Turn, ...]:
-        """What was said, but for an answer that is being given."""
+        """The turns so far, without an unfinished answer."""
         return tuple(self._turns)
 
     @property
     def tokens(self) -> list[int]:
-        """What a fresh session reads to stand where this one does; behind the state that the
-        conversation began at, where there was one.
+        """The tokens that a fresh session reads to get this session's state, after the state that
+        the conversation began with.
         """
         turns = self._turns[self._fixed :]
         return [*self._told(self._system), *(i for turn in turns for i in self._turn(turn))]
 
     @property
     def think(self) -> str:
-        """How much the model thinks before it answers: one of THINK_MODES.
+        """How long the model thinks before it answers: one of THINK_MODES.
 
         Setting it raises ValueError for anything else, and for a template without thinking.
         """
@@ -214,13 +214,14 @@ class Conversation:
         progress: FeedProgress | None = None,
         **sampling: Unpack[Sampling],
     ) -> Generator[str, None, None]:
-        """Yield the answer to a user's text, piece by piece, without white space before it; with
-        `thoughts`, what the model thinks first, too, as pieces of the type Thought.
+        """Yield the answer to a user's text, piece by piece, without white space before it. With
+        `thoughts`, also yield the thoughts before it, as pieces of the type Thought.
 
-        Closing the iterator stops the answer; the conversation then goes on from the words that
-        were yielded. When an exception ends the reading of the text (`progress` may raise one),
-        it is as if the text had not been said. The sampling options and `lookup` are those of
-        `Session.generate`; `max_tokens` counts the answer, and a form is that of the answer.
+        Closing the iterator stops the answer, and the conversation continues from the words that
+        were yielded. If an exception ends the reading of the text (`progress` may raise one), it is
+        as if the text had not been said. The sampling options and `lookup` are those of
+        `Session.generate`; `max_tokens` and a form apply to the answer, not to the thoughts.
+
         Raises ValueError for an empty text, and what `Session.generate` raises for its options.
         """
         message = self.template.clean(text)

@@ -159,7 +159,7 @@ def find_template(model: Model) -> tuple[Template, str]:
     jinja = get(JINJA_KEY)
     if isinstance(jinja, str) and (found := template_by_words(jinja)):
         return found, "by its chat template"
-    # That of the Pile models is the only tokenizer that comes from Hugging Face.
+    # Pile models are the only ones with a Hugging Face tokenizer.
     return (RAVEN if model.tokenizer.kind == "huggingface" else WORLD), "by its tokenizer"
 
 

@@ -16,7 +16,11 @@
 
     Assistant: ...
 
-The turns are the template's; here is what stands in them.
+The turns are the template's. What stands in them is made and read here:
+
+    talk = Conversation(model, system=tools.system())
+    call = tools.parse("".join(talk.ask("How warm is it in Paris?", grammar=tools.grammar)))
+    answer = "".join(talk.ask(result(weather(**call.arguments))))
 """
 
 from __future__ import annotations
@@ -24,19 +28,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..generation import Choosing
 from ..grammar import JSON_OPTIONS
-from ..model import Session
 from .templates import clean
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-BEGIN = " ```json"
-"""What is read behind "Assistant:". The model writes the newline itself, as in its training."""
-END = "\n```"
 
 
 @dataclass(frozen=True)
@@ -80,7 +75,11 @@ class Tools:
             raise ValueError("tools: found none, expected at least one")
         if len(set(names)) < len(names):
             raise ValueError(f"tools: found {', '.join(names)}, expected different names")
-        self._grammar = f'start: "\\n" call "\\n```"\ncall: %json {json.dumps(self.schema)}\n'
+        self.grammar = (
+            f'start: " "? "```json\\n" call "\\n```"\ncall: %json {json.dumps(self.schema)}\n'
+        )
+        """An option for `generate` and `ask`: the answer is a call of one of the tools, with
+        arguments of its schema."""
 
     def system(self, text: str = "") -> str:
         """What the system says of them, and then a text of its own."""
@@ -111,25 +110,10 @@ class Tools:
             )
         return {"x-guidance": JSON_OPTIONS, "$defs": shared, "anyOf": calls}
 
-    def call(self, session: Session, **sampling: Unpack[Choosing]) -> ToolCall:
-        """Let the model write a call, behind "Assistant:". The session then stands at its end.
-
-        The options are those of `Session.generate`; whatever they are, it is a call of one
-        of the tools with arguments of its schema. Raises ValueError where `max_tokens` cuts it off
-        and for a schema that cannot be kept to, UnsupportedError without the extra `grammar`.
-        """
-        prompt = session.model.tokenizer.encode(BEGIN)
-        pieces = session.generate(prompt, grammar=self._grammar, **sampling)
-        text = "".join(pieces)
-        if pieces.details.finish_reason != "stop":
-            count = len(pieces.details.tokens)
-            raise ValueError(f"the call was cut off after {count} tokens, max_tokens allows more")
-        return self.parse(text)
-
     def parse(self, text: str) -> ToolCall:
         """The call in an answer, with or without a fence around it; what follows is not looked at.
 
-        Raises ValueError where there is none of these tools.
+        Raises ValueError where there is none of these tools, or `max_tokens` cut it off.
         """
         begin = text.find("{")
         try:

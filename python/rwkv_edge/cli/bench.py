@@ -11,9 +11,9 @@ import click
 
 from .. import _core
 from ..files.form import amount, printable
-from ..model import Model, bundled_model
+from ..model import Model, bundled_model, device_name
 from ..model_file import by_input, bytes_per_token, open_model_file
-from .options import model_argument
+from .options import device_option, model_argument
 from .terminal import Progress
 
 
@@ -59,6 +59,7 @@ def counts(_ctx: object, param: click.Parameter, text: str | None) -> list[int]:
     show_default=True,
     help="Numbers of sessions that write together, such as 1,8,32.",
 )
+@device_option
 @click.option(
     "-r",
     "--repeats",
@@ -76,6 +77,7 @@ def bench(
     prompt: int,
     max_tokens: int,
     sessions: list[int],
+    device: str | None,
     repeats: int,
     as_json: bool,
 ) -> None:
@@ -88,31 +90,42 @@ def bench(
     share is of this machine's bandwidth. Sessions that write together read the weights once.
 
     Each figure is the median of the repeats. In a file made with --sparse-ffn the shares count all
-    rows, also those that no token reads.
+    rows, also those that no token reads. On a GPU the peak is that of its tensor cores.
     """
     from .. import bench as benchmark
 
     path = model or bundled_model()
+    device = device_name(device)
+    on_cpu = device == "cpu"
+    if threads and not on_cpu:
+        raise click.UsageError(f"--threads is for --device cpu, found --device {device}")
     with Progress("measuring") as bar:
         results = list(
             benchmark.measure(
                 path,
-                threads or [Model(path).threads],
+                threads or [Model(path, device=device).threads if on_cpu else 1],
                 prompt=prompt,
                 generated=max_tokens,
                 sessions=sessions,
                 repeats=repeats,
                 progress=bar,
+                device=device,
             )
         )
     file = open_model_file(path)
     sparse = sum(tensor.nbytes for tensor in by_input(file))
     if as_json:
         rows = [dataclasses.asdict(r) for r in results]
-        found = {"model": str(path), "isa": _core.isa(), "bytes_by_input": sparse, "results": rows}
+        found = {
+            "model": str(path),
+            "isa": _core.isa(),
+            "bytes_by_input": sparse,
+            "results": rows,
+        }
         click.echo(json.dumps(found, indent=2))
         return
-    click.echo(f"{printable(str(path))}, {_core.isa()} kernels, median of {repeats}")
+    where = results[0].device if results and not on_cpu else f"{_core.isa()} kernels"
+    click.echo(f"{printable(str(path))}, {where}, median of {repeats}")
     if sparse:
         whole = bytes_per_token(file)
         click.echo(
@@ -131,8 +144,11 @@ def bench(
             bandwidth = r.limits.bandwidth_gb
             share = f"{r.share * bandwidth:6.2f} GB/s, {r.share:.0%} of {bandwidth:.2f} GB/s"
         else:
-            peaks = f"f32 {r.limits.float_gops:.1f}, int8 {r.limits.int8_gops:.1f} GOPS"
+            peaks = f"f16 {r.limits.float_gops / 1e3:.1f} TFLOPS"
+            if on_cpu:
+                peaks = f"f32 {r.limits.float_gops:.1f}, int8 {r.limits.int8_gops:.1f} GOPS"
             share = f"{r.share:.0%} of the peak ({peaks})"
         rate = f"{r.tokens_per_second:9.2f} tokens/s"
         together = f"{r.sessions:3} sessions  " if sessions != [1] else ""
-        click.echo(f"{r.threads:3} threads  {together}{r.test:<8} {rate}  {share}")
+        own = f"{r.threads:3} threads  " if on_cpu else ""
+        click.echo(f"{own}{together}{r.test:<8} {rate}  {share}")

@@ -32,6 +32,7 @@ def embed(
     *,
     model: Path | None,
     threads: int | None,
+    device: str | None,
     vocab: Path | None,
     texts: list[bytes],
     layer: int | None,
@@ -39,7 +40,7 @@ def embed(
     output: Path | None,
 ) -> None:
     """Turn each text into a vector of length 1, written as a line of JSON."""
-    vectors = open_model(model, vocab, threads).embed(texts, layer=layer, pooling=pooling)
+    vectors = open_model(model, vocab, threads, device).embed(texts, layer=layer, pooling=pooling)
     if output is None:
         for vector in vectors:
             click.echo(json.dumps([float(f"{value:.9g}") for value in vector]))

@@ -25,6 +25,11 @@ DEFAULTS = inspect.signature(Answer).parameters
 TYPE = click.Choice([*FILE_TYPES, *ALIASES], case_sensitive=False)
 Command = Callable[..., Any]
 model_argument = click.argument("model", required=False, type=FILE)
+device_option = click.option(
+    "--device",
+    metavar="DEVICE",
+    help="cpu, cuda for a GPU, or cuda:1 for the second one. Default: RWKV_EDGE_DEVICE, or cpu.",
+)
 
 
 def model_and_threads(command: Command) -> Command:
@@ -34,7 +39,7 @@ def model_and_threads(command: Command) -> Command:
         type=click.IntRange(min=1),
         help="Threads. Default: one for each idle core, at most 8; one for a small model.",
     )
-    return model_argument(threads(command))
+    return model_argument(threads(device_option(command)))
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,7 @@ class Writer:
 
     path: Path | None
     threads: int | None
+    device: str | None
     vocab: Path | None
     state: Path | None
     any_model: bool
@@ -52,7 +58,7 @@ class Writer:
 
     def open(self) -> tuple[Model, State | None]:
         """The model, and the state to begin with."""
-        model = open_model(self.path, self.vocab, self.threads)
+        model = open_model(self.path, self.vocab, self.threads, self.device)
         if self.state is None:
             return model, None
         return model, State.load(self.state, any_model=self.any_model)
@@ -95,6 +101,7 @@ def writing_options(least: int, most: int, help: str) -> Callable[[Command], Com
             *,
             model: Path | None,
             threads: int | None,
+            device: str | None,
             vocab: Path | None,
             state: Path | None,
             any_model: bool,
@@ -103,7 +110,7 @@ def writing_options(least: int, most: int, help: str) -> Callable[[Command], Com
         ) -> Any:
             names = ("max_tokens", *(name.replace("-", "_") for name in SAMPLING))
             sampling = checked({name: rest.pop(name) for name in names})
-            writer = Writer(model, threads, vocab, state, any_model, lookup, sampling)
+            writer = Writer(model, threads, device, vocab, state, any_model, lookup, sampling)
             return command(writer, **rest)
 
         made: Command = sampling_options(with_writer)
@@ -114,9 +121,11 @@ def writing_options(least: int, most: int, help: str) -> Callable[[Command], Com
     return decorate
 
 
-def open_model(path: Path | None, vocab: Path | None, threads: int | None) -> Model:
-    model = Model(path, vocab=vocab, threads=threads)
-    if model.hint is not None:
+def open_model(
+    path: Path | None, vocab: Path | None, threads: int | None, device: str | None
+) -> Model:
+    model = Model(path, vocab=vocab, threads=threads, device=device)
+    if model.device.startswith("cpu") and model.hint is not None:
         click.echo(printable(model.hint), err=True)
     return model
 

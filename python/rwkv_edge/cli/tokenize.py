@@ -22,6 +22,7 @@ def tokenize(
     *,
     model: Path | None,
     threads: int | None,
+    device: str | None,
     vocab: Path | None,
     texts: list[bytes],
     ids: bool,
@@ -31,7 +32,7 @@ def tokenize(
     """Show the tokens of texts: their ids and pieces."""
     if ids + count + decode > 1:
         raise click.UsageError("--ids, --count and --decode exclude each other")
-    tokenizer = open_model(model, vocab, threads).tokenizer
+    tokenizer = open_model(model, vocab, threads, device).tokenizer
     for text in texts:
         if decode:
             sys.stdout.buffer.write(tokenizer.decode_bytes(numbers(text, tokenizer.n_vocab)))

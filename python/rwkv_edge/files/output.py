@@ -13,7 +13,6 @@ import errno
 import fcntl
 import os
 import re
-import secrets
 import stat
 import weakref
 from collections.abc import Iterator
@@ -60,7 +59,7 @@ class OutputFile:
     def __enter__(self) -> OutputFile:
         prefix = f".{shortened(self._path.name)}."
         sweep(self._path.parent, prefix)
-        self._part = self._path.with_name(f"{prefix}{secrets.token_hex(4)}.part")
+        self._part = self._path.with_name(f"{prefix}{os.urandom(4).hex()}.part")
         # An interrupt may fall between any two steps; then the end of the process removes it.
         self._remove = weakref.finalize(self, remove, self._part, os.getpid())
         try:
