@@ -39,14 +39,17 @@ async def run(streams: Sequence[Stream], n_vocab: int) -> AsyncGenerator[Piece, 
             # A future and not a task: when the loop ends, it cancels all tasks.
             future = loop.run_in_executor(None, found)
             try:
-                result = await asyncio.shield(future)
+                # Unlike shield, it has nothing to say of a future that fails after the cancelling.
+                await asyncio.wait([future])
             except asyncio.CancelledError:
                 cancelled.set()
                 # However often it is cancelled: the session is not free before.
                 while not future.done():
                     with contextlib.suppress(asyncio.CancelledError):
                         await asyncio.wait([future])
+                future.exception()  # Stopped, which is no news
                 raise
+            result = future.result()
     except StopIteration:
         return
     finally:

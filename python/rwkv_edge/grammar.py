@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 FORMS = ("schema", "regex", "choices", "grammar")
 """The options of `Session.generate` that give a text a form, one at a time."""
 
+MOST_SAID = 300  # characters of an error of llguidance's
+
 # Between two parts of JSON: a model that may write any number of blanks may write nothing else.
 JSON_OPTIONS: Any = {"whitespace_pattern": " ?"}
 
@@ -52,9 +54,7 @@ class Constraint:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            # Behind it are pages about the matcher.
-            error = self._matcher.get_error().partition("\n<state>")[0].strip()
-            raise ValueError(f"{self._name}: {error}")
+            raise ValueError(f"{self._name}: {reason(self._matcher.get_error())}")
 
 
 def form_of(options: Mapping[str, Any]) -> tuple[str, Any] | None:
@@ -84,7 +84,12 @@ class Grammars:
 
     def constraint(self, name: str, value: Any) -> Constraint:
         """One of FORMS. Raises ValueError and TypeError, with its name."""
-        return Constraint(name, self._matcher(self._tokens, source(name, value), log_level=0))
+        try:
+            form = source(name, value)
+        except ValueError as error:  # llguidance's own do not say where
+            text = str(error)
+            raise ValueError(text if text.startswith(name) else f"{name}: {reason(text)}") from None
+        return Constraint(name, self._matcher(self._tokens, form, log_level=0))
 
 
 class Vocabulary:
@@ -103,6 +108,14 @@ class Vocabulary:
 
     def __call__(self, text: str | bytes) -> list[int]:
         return self._encode(text)
+
+
+def reason(error: str) -> str:
+    """What llguidance says, without its inner state and without all of a long form."""
+    text = error.partition("\n<state>")[0].strip()
+    if text == "NoExtensionBias":  # its name for a form of which it can begin no text
+        text = "no text has this form"
+    return text if len(text) <= MOST_SAID else f"{text[:MOST_SAID]}..."
 
 
 def source(name: str, value: Any) -> str:

@@ -175,6 +175,9 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"choices": ["\udcff"]}, ValueError, "choices: .* expected characters that UTF-8 has"),
     ({"grammar": "start: foo"}, ValueError, 'grammar: .*unknown name: "foo"'),
     ({"grammar": ""}, ValueError, "grammar: Empty grammar"),
+    # llguidance's own text has no name, its inner state, or all of a long form
+    ({"schema": '{"items":' * 200 + "{}" + "}" * 200}, ValueError, "^schema: recursion limit"),
+    ({"grammar": "start: (" * 1000}, ValueError, r"^grammar: .{300}\.\.\.$"),
     ({"grammar": "a: b", "regex": "a"}, ValueError, "regex and grammar: found 2 forms, expected"),
 ]
 
@@ -189,6 +192,12 @@ def test_bad_forms_are_refused_at_once(
     with pytest.raises(kind, match=re.compile(message, re.DOTALL)):
         model.batch([session]).generate("x", each=[options])  # type: ignore[list-item]
     assert bits(session) == bits_after(model, [])
+
+
+def test_a_form_that_no_text_has(model: Model) -> None:
+    pieces = model.session().generate("x", schema={"$ref": "#"})
+    with pytest.raises(ValueError, match=r"^schema: no text has this form$"):
+        list(pieces)
 
 
 def test_a_form_that_becomes_too_large(model: Model) -> None:

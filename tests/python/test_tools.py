@@ -44,6 +44,14 @@ def test_what_the_system_says() -> None:
     assert result({"celsius": 21, "place": "\u6771\u4eac"}) == (
         'Function output:\n{"celsius": 21, "place": "\u6771\u4eac"}'
     )
+    nested: Any = {"enum": ["c"]}
+    for _ in range(900):  # more than Python's stack holds with a frame or two for each
+        nested = {"type": "array", "items": nested}
+    kinds = {"a": nested, "b": {"type": ["integer", "null"]}, "c": {"enum": 3}}
+    tool = {"name": "deep", "parameters": {"properties": kinds, "required": ["a", "b", "c"]}}
+    assert Tools([tool]).tools[0].signature == (
+        f'deep(a: "c"{"[]" * 900}, b: integer | null, c: any)'
+    )
     assert result("a\r\n\r\n\nb\n") == "Function output:\na\nb"
 
 
@@ -140,6 +148,10 @@ BAD: list[tuple[Any, str]] = [
     ([{"function": 3}], "expected a name"),
     ([{"name": "a", "parameters": {"type": "string"}}], "parameters of a: expected a JSON schema"),
     ([{"name": "a", "parameters": [1]}], "parameters of a: expected a JSON schema"),
+    ([{"name": "a", "parameters": {"properties": ["x"]}}], "a: properties is .*, expected a dict"),
+    ([{"name": "a", "parameters": {"required": "x"}}], "a: required is 'x', expected a list"),
+    ([{"name": "a", "parameters": {"$defs": 1}}], r"a: \$defs is 1, expected a dict"),
+    ([{"name": "a", "parameters": {"properties": {"x": object()}}}], r"parameters of a: not JSON"),
 ]
 
 

@@ -147,17 +147,28 @@ def read_tool(found: Mapping[str, Any]) -> Tool:
     parameters = inner.get("parameters") or {}
     if not isinstance(parameters, dict) or parameters.get("type", "object") != "object":
         raise ValueError(f"tools: parameters of {name}: expected a JSON schema of an object")
+    for key, kind in {"properties": dict, "$defs": dict, "required": list}.items():
+        if not isinstance(parameters.get(key, kind()), kind):
+            raise ValueError(
+                f"tools: parameters of {name}: {key} is {parameters[key]!r}, expected a "
+                f"{kind.__name__}"
+            )
+    try:
+        json.dumps(parameters)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"tools: parameters of {name}: not JSON ({error})") from None
     schema = {"type": "object", "properties": {}, "additionalProperties": False, **parameters}
     return Tool(name, str(inner.get("description") or ""), schema)
 
 
 def kind_of(schema: Any) -> str:
     """The type of an argument, in a word or two."""
+    brackets = ""
+    while isinstance(schema, dict) and schema.get("type") == "array" and "enum" not in schema:
+        schema, brackets = schema.get("items"), brackets + "[]"
     if not isinstance(schema, dict):
-        return "any"
-    if "enum" in schema:
-        return " | ".join(json.dumps(value, ensure_ascii=False) for value in schema["enum"])
-    kind = schema.get("type", "any")
-    if kind == "array":
-        return f"{kind_of(schema.get('items'))}[]"
-    return " | ".join(kind) if isinstance(kind, list) else str(kind)
+        return f"any{brackets}"
+    kinds = schema.get("type", "any")
+    if isinstance(values := schema.get("enum"), list):
+        kinds = [json.dumps(value, ensure_ascii=False) for value in values]
+    return (" | ".join(map(str, kinds)) if isinstance(kinds, list) else str(kinds)) + brackets
