@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -227,6 +228,20 @@ def test_what_exceeds_memory_is_not_kept(model: Model) -> None:
     cache = PrefixCache(memory_bytes=1000)
     assert [read(cache, model, "a") for _ in range(2)] == [0, 0]
     assert not cache._kept
+
+
+def test_many_segments_take_no_copies_of_the_text(model: Model) -> None:
+    """Of a text in a thousand parts there were a thousand copies of its beginnings, of 2 KB each
+    on average; the tokens take 4 KB."""
+    segments = ["a"] * 1000
+    read(cache := PrefixCache(memory_bytes=0), model, *segments[:1])
+    session = model.session()
+    tracemalloc.start()
+    cache.read(session, segments)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert bits(session) == right(model, *segments)
+    assert peak < 1_000_000
 
 
 def test_a_budget_on_disk(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
