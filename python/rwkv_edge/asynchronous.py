@@ -70,6 +70,7 @@ class AsyncGeneration(AsyncIterator[str]):
     async def aclose(self) -> None:
         """End the text where it stands."""
         await self._pieces.aclose()
+        self._stream.settle()  # where it had not begun
 
     @property
     def details(self) -> Details:

@@ -489,6 +489,7 @@ class Generation(Iterator[str]):
     def close(self) -> None:
         """End the text where it stands."""
         self._pieces.close()
+        self._stream.settle()  # where it had not begun
 
     @property
     def details(self) -> Details:
@@ -510,6 +511,8 @@ class BatchGeneration(Iterator[Piece]):
     def close(self) -> None:
         """End all texts where they stand."""
         self._pieces.close()
+        for stream in self._streams:
+            stream.settle()
 
     @property
     def details(self) -> list[Details]:
