@@ -131,8 +131,10 @@ class PrefixCache:
 
         Returns how many tokens came from the cache. A state that cannot be kept on disk is a
         warning. Raises ValueError for a token outside the vocabulary, FormatError where `start` is
-        of another model.
+        of another model, TypeError for one text in place of several segments.
         """
+        if isinstance(segments, (str, bytes)):
+            raise TypeError(f"segments: found {segments[:40]!r}, expected a list of segments")
         model = session.model
         if start is not None:
             start = start.fitted(model._shape, str(model.path), model.fingerprint)

@@ -141,6 +141,11 @@ def test_a_segment_is_encoded_by_itself(model: Model) -> None:
     assert bits(session) == right(model, *pieces)
 
 
+def test_one_text_is_no_list_of_segments(model: Model) -> None:
+    with pytest.raises(TypeError, match="segments: found 'abc', expected a list of segments"):
+        PrefixCache().read(model.session(), "abc")
+
+
 def test_nothing_to_read(model: Model) -> None:
     session = model.session()
     session.read([1, 2])
