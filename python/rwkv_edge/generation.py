@@ -293,6 +293,8 @@ class Stream:
         self.lookup = lookup
         self.ended = False
         """Whether no text follows, and the session stands where it ends."""
+        self.busy = False
+        """Whether another thread works with the session, or is about to."""
         self.prompt_seconds = self.seconds = 0.0
         self._core = core
         self._prompt_tokens = len(prompt)

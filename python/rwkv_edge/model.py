@@ -276,6 +276,8 @@ class Session:
         will follow.
         """
         if self._stream is not None:
+            if self._stream.busy:  # or its work would follow what is done now
+                raise RuntimeError("the session is in use: another task generates text with it")
             self._stream.settle()
             self._note(self._stream.answer.tokens)
             self._stream = None
@@ -523,9 +525,9 @@ class Session:
         """As `generate`, for `async for`. The engine works in another thread, and other tasks of
         the event loop run meanwhile.
 
-        After a cancelled task, the session stands at the end of the yielded text. Nothing else may
-        use the session until then. After a `break`, call `aclose`, or use the session again, which
-        also ends the text.
+        After a cancelled task, the session stands at the end of the yielded text. While the engine
+        works, nothing else may change the session: that raises RuntimeError. After a `break`, call
+        `aclose`, or use the session again, which also ends the text.
         """
         from .asynchronous import AsyncGeneration
 
