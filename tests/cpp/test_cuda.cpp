@@ -2,7 +2,7 @@
 // The verbs on a GPU, or on its emulation, against double precision; and what the emulator finds.
 // Models on it are in the tests of models (RWKV_EDGE_DEVICE=cuda). Without CUDA there is one test.
 #include <cmath>
-#include <numeric>
+#include <functional>
 #include <random>
 
 #include "backend/backend.h"

@@ -23,6 +23,7 @@ using namespace cuda;
 constexpr int64_t kAlignment = 256, kFloat = sizeof(float);
 // The file comes through two such buffers of the host and two of the device.
 constexpr int64_t kUploadBytes = 16 << 20;
+constexpr int64_t kMostUnits = 1 << 15;   // of them at a time, if they are rows of tiles: a grid's
 constexpr std::size_t kBounce = 1 << 18;  // floats at a time between device and host
 constexpr int64_t kLeastArena = 1 << 20;   // for weights that nobody announced
 // Of steps that are short, and were seen before, a recording is kept; of so many shapes.
@@ -337,7 +338,7 @@ private:
         const std::lock_guard lock(mutex_);
         const int64_t total = tensor.bytes();
         reserve_staging(std::min(unit, total));
-        const int64_t piece = staging_->bytes / unit * unit;
+        const int64_t piece = std::min(staging_->bytes / unit, kMostUnits) * unit;
         const int64_t most = piece > 0 ? piece : staging_->bytes;  // a single, short unit
         for (int64_t done = 0, i = 0; done < total; i = 1 - i) {
             const int64_t n = std::min(most, total - done);
@@ -368,7 +369,7 @@ private:
     // As the file has it.
     const void* upload(const Tensor& in_file) {
         auto* to = static_cast<std::byte*>(place(in_file.bytes()));
-        stream(in_file, 1, [&](const void* staged, int64_t done, int64_t bytes) {
+        stream(in_file, kAlignment, [&](const void* staged, int64_t done, int64_t bytes) {
             gpu_.copy(to + done, staged, bytes);
         });
         return to;

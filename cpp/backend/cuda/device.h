@@ -67,6 +67,9 @@ DEVICE uint4 load_once(const uint4* from) {
     return v;
 }
 
+// Asks for what will be read soon; nothing waits for it.
+DEVICE void prefetch(const void* from) { asm volatile("prefetch.global.L2 [%0];" : : "l"(from)); }
+
 // From sm_90 on a kernel may begin before the one ahead of it has ended. Every kernel calls this
 // before it touches anything but weights, and lets the next one begin.
 DEVICE void wait_for_previous() {

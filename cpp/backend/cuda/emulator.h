@@ -193,6 +193,7 @@ template <class T>
 T load_once(const T* from) {  // what is read only once
     return *from;
 }
+DEVICE void prefetch(const void*) {}
 DEVICE void wait_for_previous() {}
 
 }  // namespace rwkv_edge::cuda

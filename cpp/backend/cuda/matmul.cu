@@ -65,6 +65,9 @@ constexpr int zero_of(Layout l) {  // the code that means zero
            : l == Layout::Q6_K ? 32
                                : 0;
 }
+constexpr int64_t bytes_of_codes(Layout l) {  // of a tile
+    return l == Layout::Floats ? 4096 : l == Layout::Halves ? 2048 : l == Layout::Q8_0 ? 1024 : 512;
+}
 // Steps of 16 columns that share a scale.
 constexpr int steps_of(Layout l) { return l == Layout::Q6_K ? 1 : 2; }
 
@@ -254,6 +257,16 @@ DEVICE void part_of(const Weights& w, const uint4* x, int64_t row_tile, int part
     }
 }
 
+// Weights wait for no kernel: those that part `part` begins with are asked for ahead of the inputs.
+DEVICE void prefetch_part(const Weights& w, int64_t row_tile, int part, int lane) {
+    constexpr int kLine = 128;  // so 4 KiB, a line for each lane
+    const int64_t bytes = bytes_of_codes(w.layout);
+    const int64_t first = row_tile * w.tiles + w.tiles * part / w.splits;
+    const int64_t end = row_tile * w.tiles + w.tiles * (part + 1) / w.splits;
+    const int64_t at = first * bytes + lane * kLine;
+    if (at < end * bytes) prefetch(static_cast<const char*>(w.codes) + at);
+}
+
 // The job that a block works for; `block` becomes its number among the job's.
 DEVICE int job_of(const Products& p, int& block) {
     int job = 0;
@@ -269,6 +282,7 @@ __global__ void __launch_bounds__(32 * kMostSplits) few_kernel(Products p) {
     const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
     int row_tile = static_cast<int>(blockIdx.x);
     const Product& job = p.jobs[job_of(p, row_tile)];
+    if (warp < job.w.splits) prefetch_part(job.w, row_tile, warp, lane);
     wait_for_previous();
     if (warp < job.w.splits) {
         float sums[kTiles][2] = {};
@@ -576,19 +590,14 @@ Layout layout_of(Type type) {
 }
 
 LayoutBytes bytes_of(Layout layout, int64_t tiles) {
-    switch (layout) {
-        case Layout::Floats: return {tiles * 4096, 0, tiles * 4, 0};
-        case Layout::Halves: return {tiles * 2048, 0, tiles * 4, 0};
-        case Layout::Q8_0: return {tiles * 1024, 0, tiles * 64, 0};
-        case Layout::Q4_0: return {tiles * 512, 0, tiles * 64, 0};
-        case Layout::Q4_1: return {tiles * 512, 0, tiles * 64, tiles * 64};
-        case Layout::Q5_0: return {tiles * 512, tiles * 128, tiles * 64, 0};
-        case Layout::Q5_1: return {tiles * 512, tiles * 128, tiles * 64, tiles * 64};
-        case Layout::Q4_K: return {tiles * 512, 0, tiles * 64, tiles * 16};
-        case Layout::Q5_K: return {tiles * 512, tiles * 128, tiles * 64, tiles * 16};
-        case Layout::Q6_K: return {tiles * 512, tiles * 256, tiles * 64, tiles * 16};
-    }
-    return {};
+    LayoutBytes bytes{tiles * bytes_of_codes(layout), 0, tiles * (is_float(layout) ? 4 : 64), 0};
+    if (layout == Layout::Q5_0 || layout == Layout::Q5_1 || layout == Layout::Q5_K)
+        bytes.high = tiles * 128;
+    if (layout == Layout::Q6_K) bytes.high = tiles * 256;
+    if (layout == Layout::Q4_1 || layout == Layout::Q5_1) bytes.minima = tiles * 64;
+    if (layout == Layout::Q4_K || layout == Layout::Q5_K || layout == Layout::Q6_K)
+        bytes.minima = tiles * 16;
+    return bytes;
 }
 
 void repack(Gpu& gpu, const Repack& p) {
