@@ -39,9 +39,12 @@ PARTS = ("tests", "sanitizer", "repeat", "models", "cpu")
 SANITIZERS = ("memcheck", "racecheck", "synccheck", "initcheck")
 TESTS = ("test_cuda.py", "test_batch.py", "test_versions.py", "test_lookup.py")
 Results = dict[str, Any]
+Part = Callable[[float], Results]  # what it finds in so many seconds
 
 
-def call(command: list[str], seconds: float, *, keep: int = 4000, **environment: str) -> Results:
+def call(
+    command: list[str], seconds: float, environment: Mapping[str, str], keep: int = 4000
+) -> Results:
     """A program's end: its status, None where its time was up, and the last `keep` characters that
     it said.
     """
@@ -66,10 +69,14 @@ def call(command: list[str], seconds: float, *, keep: int = 4000, **environment:
     return {"status": status, "seconds": took, "said": said[-keep:]}
 
 
+def calling(command: list[str], **environment: str) -> Part:
+    return lambda seconds: call(command, seconds, environment)
+
+
 def bench(model: Path, seconds: float, *options: str, **environment: str) -> Results:
     """`rwkv-edge bench`, its rows or how it failed."""
     command = [sys.executable, "-m", "rwkv_edge", "bench", str(model), "--json", *options]
-    done = call(command, seconds, keep=1 << 20, **environment)
+    done = call(command, seconds, environment, keep=1 << 20)
     if done["status"] != 0:
         return done
     text = done.pop("said")
@@ -84,13 +91,13 @@ class Session:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
-        self.deadline = time.monotonic() + 60 * options.minutes
+        self.deadline: float = time.monotonic() + 60 * options.minutes
         self.results: Results = {"parts": {}, "left_out": []}
 
     def left(self) -> float:
         return self.deadline - time.monotonic()
 
-    def part(self, name: str, seconds: float, run: Callable[[float], Results]) -> None:
+    def part(self, name: str, seconds: float, run: Part) -> None:
         """Runs with so many seconds at most, and keeps what it returns or why it failed."""
         if name.partition(" ")[0] in self.options.skip:
             return
@@ -124,10 +131,10 @@ def machine(device: str) -> Results:
     if shutil.which("nvidia-smi"):
         wanted = "name,driver_version,memory.total,clocks.max.sm,clocks.max.mem,power.limit"
         query = ["nvidia-smi", f"--query-gpu={wanted}", "--format=csv,noheader"]
-        found["nvidia-smi"] = call(query, 20)["said"].strip()
+        found["nvidia-smi"] = call(query, 20, {})["said"].strip()
     if not found["why_no_cuda"]:
         code = f"from rwkv_edge import _core; print(*_core.gpu_limits({device!r}))"
-        done = call([sys.executable, "-c", code], 60)
+        done = call([sys.executable, "-c", code], 60, {})
         if done["status"] == 0:
             numbers = done["said"].split()
             found["read_gb"], found["f16_gops"] = map(float, numbers)
@@ -136,35 +143,29 @@ def machine(device: str) -> Results:
     return found
 
 
-def tests(run: Session) -> Iterator[tuple[str, float, Callable[[float], Results]]]:
+def tests(run: Session) -> Iterator[tuple[str, float, Part]]:
     device = run.options.device
     if run.options.build:
         command = ["ctest", "--test-dir", str(run.options.build), "-R", "cuda", "--timeout", "120"]
-        yield "tests in C++", 120, lambda limit: call(command, limit, RWKV_EDGE_DEVICE=device)
+        yield "tests in C++", 120, calling(command, RWKV_EDGE_DEVICE=device)
     for name in TESTS[:1] if run.options.tiny else TESTS:
         test = ["-m", "pytest", "-q", "-x", "--no-header", f"tests/python/{name}"]
-        # bound here, since the loop goes on before it runs
         line = [sys.executable, *test, *(["-k", "q4_0"] if run.options.tiny else [])]
-        yield (
-            f"tests of {name}",
-            100,
-            lambda limit, line=line: call(line, limit, RWKV_EDGE_DEVICE=device),
-        )
+        yield f"tests of {name}", 100, calling(line, RWKV_EDGE_DEVICE=device)
 
 
-def sanitizers(run: Session) -> Iterator[tuple[str, float, Callable[[float], Results]]]:
+def sanitizers(run: Session) -> Iterator[tuple[str, float, Part]]:
     program = shutil.which("compute-sanitizer")
     for tool in SANITIZERS:
         name = f"sanitizer {tool}"
         own = [sys.executable, __file__, "--child", "tiny", "--device", run.options.device]
         if program is None:
             if run.options.tiny:  # at least what it would look at
-                yield name, 120, lambda limit, line=own: call(line, limit)
+                yield name, 120, calling(own)
                 return
             yield name, 5, lambda _: {"status": None, "said": "compute-sanitizer: not found"}
             continue
-        line = [program, "--tool", tool, "--error-exitcode", "9", *own]
-        yield name, 60, lambda limit, line=line: call(line, limit)
+        yield name, 60, calling([program, "--tool", tool, "--error-exitcode", "9", *own])
 
 
 def child_tiny(device: str) -> None:
@@ -246,12 +247,12 @@ class Models:
             process.wait()
 
 
-def repeat(run: Session, models: Models) -> Callable[[float], Results]:
+def repeat(run: Session, models: Models) -> Part:
     def compare(limit: float) -> Results:
         path = models.get(run.options.sizes[0], run.options.types[-1], limit / 2)
         steps = "20" if run.options.tiny else "1000"
         own = [sys.executable, __file__, "--device", run.options.device]
-        done = call([*own, "--child", "repeat", str(path), steps], limit / 2)
+        done = call([*own, "--child", "repeat", str(path), steps], limit / 2, {})
         hashes = done["said"].split()
         equal = len(hashes) == 2 and hashes[0] == hashes[1]
         return {**done, "status": done["status"] if equal else done["status"] or 1, "equal": equal}
@@ -259,9 +260,7 @@ def repeat(run: Session, models: Models) -> Callable[[float], Results]:
     return compare
 
 
-def measured(
-    run: Session, models: Models
-) -> Iterator[tuple[str, float, Callable[[float], Results]]]:
+def measured(run: Session, models: Models) -> Iterator[tuple[str, float, Part]]:
     options = run.options
     writing = ["-n", "4" if options.tiny else "64", "--sessions", options.sessions]
     for size in options.sizes:
@@ -286,7 +285,7 @@ def measured(
             yield f"models {size} {kind}", 90, both
 
 
-def on_cpu(run: Session, models: Models) -> Iterator[tuple[str, float, Callable[[float], Results]]]:
+def on_cpu(run: Session, models: Models) -> Iterator[tuple[str, float, Part]]:
     options = run.options
     size = options.sizes[min(1, len(options.sizes) - 1)]
     count = os.cpu_count() or 1

@@ -208,7 +208,7 @@ def main() -> int:
     release = re.search(r"release (\S+),", output(nvcc, "--version"))
     version = release[1] if release else "unknown"
     uses: Uses = {}
-    errors = []
+    errors: list[str] = []
     # cuobjdump wants nvdisasm beside it
     path = os.pathsep.join([str(Path(cuobjdump).parent), os.environ["PATH"]])
     for each in compiled(nvcc):

@@ -8,7 +8,7 @@ import contextlib
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
-from .generation import Details, Piece, Stream, flow
+from .generation import Details, Piece, Stream, Work, flow
 
 
 class Stopped(Exception):
@@ -37,7 +37,9 @@ async def run(streams: Sequence[Stream], n_vocab: int) -> AsyncGenerator[Piece, 
                 yield found
                 continue
             # A future and not a task: when the loop ends, it cancels all tasks.
-            future = loop.run_in_executor(None, found)
+            for stream in streams:
+                stream.busy = True
+            future = loop.run_in_executor(None, done, found, streams)
             try:
                 # Unlike shield, it has nothing to say of a future that fails after the cancelling.
                 await asyncio.wait([future])
@@ -56,6 +58,15 @@ async def run(streams: Sequence[Stream], n_vocab: int) -> AsyncGenerator[Piece, 
         steps.close()
 
 
+def done(work: Work, streams: Sequence[Stream]) -> bytearray | None:
+    """Do the work, after which the streams are free."""
+    try:
+        return work()
+    finally:
+        for stream in streams:
+            stream.busy = False
+
+
 class AsyncGeneration(AsyncIterator[str]):
     """A text as it comes: its pieces, and the facts about it."""
 
@@ -70,6 +81,7 @@ class AsyncGeneration(AsyncIterator[str]):
     async def aclose(self) -> None:
         """End the text where it stands."""
         await self._pieces.aclose()
+        self._stream.settle()  # where it had not begun
 
     @property
     def details(self) -> Details:

@@ -293,6 +293,8 @@ class Stream:
         self.lookup = lookup
         self.ended = False
         """Whether no text follows, and the session stands where it ends."""
+        self.busy = False
+        """Whether another thread works with the session, or is about to."""
         self.prompt_seconds = self.seconds = 0.0
         self._core = core
         self._prompt_tokens = len(prompt)
@@ -489,6 +491,7 @@ class Generation(Iterator[str]):
     def close(self) -> None:
         """End the text where it stands."""
         self._pieces.close()
+        self._stream.settle()  # where it had not begun
 
     @property
     def details(self) -> Details:
@@ -510,6 +513,8 @@ class BatchGeneration(Iterator[Piece]):
     def close(self) -> None:
         """End all texts where they stand."""
         self._pieces.close()
+        for stream in self._streams:
+            stream.settle()
 
     @property
     def details(self) -> list[Details]:

@@ -223,10 +223,13 @@ class Model:
         default it is after two thirds of the layers: the first know words, the last know what word
         comes next.
 
-        Raises ValueError for an empty text, and for a layer that the model lacks.
+        Raises ValueError for an empty text, and for a layer that the model lacks; TypeError for one
+        text in place of several.
         """
         import numpy as np
 
+        if isinstance(texts, (str, bytes)):
+            raise TypeError(f"texts: found {texts[:40]!r}, expected a list of texts")
         if pooling not in ("mean", "last"):
             raise ValueError(f"pooling: found {pooling!r}, expected 'mean' or 'last'")
         depth = (2 * self.n_layer + 1) // 3 if layer is None else layer
@@ -273,6 +276,8 @@ class Session:
         will follow.
         """
         if self._stream is not None:
+            if self._stream.busy:  # or its work would follow what is done now
+                raise RuntimeError("the session is in use: another task generates text with it")
             self._stream.settle()
             self._note(self._stream.answer.tokens)
             self._stream = None
@@ -520,9 +525,9 @@ class Session:
         """As `generate`, for `async for`. The engine works in another thread, and other tasks of
         the event loop run meanwhile.
 
-        After a cancelled task, the session stands at the end of the yielded text. Nothing else may
-        use the session until then. After a `break`, call `aclose`, or use the session again, which
-        also ends the text.
+        After a cancelled task, the session stands at the end of the yielded text. While the engine
+        works, nothing else may change the session: that raises RuntimeError. After a `break`, call
+        `aclose`, or use the session again, which also ends the text.
         """
         from .asynchronous import AsyncGeneration
 
@@ -566,6 +571,9 @@ class Session:
     def _generating(self, prompt: str | Sequence[int], options: Options) -> Stream:
         model = self.model
         lookup = options.get("lookup", 0)
+        for name in options:
+            if name not in Options.__optional_keys__:
+                raise TypeError(f"{name}: no option of generate")
         form = form_of(options)
         constraint = None if form is None else model._grammars.constraint(*form)
         mine = ("lookup", *FORMS)

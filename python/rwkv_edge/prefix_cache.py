@@ -57,9 +57,8 @@ class Beginning(NamedTuple):
     """Of a text, up to the end of a segment."""
 
     key: bytes
-    tokens: array[int]
-    new: int
-    """Of the tokens, those of the last segment."""
+    end: int
+    """How many tokens it has."""
 
 
 class Entry(NamedTuple):
@@ -132,67 +131,76 @@ class PrefixCache:
 
         Returns how many tokens came from the cache. A state that cannot be kept on disk is a
         warning. Raises ValueError for a token outside the vocabulary, FormatError where `start` is
-        of another model.
+        of another model, TypeError for one text in place of several segments.
         """
+        if isinstance(segments, (str, bytes)):
+            raise TypeError(f"segments: found {segments[:40]!r}, expected a list of segments")
         model = session.model
         if start is not None:
             start = start.fitted(model._shape, str(model.path), model.fingerprint)
         root = root_of(model, start, salt)
-        beginnings = list(self._beginnings(session, segments, root))
-        known, kept = self._longest(model, root, beginnings)
-        rest = beginnings[known:]
+        tokens, beginnings = self._beginnings(session, segments, root)
+        known, kept = self._longest(model, root, tokens, beginnings)
+        rest, done = beginnings[known:], beginnings[known - 1].end if known else 0
         mark = session.fork() if rest else None
         try:
             if kept is None:
                 session.reset(start)
             else:
                 before = 0 if start is None else start.tokens
-                tokens = beginnings[known - 1].tokens
-                count = None if before is None else before + len(tokens)
-                session._stand(kept.state, kept.output, count, tokens)
-            self._read_rest(session, root, rest, progress)
+                count = None if before is None else before + done
+                session._stand(kept.state, kept.output, count, tokens[:done])
+            self._read_rest(session, root, tokens, done, rest, progress)
         except BaseException:
             if mark is not None:
                 session.rewind(mark)
             raise
-        return len(beginnings[known - 1].tokens) if known else 0
+        return done
 
     def _beginnings(
         self, session: Session, segments: Iterable[str | Iterable[SupportsIndex]], root: bytes
-    ) -> Iterator[Beginning]:
-        """Up to the end of each segment."""
+    ) -> tuple[array[int], list[Beginning]]:
+        """The tokens of all segments, and where each ends."""
         import hashlib  # slow, here and below: whoever uses no cache does without
 
         encode = session.model.tokenizer.encode
-        tokens, digest = array("i"), hashlib.sha256(root)
+        tokens, digest, found = array("i"), hashlib.sha256(root), []
         for segment in segments:
             ids = session._ids(encode(segment) if isinstance(segment, str) else segment)
             if ids:
                 new = array("i", ids)
-                tokens = tokens + new
+                tokens += new
                 digest.update(new.tobytes())
-                yield Beginning(digest.digest(), tokens, len(new))
+                found.append(Beginning(digest.digest(), len(tokens)))
+        return tokens, found
 
     def _longest(
-        self, model: Model, root: bytes, beginnings: list[Beginning]
+        self, model: Model, root: bytes, tokens: array[int], beginnings: list[Beginning]
     ) -> tuple[int, Entry | None]:
         """The longest beginning that is kept, after the number of those up to it."""
         for i in range(len(beginnings), 0, -1):
-            key, tokens, _ = beginnings[i - 1]
-            kept = self._find(key, root, tokens.tobytes(), model)
+            key, end = beginnings[i - 1]
+            kept = self._find(key, root, tokens[:end].tobytes(), model)
             if kept is not None:
                 return i, kept
         return 0, None
 
     def _read_rest(
-        self, session: Session, root: bytes, rest: list[Beginning], progress: FeedProgress | None
+        self,
+        session: Session,
+        root: bytes,
+        tokens: array[int],
+        done: int,
+        rest: list[Beginning],
+        progress: FeedProgress | None,
     ) -> None:
-        total, done = sum(new for _, _, new in rest), 0
-        for key, tokens, new in rest:
-            session.read(tokens[-new:], progress=shifted(progress, done, total))
-            done += new
+        start = done
+        for key, end in rest:
+            report = shifted(progress, done - start, len(tokens) - start)
+            session.read(tokens[done:end], progress=report)
+            done = end
             core = session._readable
-            entry = Entry(root, tokens.tobytes(), core.get_state(), core.get_output())
+            entry = Entry(root, tokens[:end].tobytes(), core.get_state(), core.get_output())
             self._keep(key, entry)
             if self._folder is not None:
                 try:

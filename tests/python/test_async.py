@@ -7,6 +7,7 @@ import asyncio
 import gc
 import random
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -211,6 +212,43 @@ def test_a_break_and_an_aclose(model: Model, monkeypatch: pytest.MonkeyPatch) ->
 
     asyncio.run(main(True))
     asyncio.run(main(False))
+
+
+def test_a_session_in_use(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another task that changes it gets an error, and the text goes on; looking at it is fine."""
+    feed, begun, may = _core.feed_together, threading.Event(), threading.Event()
+
+    def slow(*arguments: Any) -> bytearray:
+        begun.set()
+        assert may.wait(60)
+        return feed(*arguments)
+
+    async def main() -> None:
+        play(monkeypatch, [THE, ING, USER])
+        session = model.session()
+        pieces = session.agenerate(PROMPT, max_tokens=2)
+        assert await pieces.__anext__() == " the"
+        monkeypatch.setattr(_core, "feed_together", slow)
+        task = asyncio.ensure_future(pieces.__anext__())
+        while not begun.is_set():
+            await asyncio.sleep(0.001)
+        assert bits(session) == bits_after(model, [*PROMPT, THE])
+        uses: list[Callable[[], object]] = [
+            lambda: session.feed([1]),
+            session.reset,
+            lambda: session.agenerate("x"),
+            lambda: session.generate("x"),
+        ]
+        for use in uses:
+            with pytest.raises(RuntimeError, match="the session is in use: another task"):
+                use()
+        may.set()
+        assert await task == "ing"
+        assert [piece async for piece in pieces] == []
+        assert bits(session) == bits_after(model, [*PROMPT, THE, ING])
+        session.feed([1])
+
+    asyncio.run(main())
 
 
 def test_errors_come_at_once_or_from_the_loop(model: Model) -> None:

@@ -469,9 +469,12 @@ def test_undo(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not fed
     assert bits(chat.session) == bits_of(model, "x", chat.turns)
     for turns in (0, -1, 2):
-        with pytest.raises(ValueError, match=rf"found {turns} turns .*, expected 1 to 1, as were"):
+        with pytest.raises(ValueError, match=rf"found {turns} turns .*, expected 1 to 1$"):
             chat.undo(turns)
     assert [turn.user for turn in chat.turns] == ["question 0"]
+    chat.undo()
+    with pytest.raises(ValueError, match="nothing was said that could be taken back"):
+        chat.undo()
 
 
 @pytest.mark.parametrize("how", ["undo", "tell"])
@@ -592,6 +595,11 @@ def test_fast_thinking_is_none(
     begin = model.tokenizer.encode(ASKED["off"]) + model.tokenizer.encode(" <think>\n</think")
     assert read[: len(begin)] == begin
     assert bits(chat.session) == bits_of(model, "", [("hi", "Yes.")])
+
+
+def test_a_limit_of_thinking_below_0(model: Model) -> None:
+    with pytest.raises(ValueError, match="think_tokens: found -1, expected at least 0"):
+        Conversation(model, template="g1", think="on", think_tokens=-1)
 
 
 @pytest.mark.parametrize(("thought", "shown"), [("> a b c", "a b c"), (">\nab", "ab"), ("", "")])

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import gc
 import inspect
@@ -520,6 +521,29 @@ def test_the_facts_in_the_middle(model: Model, monkeypatch: pytest.MonkeyPatch) 
         use(pieces)
         assert (pieces.details.finish_reason, pieces.details.tokens) == ("cancelled", [THE])
         assert list(pieces) == []
+
+
+def test_closed_before_it_began(model: Model) -> None:
+    session = model.session()
+    pieces = session.generate(PROMPT)
+    assert pieces.details.finish_reason is None
+    pieces.close()
+    assert pieces.details.finish_reason == "cancelled"
+    assert list(pieces) == []
+    several = model.batch([session]).generate([PROMPT])
+    several.close()
+    assert [facts.finish_reason for facts in several.details] == ["cancelled"]
+    later = session.agenerate(PROMPT)
+    asyncio.run(later.aclose())
+    assert later.details.finish_reason == "cancelled"
+    assert bits(session) == bits_after(model, [])
+
+
+def test_an_option_that_is_none(model: Model) -> None:
+    with pytest.raises(TypeError, match=r"^topp: no option of generate$"):
+        model.session().generate("x", topp=0.5)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"^topp: no option of generate$"):
+        model.batch([model.session()]).generate("x", topp=0.5)  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize("lookup", [0, 5])

@@ -137,6 +137,9 @@ def test_embeddings(tiny_model: GetModel, pooling: str, layer: int | None) -> No
 
 def test_what_has_no_embedding(model: Model) -> None:
     assert model.embed([]).shape == (0, 128)
+    for text in ("ab", b"ab"):  # and not a vector for each letter
+        with pytest.raises(TypeError, match=r"texts: found b?'ab', expected a list of texts"):
+            model.embed(text)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="text 1 is empty"):
         model.embed(["a", ""])
     with pytest.raises(ValueError, match="pooling: found 'max', expected 'mean' or 'last'"):

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -140,6 +141,11 @@ def test_a_segment_is_encoded_by_itself(model: Model) -> None:
     assert bits(session) == right(model, *pieces)
 
 
+def test_one_text_is_no_list_of_segments(model: Model) -> None:
+    with pytest.raises(TypeError, match="segments: found 'abc', expected a list of segments"):
+        PrefixCache().read(model.session(), "abc")
+
+
 def test_nothing_to_read(model: Model) -> None:
     session = model.session()
     session.read([1, 2])
@@ -227,6 +233,20 @@ def test_what_exceeds_memory_is_not_kept(model: Model) -> None:
     cache = PrefixCache(memory_bytes=1000)
     assert [read(cache, model, "a") for _ in range(2)] == [0, 0]
     assert not cache._kept
+
+
+def test_many_segments_take_no_copies_of_the_text(model: Model) -> None:
+    """Of a text in a thousand parts there were a thousand copies of its beginnings, of 2 KB each
+    on average; the tokens take 4 KB."""
+    segments = ["a"] * 1000
+    read(cache := PrefixCache(memory_bytes=0), model, *segments[:1])
+    session = model.session()
+    tracemalloc.start()
+    cache.read(session, segments)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert bits(session) == right(model, *segments)
+    assert peak < 1_000_000
 
 
 def test_a_budget_on_disk(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ constexpr int64_t kAlignment = 256, kFloat = sizeof(float);
 constexpr int64_t kUploadBytes = 16 << 20;
 constexpr int64_t kMostUnits = 1 << 15;   // of them at a time, if they are rows of tiles: a grid's
 constexpr std::size_t kBounce = 1 << 18;  // floats at a time between device and host
-constexpr int64_t kLeastArena = 1 << 20;   // for weights that nobody announced
+constexpr int64_t kLeastArena = 1 << 20;  // for weights that nobody announced
 // Of steps that are short, and were seen before, a recording is kept; of so many shapes.
 constexpr int64_t kRecordedTokens = 16;
 constexpr std::size_t kMostRecordings = 16;
@@ -35,16 +35,13 @@ int64_t aligned(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * 
 int64_t tiles_of(int64_t cols) { return (cols + kTileCols - 1) / kTileCols; }
 int64_t row_tiles_of(int64_t rows) { return (rows + kTileRows - 1) / kTileRows; }
 
-std::string mebibytes(int64_t bytes) {
-    return cat((bytes + (1 << 20) - 1) >> 20, " MiB");
-}
+std::string mebibytes(int64_t bytes) { return cat((bytes + (1 << 20) - 1) >> 20, " MiB"); }
 
 // --- what a model takes ---
 
 int64_t matrix_bytes(const Tensor& w) {
     if (w.by_input) return aligned(w.bytes());
-    const LayoutBytes parts =
-        bytes_of(layout_of(w.type), tiles_of(w.cols) * row_tiles_of(w.rows));
+    const LayoutBytes parts = bytes_of(layout_of(w.type), tiles_of(w.cols) * row_tiles_of(w.rows));
     return aligned(parts.codes) + aligned(parts.high) + aligned(parts.scales) +
            aligned(parts.minima);
 }
@@ -120,8 +117,7 @@ public:
     }
     void norm(const float*, const Norm&, float, int64_t, int64_t, float*) override {}
     void shift(const Shift&, int64_t) override {}
-    void matmul_per_token(const float*, const float*, int64_t, int64_t, int64_t,
-                          float*) override {}
+    void matmul_per_token(const float*, const float*, int64_t, int64_t, int64_t, float*) override {}
     void wkv4(const Wkv4&) override {}
     void wkv6(const Wkv6&) override {}
     void wkv7(const Wkv7&) override {}
@@ -170,11 +166,10 @@ public:
         const int64_t later = counted.scratch + 2 * aligned(state);
         if (counted.weights + std::max(later, upload) > free)
             throw NoMemory(cat(file.path(), ": the model takes ", mebibytes(counted.weights),
-                               ", the state of a session ", mebibytes(state),
-                               ", scratch memory ", mebibytes(counted.scratch),
-                               " and, before that, its upload ", mebibytes(upload), "; ", name(),
-                               " has ", mebibytes(free), " free of ",
-                               mebibytes(gpu_.total_bytes())));
+                               ", the state of a session ", mebibytes(state), ", scratch memory ",
+                               mebibytes(counted.scratch), " and, before that, its upload ",
+                               mebibytes(upload), "; ", name(), " has ", mebibytes(free),
+                               " free of ", mebibytes(gpu_.total_bytes())));
         file_ = &file;
         new_arena(counted.weights);
     }
@@ -231,11 +226,11 @@ public:
     }
 
     Memory allocate(int64_t floats) override {
-        const std::lock_guard lock(mutex_);
+        const auto lock = locked();
         return Memory(static_cast<float*>(take(floats * kFloat)), GiveBack{this});
     }
     void write(float* to, std::span<const float> from) override {
-        const std::lock_guard lock(mutex_);
+        const auto lock = locked();
         for (std::size_t at = 0; at < from.size();) {
             const std::size_t n = std::min(from.size() - at, kBounce);
             std::copy_n(from.data() + at, n, static_cast<float*>(bounce_.get()));
@@ -245,7 +240,7 @@ public:
         }
     }
     void read(std::span<float> to, const float* from) override {
-        const std::lock_guard lock(mutex_);
+        const auto lock = locked();
         for (std::size_t at = 0; at < to.size();) {
             const std::size_t n = std::min(to.size() - at, kBounce);
             gpu_.read(bounce_.get(), from + at, static_cast<int64_t>(n) * kFloat);
@@ -255,7 +250,7 @@ public:
         }
     }
     void copy(float* to, const float* from, int64_t floats) override {
-        const std::lock_guard lock(mutex_);
+        const auto lock = locked();
         gpu_.copy(to, from, floats * kFloat);
     }
     float* direct(float*) override { return nullptr; }
@@ -265,7 +260,10 @@ public:
 
     Gpu& gpu() { return gpu_; }
     // Held through a step: what is asked for meanwhile would become part of a recording.
-    std::recursive_mutex& mutex() { return mutex_; }
+    std::unique_lock<std::recursive_mutex> locked() {
+        gpu_.check_process();  // a fork may have copied it as another thread held it
+        return std::unique_lock(mutex_);
+    }
 
 private:
     struct Staging {
@@ -303,6 +301,7 @@ private:
     }
     // It is kept for the next that asks. What still runs may use it, and ends before what comes.
     void give_back(float* memory) noexcept override {
+        if (gpu_.forked()) return;
         const std::lock_guard lock(mutex_);
         if (const auto block = used_.find(memory); block != used_.end())
             spare_.insert(used_.extract(block));
@@ -335,7 +334,7 @@ private:
     // piece lies on the device, how many bytes came before, its bytes).
     template <class Use>
     void stream(const Tensor& tensor, int64_t unit, const Use& use) {
-        const std::lock_guard lock(mutex_);
+        const auto lock = locked();
         const int64_t total = tensor.bytes();
         reserve_staging(std::min(unit, total));
         const int64_t piece = std::min(staging_->bytes / unit, kMostUnits) * unit;
@@ -404,26 +403,26 @@ public:
     }
 
     bool begin(const Plan& plan) override {
-        std::unique_lock lock(backend_.mutex());
+        std::unique_lock lock = backend_.locked();
         plan_ = plan;
         write_plan();
-        lock_ = std::move(lock);
-        if (!plan.whole || std::ssize(plan.ids) > kRecordedTokens) return true;
-        const Shape shape{std::ssize(plan.ids), std::ssize(plan.runs), std::ssize(plan.outputs),
-                          plan.n_logits, plan.memory};
-        Known& known = known_[shape];
-        known.used = ++steps_;
-        if (known.recording) {
-            gpu_.replay(*known.recording);
-            lock_.unlock();
-            return false;
+        if (plan.whole && std::ssize(plan.ids) <= kRecordedTokens) {
+            const Shape shape{std::ssize(plan.ids), std::ssize(plan.runs), std::ssize(plan.outputs),
+                              plan.n_logits, plan.memory};
+            Known& known = known_[shape];
+            known.used = ++steps_;
+            if (known.recording) {
+                gpu_.replay(*known.recording);
+                return false;
+            }
+            // The first step of a shape takes all memory, which no recording may.
+            if (known.seen) {
+                gpu_.begin_recording();
+                recorded_ = &known;
+            }
+            known.seen = true;
         }
-        // The first step of a shape takes all memory, which no recording may.
-        if (known.seen) {
-            gpu_.begin_recording();
-            recorded_ = &known;
-        }
-        known.seen = true;
+        lock_ = std::move(lock);  // until the step has ended
         return true;
     }
     void end() override {
@@ -500,8 +499,8 @@ public:
     void copy(const float* x, int64_t n, float* y) override { gpu_.copy(y, x, n * kFloat); }
 
     void keep(const float* x, const int32_t* rows, int64_t n, const States& to) override {
-        cuda::keep(gpu_, {x, on_device(rows), runs_, to.offset, static_cast<int32_t>(n),
-                          run_count()});
+        cuda::keep(gpu_,
+                   {x, on_device(rows), runs_, to.offset, static_cast<int32_t>(n), run_count()});
     }
 
 private:
@@ -518,12 +517,13 @@ private:
 
     int32_t run_count() const { return static_cast<int32_t>(plan_.runs.size()); }
 
-    // The plan has one place on the device, which recordings know: the runs, then for each token its
-    // run, its id, and the two lists of outputs.
+    // The plan has one place on the device, which recordings know: the runs, then for each token
+    // its run, its id, and the two lists of outputs.
     void write_plan() {
         const std::size_t i = next_++ % kPlans;
         gpu_.wait_for(marks_[i]);
-        auto* at = static_cast<std::byte*>(pinned_.get()) + i * static_cast<std::size_t>(plan_bytes_);
+        auto* at =
+            static_cast<std::byte*>(pinned_.get()) + i * static_cast<std::size_t>(plan_bytes_);
         auto* runs = reinterpret_cast<DeviceRun*>(at);
         auto* numbers = reinterpret_cast<int32_t*>(at + chunk_ * sizeof(DeviceRun));
         for (std::size_t r = 0; r < plan_.runs.size(); ++r) {
@@ -548,8 +548,8 @@ private:
 
     void forget_oldest() {
         if (known_.size() <= kMostRecordings) return;
-        known_.erase(std::ranges::min_element(
-            known_, {}, [](const auto& entry) { return entry.second.used; }));
+        known_.erase(std::ranges::min_element(known_, {},
+                                              [](const auto& entry) { return entry.second.used; }));
     }
 
     void products(std::span<const MatmulJob> jobs, int64_t tokens) {
@@ -649,9 +649,9 @@ static void check_index(int index) {
         throw UnsupportedError(cat("device 'cuda:", index, "': ", why));
     const int count = gpu_count();
     if (index < 0 || index >= count)
-        throw std::invalid_argument(cat("device 'cuda:", index, "', expected ",
-                                        count == 1 ? "'cuda:0', the only GPU"
-                                                   : cat("'cuda:0' to 'cuda:", count - 1, "'")));
+        throw std::invalid_argument(
+            cat("device 'cuda:", index, "', expected ",
+                count == 1 ? "'cuda:0', the only GPU" : cat("'cuda:0' to 'cuda:", count - 1, "'")));
 }
 
 std::shared_ptr<Backend> make_cuda_backend(int index) {

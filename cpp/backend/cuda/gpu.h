@@ -75,14 +75,16 @@ public:
     struct Device;  // of launch.h
     Device& device();
 
-private:
+    bool forked() const { return process_ != process_id(); }
     void check_process() const;
+
+private:
     int index_, process_;
     std::unique_ptr<Device> device_;
 };
 
 inline void Gpu::check_process() const {
-    if (process_ != process_id())
+    if (forked())
         throw std::runtime_error(
             "this process was forked from one that had a model on a GPU, and CUDA does not work "
             "after that: start processes with \"spawn\", or open the model after the fork");

@@ -76,7 +76,7 @@ Gpu::Gpu(int index) : index_(index), process_(process_id()), device_(std::make_u
 }
 
 Gpu::~Gpu() {
-    if (process_ != process_id()) return;
+    if (forked()) return;
     cudaSetDevice(index_);
     cudaStreamSynchronize(device_->stream);
     for (cudaEvent_t event : device_->events) cudaEventDestroy(event);
@@ -133,12 +133,12 @@ void* Gpu::allocate_pinned(int64_t bytes) {
     return memory;
 }
 void Gpu::give_back(void* memory) noexcept {
-    if (process_ != process_id()) return;
+    if (forked()) return;
     cudaSetDevice(index_);
     cudaFree(memory);
 }
 void Gpu::give_back_pinned(void* memory) noexcept {
-    if (process_ != process_id()) return;
+    if (forked()) return;
     cudaFreeHost(memory);
 }
 

@@ -85,7 +85,7 @@ void* Gpu::allocate(int64_t bytes) {
 }
 
 void Gpu::give_back(void* memory) noexcept {
-    if (process_ != process_id()) return;
+    if (forked()) return;
     const std::lock_guard lock(blocks_mutex);
     const auto found = blocks().find(memory);
     if (found == blocks().end()) return;

@@ -15,8 +15,8 @@
 
 #include <stdint.h>
 
-#include "backend/cuda/gpu.h"
 #include "backend/backend.h"
+#include "backend/cuda/gpu.h"
 
 namespace rwkv_edge::cuda {
 

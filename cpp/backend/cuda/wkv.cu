@@ -54,7 +54,7 @@ DEVICE Statistics head_statistics(SHARED_POINTER(float) y, int size, float eps, 
 // S is [key, value]. A thread has a quarter of the keys of a value: lanes j, j + 8, j + 16, j + 24
 // share value j of the warp's eight.
 template <int kSize>
-__global__ void __launch_bounds__(kThreads) wkv6_kernel(Wkv6Args p) {
+__global__ void __launch_bounds__(kThreads, 1) wkv6_kernel(Wkv6Args p) {
     constexpr int kMost = kSize > 0 ? kSize : kLargestHead;
     constexpr int kKeys = kSize > 0 ? kSize / 4 : 1;
     SHARED(float, s_r, kMost);
@@ -103,6 +103,7 @@ __global__ void __launch_bounds__(kThreads) wkv6_kernel(Wkv6Args p) {
                     s[i] = fmaf(s_w[key], s[i], s_k[key] * v);
                 }
             } else {
+#pragma unroll 2
                 for (int i = 0; i < keys; ++i) {
                     const int key = part * keys + i;
                     float* cell = own + static_cast<int64_t>(i) * size + j;
@@ -134,7 +135,7 @@ __global__ void __launch_bounds__(kThreads) wkv6_kernel(Wkv6Args p) {
 // S is [value, key]. Eight lanes share a row: a thread has an eighth of its keys, and every 32nd
 // row.
 template <int kSize>
-__global__ void __launch_bounds__(kThreads) wkv7_kernel(Wkv7Args p) {
+__global__ void __launch_bounds__(kThreads, 1) wkv7_kernel(Wkv7Args p) {
     constexpr int kMost = kSize > 0 ? kSize : kLargestHead;
     constexpr int kRows = kSize > 0 ? kSize / 32 : 1, kKeys = kSize > 0 ? kSize / 8 : 1;
     SHARED(float, s_r, kMost);

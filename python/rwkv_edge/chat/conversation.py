@@ -19,7 +19,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from ..generation import Sampling
+from ..generation import Sampling, whole
 from ..grammar import FORMS, form_of
 from ..model import FeedProgress, Model, Session
 from ..prefix_cache import PrefixCache
@@ -121,7 +121,7 @@ class Conversation:
                 raise ValueError(f"template: found {template!r}, expected one of {names}")
             template = TEMPLATES[template]
         self._paragraphs = paragraphs
-        self.think_tokens = think_tokens
+        self.think_tokens = whole("think_tokens", think_tokens, 0)
         self.work = Work()
         self._cache = cache
         self._session = model.session(state)
@@ -358,9 +358,9 @@ class Conversation:
         left = len(self._turns) - turns
         if turns < 1 or left < 0:
             said = len(self._turns)
-            raise ValueError(
-                f"found {turns} turns to take back, expected 1 to {said}, as were said"
-            )
+            if not said:
+                raise ValueError("nothing was said that could be taken back")
+            raise ValueError(f"found {turns} turns to take back, expected 1 to {said}")
         if left < self._fixed:
             raise ValueError("what was said by then is known only as a state")
         undone = self._turns[left]
