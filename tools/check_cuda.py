@@ -91,7 +91,7 @@ def compiled(nvcc: str) -> list[str]:
     numbers = ";".join(f"{name.removeprefix('sm_')}-real" for name in ARCHITECTURES)
     output(
         *("cmake", "-S", ".", "-B", str(BUILD), "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release"),
-        *("-DRWKV_EDGE_CUDA=ON", f"-DCMAKE_CUDA_ARCHITECTURES={numbers}"),
+        *("-DRWKV_EDGE_CUDA=ON", "-DRWKV_EDGE_WERROR=ON", f"-DCMAKE_CUDA_ARCHITECTURES={numbers}"),
         **environment,
     )
     commands = json.loads((BUILD / "compile_commands.json").read_text(encoding="utf-8"))
@@ -115,10 +115,12 @@ def demangled(text: str) -> str:
 
 def short(name: str) -> str:
     """few_kernel<4> of void rwkv_edge::cuda::(anonymous namespace)::few_kernel<4>(...)."""
-    found = re.search(r"(\w+)(<[^(]*(?:\([^)]*\)[^(]*)*>)?\([^()]*\)$", name)
-    if found is None:
-        return name.replace(" ", "")
-    return found[1] + re.sub(r"\([^)]*\)|\s", "", found[2] or "")
+    # without namespaces that have none, and the types of numbers: (a::Layout)3
+    plain = re.sub(r"\(anonymous namespace\)::|\([\w:]+\)(?=\d)", "", name)
+    found = re.fullmatch(r".*?(\w+)(<[\w:, ]*>)?\([^()]*\)", plain)
+    return (
+        name.replace(" ", "") if found is None else (found[1] + (found[2] or "")).replace(" ", "")
+    )
 
 
 def by_architecture(listing: str) -> Iterator[tuple[str, str]]:

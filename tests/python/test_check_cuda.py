@@ -65,6 +65,11 @@ def test_enumerations_in_names_are_numbers() -> None:
     assert check_cuda.short(full) == "some_kernel<3,4>"
 
 
+def test_names_of_arguments_may_have_no_namespace() -> None:
+    full = "a::(anonymous namespace)::read_kernel(a::(anonymous namespace)::Read)"
+    assert check_cuda.short(full) == "read_kernel"
+
+
 def test_uses_and_the_table_of_them() -> None:
     uses = check_cuda.uses_of(USAGE)
     assert uses == {
