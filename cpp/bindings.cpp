@@ -550,8 +550,7 @@ void bind_engine(py::module_& m) {
         .def("sample", &sample, py::arg("logits"), py::arg("row") = 0, py::arg("n_vocab") = 0,
              py::arg("allowed") = py::none())
         .def("accept", &Sampler::accept, py::arg("token"), py::arg("weight") = 1.0)
-        .def_property_readonly("seed", &Sampler::seed)
-        .def("reset", &Sampler::reset);
+        .def_property_readonly("seed", &Sampler::seed);
     m.def("logprobs", &logprobs_of, py::arg("logits"), py::arg("row"), py::arg("n_vocab"),
           py::arg("token"), py::arg("top") = 0);
 }

@@ -411,11 +411,6 @@ void Sampler::accept(int32_t token, double weight) {
     if (--seen->second.times == 0) occurrences_.erase(seen);
 }
 
-void Sampler::reset() {
-    occurrences_.clear();
-    window_.clear();
-}
-
 // splitmix64 (Steele, Lea, Flood 2014), the top 53 bits as a fraction
 double Sampler::uniform() {
     random_ += 0x9e3779b97f4a7c15;

@@ -47,8 +47,6 @@ public:
     void accept(int32_t token, double weight = 1.0);
     // With this seed another sampler goes on in the random sequence where this one is.
     uint64_t seed() const { return random_; }
-    // Forgets all occurrences; the random sequence goes on.
-    void reset();
 
 private:
     struct Occurrences {

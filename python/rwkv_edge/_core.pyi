@@ -229,8 +229,6 @@ class Sampler:
     @property
     def seed(self) -> int:
         """With it another sampler goes on in the random sequence where this one is."""
-    def reset(self) -> None:
-        """Forget what was accepted."""
 
 def logprobs(
     logits: bytearray, row: int, n_vocab: int, token: int, top: int = 0

@@ -48,7 +48,9 @@ CREATE TABLE IF NOT EXISTS states (
     bytes INTEGER NOT NULL, used REAL NOT NULL)
 """
 OURS = re.compile(r"[0-9a-f]{64}\.state|\.[0-9a-f]{64}\.state\.[0-9a-f]{8}\.part")
-PATIENCE = 30.0  # seconds to wait for other processes before something is not kept
+# Seconds to wait for other processes, one of which may be stopped in the middle: before a text is
+# read again, which seldom takes longer, and before nothing more of it is kept.
+HASTE, PATIENCE = 1.0, 10.0
 SOON = 60.0  # seconds in which a second use is not noted
 BESIDE = 1 << 10  # bytes that an entry takes in memory beside its arrays
 
@@ -194,7 +196,7 @@ class PrefixCache:
         rest: list[Beginning],
         progress: FeedProgress | None,
     ) -> None:
-        start = done
+        start, folder = done, self._folder
         for key, end in rest:
             report = shifted(progress, done - start, len(tokens) - start)
             session.read(tokens[done:end], progress=report)
@@ -202,11 +204,12 @@ class PrefixCache:
             core = session._readable
             entry = Entry(root, tokens[:end].tobytes(), core.get_state(), core.get_output())
             self._keep(key, entry)
-            if self._folder is not None:
+            if folder is not None:
                 try:
-                    self._keep_on_disk(self._folder, key, entry, session.state)
+                    self._keep_on_disk(folder, key, entry, session.state)
                 except (OSError, self._sqlite.Error) as error:
-                    text = f"{self._folder}: a state was not kept, so it is read again: {error}"
+                    text = f"{folder}: a state was not kept, so it is read again: {error}"
+                    folder = None  # the next one would wait as long
                     warnings.warn(text, stacklevel=3)
 
     # ---- in memory ------------------------------------------------------------------------------
@@ -235,7 +238,7 @@ class PrefixCache:
     # ---- on disk --------------------------------------------------------------------------------
 
     @contextmanager
-    def _index(self, folder: Path) -> Iterator[sqlite3.Connection]:
+    def _index(self, folder: Path, patience: float) -> Iterator[sqlite3.Connection]:
         """A connection for each use: it must not cross a fork, and needs no lock of ours.
 
         A damaged index is removed, with the error that tells; the next use begins a new one.
@@ -243,7 +246,7 @@ class PrefixCache:
         path = folder / INDEX
         try:
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
-            made = self._sqlite.connect(path, timeout=PATIENCE, isolation_level=None)
+            made = self._sqlite.connect(path, timeout=patience, isolation_level=None)
             with closing(made) as index:
                 index.text_factory = partial(str, encoding="utf-8", errors="replace")
                 index.execute("PRAGMA synchronous = OFF")  # states are whole or nothing anyway
@@ -260,7 +263,7 @@ class PrefixCache:
     ) -> Entry | None:
         """None where there is none, and where it cannot be read or is not what was kept."""
         try:
-            with self._index(folder) as index:
+            with self._index(folder, HASTE) as index:
                 ask = "SELECT root, tokens, digest, used < ? FROM states WHERE key = ?"
                 row = index.execute(ask, (time.time() - SOON, key.hex())).fetchone()
                 if row is None or row[:2] != (root, tokens):
@@ -282,7 +285,7 @@ class PrefixCache:
         path = file_of(folder, key)
         if len(entry.state) + len(entry.output) + BESIDE > self._most_on_disk:
             return
-        with self._index(folder) as index:
+        with self._index(folder, PATIENCE) as index:
             index.execute("BEGIN IMMEDIATE")  # nobody else writes until the end
             names = {f"{known}.state" for (known,) in index.execute("SELECT key FROM states")}
             sweep(folder, names)

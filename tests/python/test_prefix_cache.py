@@ -442,6 +442,7 @@ def test_an_index_of_others_is_a_warning(model: Model, tmp_path: Path) -> None:
 def test_a_locked_index(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What another process writes does not keep this one from reading."""
     monkeypatch.setattr(prefix_cache, "PATIENCE", 0.05)
+    monkeypatch.setattr(prefix_cache, "HASTE", 0.02)
     monkeypatch.setattr(prefix_cache, "SOON", -10.0)
     cache = PrefixCache(tmp_path, memory_bytes=0)
     read(cache, model, "a")
@@ -450,6 +451,10 @@ def test_a_locked_index(model: Model, tmp_path: Path, monkeypatch: pytest.Monkey
         assert read(cache, model, "a") == 1
         with pytest.warns(UserWarning, match=r"not kept, so it is read again: database is locked"):
             assert read(cache, model, "b") == 0
+        # A process that is stopped in the middle is waited for once, and not for each segment.
+        with pytest.warns(UserWarning, match="database is locked") as caught:
+            assert read(cache, model, "c", "d", "e") == 0
+        assert len(caught) == 1
     with index(tmp_path) as connection:
         connection.execute("BEGIN EXCLUSIVE")
         with pytest.warns(UserWarning, match="database is locked"):
