@@ -46,6 +46,8 @@ def main() -> None:
     encode = model.tokenizer.encode
     prompt = encode(args.read.read_text("utf-8"))[-args.prompt :]
     written = encode(args.write.read_text("utf-8"))[: args.tokens]
+    if not (prompt and written):
+        parser.error("--read, --write: found no text, expected some")
     session = model.session()
     pairs = [
         [seconds(session, prompt, written, lookup) for lookup in (0, args.lookup)]
