@@ -354,11 +354,11 @@ def test_whatever_is_done_the_state_is_that_of_the_visible_text(tmp_path: Path) 
     texts = ["hello", "the\n\nsecond (think)", "\u6f22\u5b57 \udcff", "ing " * 20]
     done: Counter[str] = Counter()
 
-    def ask(text: str) -> None:
+    def ask(text: str, undo: int = 0) -> None:
         chat.think = chance.choice(THINK_MODES)
         options: dict[str, Any] = {"top_p": 0.95, "seed": chance.randrange(1000)}
         pieces = chat.ask(
-            text, thoughts=True, lookup=chance.choice((0, 4)), max_tokens=9, **options
+            text, thoughts=True, undo=undo, lookup=chance.choice((0, 4)), max_tokens=9, **options
         )
         for _ in range(chance.choice((0, 1, 4, 100))):
             next(pieces, None)
@@ -368,18 +368,18 @@ def test_whatever_is_done_the_state_is_that_of_the_visible_text(tmp_path: Path) 
     for _ in range(120):
         said = len(chat.turns)
         what = chance.choices(
-            ("ask", "undo", "edit", "tell", "reset", "load", "save"), (10, 3, 2, 1, 0.3, 1, 1)
+            ("ask", "undo", "again", "tell", "reset", "load", "save"), (10, 3, 2, 1, 0.3, 1, 1)
         )[0]
         done[what] += 1
         if what == "ask":
             ask(chance.choice(texts))
-        elif what in ("undo", "edit") and said:
-            back = 1 if what == "edit" else chance.randint(1, said)
+        elif what == "undo" and said:
+            back = chance.randint(1, said)
             gone = chat.turns[said - back]
             assert chat.undo(back) == gone
             assert len(chat.turns) == said - back
-            if what == "edit":
-                ask(f"{gone.user} and more")
+        elif what == "again" and said:
+            ask(chance.choice(texts), undo=chance.randint(1, said))
         elif what == "tell":
             chat.tell(chance.choice(["", "a\n\nb", "the"]))
         elif what == "reset":
@@ -475,6 +475,48 @@ def test_undo(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     chat.undo()
     with pytest.raises(ValueError, match="nothing was said that could be taken back"):
         chat.undo()
+
+
+def test_asking_again(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A turn takes the place of others as if these had never been, once it was read."""
+    chat = Conversation(model, system="x")
+    for i in range(7):
+        play(monkeypatch, [THE, TURN_END])
+        list(chat.ask(f"question {i}"))
+    turns, before, seen = chat.turns, bits(chat.session), []
+
+    def stop(done: int, total: int) -> None:
+        seen.append((done, total))
+        if done > total - 100:
+            raise KeyboardInterrupt
+
+    for undo in (1, 6):  # from a state that was kept, and from the beginning
+        with pytest.raises(KeyboardInterrupt):
+            list(chat.ask("another " * 300, undo=undo, progress=stop))
+        assert chat.turns == turns
+        assert bits(chat.session) == before
+        chat.ask("another", undo=undo).close()  # and nobody wanted the answer
+        assert chat.turns == turns
+    for wrong in (8, -1):
+        with pytest.raises(ValueError, match=f"found {wrong} turns to take back, expected 1 to 7"):
+            chat.ask("another", undo=wrong)
+    with pytest.raises(ValueError, match="the message is empty"):
+        chat.ask(" ", undo=1)
+    with pytest.raises(ValueError, match="max_tokens"):
+        chat.ask("another", undo=1, max_tokens=-1)
+    assert (chat.turns, bits(chat.session)) == (turns, before)
+    for undo in (1, 6):
+        seen.clear()
+        play(monkeypatch, [ING, TURN_END])
+        said = chat.ask("again", undo=undo, progress=lambda *now: seen.append(now))
+        assert "".join(said) == "ing"
+        assert chat.turns == (*turns[: 7 - undo], ("again", "ing"))
+        assert bits(chat.session) == bits_of(model, "x", chat.turns)
+        assert seen == sorted(seen)
+        assert len({total for _, total in seen}) == 1
+    assert chat.undo() == ("again", "ing")
+    assert chat.turns == turns[:1]
+    assert bits(chat.session) == bits_of(model, "x", chat.turns)
 
 
 @pytest.mark.parametrize("how", ["undo", "tell"])

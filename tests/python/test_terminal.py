@@ -261,6 +261,19 @@ def test_ctrl_c_while_it_thinks(thinker: Path, tmp_path: Path) -> None:
     assert (tmp_path / "chat.md").read_text().startswith("**User:**\n\nhello\n\n")
 
 
+def test_asking_again_in_vain(model: Path) -> None:
+    with Terminal("chat", model, *GREEDY) as session:
+        session.until("\n> ")
+        first = session.ask("hello")
+        session.type("/retry\n")
+        assert first in session.until("\n(at temperature 0 the seed changes nothing")
+        session.until("\n\n> ")
+        assert "(" not in session.ask("/edit hello there")
+        session.command("/set max-tokens 1", "max-tokens is 1")
+        assert "(" not in session.ask("/retry")  # another answer
+        session.command("/tokens", "in 1 turn")
+
+
 def test_undo_in_the_middle_of_a_story(endless: Path) -> None:
     with Terminal("chat", endless, "--max-tokens", "100000000") as session:
         session.until("\n> ")

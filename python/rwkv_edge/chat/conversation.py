@@ -74,6 +74,8 @@ class Reply:
 
     user: str
     think: str
+    undo: int
+    """So many turns are taken back when the question was read."""
     before: Session | None = None
     """Where the user's turn begins, once the question was read."""
     asked: Session | None = None
@@ -210,27 +212,33 @@ class Conversation:
         text: str,
         *,
         thoughts: bool = False,
+        undo: int = 0,
         lookup: int = 0,
         progress: FeedProgress | None = None,
         **sampling: Unpack[Sampling],
     ) -> Generator[str, None, None]:
         """Yield the answer to a user's text, piece by piece, without white space before it. With
-        `thoughts`, also yield the thoughts before it, as pieces of the type Thought.
+        `thoughts`, also yield the thoughts before it, as pieces of the type Thought. The turn
+        replaces the last `undo` turns.
 
         Closing the iterator stops the answer, and the conversation continues from the words that
         were yielded. If an exception ends the reading of the text (`progress` may raise one), it is
-        as if the text had not been said. The sampling options and `lookup` are those of
-        `Session.generate`; `max_tokens` and a form apply to the answer, not to the thoughts.
+        as if the text had not been said, and nothing is taken back. The sampling options and
+        `lookup` are those of `Session.generate`; `max_tokens` and a form apply to the answer, not
+        to the thoughts.
 
-        Raises ValueError for an empty text, and what `Session.generate` raises for its options.
+        Raises ValueError for an empty text, what `undo` raises, and what `Session.generate` raises
+        for its options.
         """
         message = self.template.clean(text)
-        if not message and not (self.template.exact and self._turns):
+        if not message and not (self.template.exact and len(self._turns) > undo):
             raise ValueError("the message is empty")
         self._end_turn()
+        if undo:
+            self._left(undo)
         # Wrong options are refused before anything is read.
         self._session.generate([END_OF_TEXT], stop=self.stop, lookup=lookup, **sampling)
-        self._reply = Reply(message, self._think)
+        self._reply = Reply(message, self._think, undo)
         return self._ask(self._reply, thoughts, lookup, progress, sampling)
 
     def _ask(
@@ -244,10 +252,13 @@ class Conversation:
         if reply is not self._reply:
             return
         session, started = self._session, time.monotonic()
-        before = session.fork()
         prompt = self._encode(self.template.asked(reply.user, reply.think))
-        if prompt:
-            session.read(prompt, progress=progress)
+        if reply.undo:
+            before = self._replaced(session, prompt, reply.undo, progress)
+        else:
+            before = session.fork()
+            if prompt:
+                session.read(prompt, progress=progress)
         self._stands, reply.before = False, before
         self._marks = [*(mark for mark in self._marks if mark[0] < len(self._turns))]
         self._marks = [*self._marks, (len(self._turns), before)][-KEPT:]
@@ -266,6 +277,21 @@ class Conversation:
         finally:
             if reply is self._reply:
                 self._end_turn()
+
+    def _replaced(
+        self, session: Session, prompt: list[int], undo: int, progress: FeedProgress | None
+    ) -> Session:
+        """Let the session read a question in place of the last turns, all or nothing; returns one
+        that stands before the question."""
+        turns = self._turns[: len(self._turns) - undo]
+        before, marks, report = self._reached(self._system, turns, progress, len(prompt))
+        asked = before.fork()
+        if prompt:
+            asked.read(prompt, progress=report)
+        self._stands = False
+        self._turns, self._marks = turns, marks
+        session.rewind(asked)
+        return before
 
     def _pieces(self, reply: Reply, lookup: int, sampling: Sampling) -> Generator[str, None, None]:
         """The pieces of a reply, its thoughts as Thoughts."""
@@ -355,6 +381,13 @@ class Conversation:
         was said, or is known only as a state.
         """
         self._end_turn()
+        left = self._left(turns)
+        undone = self._turns[left]
+        self._move(self._system, self._turns[:left], progress)
+        return undone
+
+    def _left(self, turns: int) -> int:
+        """How many turns are left when so many are taken back."""
         left = len(self._turns) - turns
         if turns < 1 or left < 0:
             said = len(self._turns)
@@ -363,9 +396,7 @@ class Conversation:
             raise ValueError(f"found {turns} turns to take back, expected 1 to {said}")
         if left < self._fixed:
             raise ValueError("what was said by then is known only as a state")
-        undone = self._turns[left]
-        self._move(self._system, self._turns[:left], progress)
-        return undone
+        return left
 
     def tell(self, system: str, *, progress: FeedProgress | None = None) -> None:
         """Replace the system text, and read the conversation again behind it.
@@ -388,6 +419,21 @@ class Conversation:
         self, system: str, turns: Sequence[Turn], progress: FeedProgress | None = None
     ) -> None:
         """Go to where another text ends, and make it that of the conversation; all or nothing."""
+        session, marks, _ = self._reached(system, turns, progress)
+        self._stands = False
+        self._system, self._turns, self._marks = system, list(turns), marks
+        self._session.rewind(session)
+        self._stands = True
+
+    def _reached(
+        self,
+        system: str,
+        turns: Sequence[Turn],
+        progress: FeedProgress | None,
+        more: int = 0,
+    ) -> tuple[Session, list[tuple[int, Session]], FeedProgress]:
+        """A session where another text ends, the marks on the way, and the progress of `more`
+        tokens that are read behind it."""
         same = system == self._system
         shared = next(
             (i for i, (a, b) in enumerate(zip(turns, self._turns, strict=False)) if a != b),
@@ -404,7 +450,7 @@ class Conversation:
         for turn in turns[at:kept]:
             first = first + self._turn(turn)
         parts = [self._turn(turn) for turn in turns[kept:]]
-        done, total = 0, len(first) + sum(map(len, parts))
+        done, total = 0, len(first) + sum(map(len, parts)) + more
 
         def report(now: int, _total: int) -> None:
             if progress is not None:
@@ -419,10 +465,7 @@ class Conversation:
             if part:
                 session.read(part, progress=report)
             done += len(part)
-        self._stands = False
-        self._system, self._turns, self._marks = system, list(turns), marks[-KEPT:]
-        self._session.rewind(session)
-        self._stands = True
+        return session, marks[-KEPT:], report
 
     # ---- files ----------------------------------------------------------------------------------
 

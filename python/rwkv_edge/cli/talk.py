@@ -28,6 +28,7 @@ HELP = "\n".join(
         "Ctrl-C stops an answer; the conversation goes on from there.",
     ]
 )
+REPEATED = "(at temperature 0 the seed changes nothing; try /set temperature 1)"
 DIM, PLAIN = "\033[2m", "\033[0m"
 
 
@@ -110,21 +111,26 @@ class Talk:
 
     # ---- answers --------------------------------------------------------------------------------
 
-    def _ask(self, text: str, tries: int = 0) -> None:
-        """Show the answer to a question; on a terminal, Ctrl-C stops it."""
-        self._tries = tries
+    def _ask(self, text: str, tries: int = 0, undo: int = 0) -> None:
+        """Show the answer to a question, which may replace the last ones; on a terminal, Ctrl-C
+        stops it."""
+        old = self._chat.turns[-1:]
         sampling = self._sampling.copy()
         if (seed := sampling.get("seed")) is not None:
             sampling["seed"] = (seed + tries) % (MAX_SEED + 1)
         screen = Screen()
-        with self._reading("your message was not read") as progress:
+        with self._reading("nothing was changed" if undo else "your message was not read") as bar:
             answer = self._chat.ask(
-                text, thoughts=True, lookup=self._lookup, progress=progress, **sampling
+                text, thoughts=True, undo=undo, lookup=self._lookup, progress=bar, **sampling
             )
-            self._show(answer, progress, screen)
+            self._show(answer, bar, screen)
+            self._tries = tries  # not before: the question may not have been read
             screen.end()
             if self._interactive and not self._chat.turns[-1].answer:
                 click.echo("(no answer; /retry asks again)", err=True)
+            repeated = tries and sampling["temperature"] == 0 and self._chat.turns[-1:] == old
+            if self._interactive and repeated:
+                click.echo(REPEATED, err=True)
             if self._verbose:
                 click.echo(self._facts(), err=True)
         if self._interactive:
@@ -223,8 +229,7 @@ class Talk:
         return self._chat.turns[-1].user
 
     def _again(self, text: str, tries: int) -> None:
-        self._chat.undo()
-        self._ask(text, tries)
+        self._ask(text, tries, undo=1)
 
     def _system(self, rest: str) -> None:
         if not rest:
