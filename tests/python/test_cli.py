@@ -62,6 +62,8 @@ def test_the_options_of_chat(model: Path, monkeypatch: pytest.MonkeyPatch, tmp_p
     asked: dict[str, object] = {}
 
     class Recorder:
+        turns = ()
+
         def __init__(self, model: Model, **options: object) -> None:
             made.clear()
             made.update(options, threads=model.threads)
@@ -87,7 +89,7 @@ def test_the_options_of_chat(model: Path, monkeypatch: pytest.MonkeyPatch, tmp_p
     assert state.source == str(tmp_path / "state")
     given = {"paragraphs": True, "template": TEMPLATES["raven"], "think": "bit", "think_tokens": 9}
     assert made == {"system": "Be kind.", "threads": 1, "cache": None, **given}
-    always = {"text": "hi", "thoughts": True, "progress": None}
+    always = {"text": "hi", "thoughts": True, "undo": 0, "progress": None}
     assert asked == {**always, "lookup": 3, **options}
     CliRunner().invoke(cli.main, arguments, input="hi\n")
     plain = {"paragraphs": False, "template": None, "think": "off", "think_tokens": 2048}
