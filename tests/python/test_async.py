@@ -112,16 +112,23 @@ def test_cancelled_at_any_moment(model: Model, monkeypatch: pytest.MonkeyPatch) 
     assert cancelled > 40
 
 
-def test_a_cancelled_task_waits_for_the_engine(
-    model: Model, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Else a step would change the session after the task has ended."""
+def waiting_feed() -> tuple[Callable[..., bytearray], threading.Event, threading.Event]:
+    """A `feed_together` that says when it has begun, and goes on when it may."""
     feed, begun, may = _core.feed_together, threading.Event(), threading.Event()
 
     def slow(*arguments: Any) -> bytearray:
         begun.set()
         assert may.wait(60)
         return feed(*arguments)
+
+    return slow, begun, may
+
+
+def test_a_cancelled_task_waits_for_the_engine(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a step would change the session after the task has ended."""
+    slow, begun, may = waiting_feed()
 
     async def main() -> None:
         play(monkeypatch, [THE, ING, USER])
@@ -216,12 +223,7 @@ def test_a_break_and_an_aclose(model: Model, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_session_in_use(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another task that changes it gets an error, and the text goes on; looking at it is fine."""
-    feed, begun, may = _core.feed_together, threading.Event(), threading.Event()
-
-    def slow(*arguments: Any) -> bytearray:
-        begun.set()
-        assert may.wait(60)
-        return feed(*arguments)
+    slow, begun, may = waiting_feed()
 
     async def main() -> None:
         play(monkeypatch, [THE, ING, USER])
