@@ -25,6 +25,9 @@ DEFAULTS = inspect.signature(Answer).parameters
 TYPE = click.Choice([*FILE_TYPES, *ALIASES], case_sensitive=False)
 Command = Callable[..., Any]
 model_argument = click.argument("model", required=False, type=FILE)
+vocab_option = click.option(
+    "--vocab", type=FILE, metavar="FILE", help="Vocabulary file, if the model file has none."
+)
 device_option = click.option(
     "--device",
     metavar="DEVICE",
@@ -82,9 +85,6 @@ def writing_options(least: int, most: int, help: str) -> Callable[[Command], Com
     any_model = click.option(
         "--any-model", is_flag=True, help="Accept a --state of another model of the same shape."
     )
-    vocab = click.option(
-        "--vocab", type=FILE, metavar="FILE", help="Vocabulary file, if the model file has none."
-    )
     lookup = click.option(
         "--lookup",
         type=click.IntRange(min=0),
@@ -114,7 +114,7 @@ def writing_options(least: int, most: int, help: str) -> Callable[[Command], Com
             return command(writer, **rest)
 
         made: Command = sampling_options(with_writer)
-        for option in (any_model, state, vocab, lookup, limit, model_and_threads):
+        for option in (any_model, state, vocab_option, lookup, limit, model_and_threads):
             made = option(made)
         return made
 
@@ -223,9 +223,6 @@ def texts_options(command: Command) -> Command:
         help="A text in a file. Repeatable.",
     )
     lines = click.option("--lines", is_flag=True, help="Each line is a text, but for empty ones.")
-    vocab = click.option(
-        "--vocab", type=FILE, metavar="FILE", help="Vocabulary file, if the model file has none."
-    )
 
     @functools.wraps(command)
     def with_texts(
@@ -242,7 +239,7 @@ def texts_options(command: Command) -> Command:
             texts = [line for text in texts for line in text.splitlines() if line.strip()]
         return command(texts=texts, **rest)
 
-    return model_and_threads(vocab(prompt(file(lines(with_texts)))))
+    return model_and_threads(vocab_option(prompt(file(lines(with_texts)))))
 
 
 def type_options(command: Command) -> Command:
