@@ -215,6 +215,11 @@ class PrefixCache:
                 on_disk = False  # the next one would wait as long
                 warnings.warn(warning, stacklevel=3)
 
+    @property
+    def used(self) -> int:
+        """Bytes in memory."""
+        return self._used
+
     # ---- in memory ------------------------------------------------------------------------------
 
     def _find(self, key: bytes, root: bytes, tokens: bytes, model: Model) -> Entry | None:

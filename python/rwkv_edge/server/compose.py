@@ -136,6 +136,16 @@ class Composer:
         text = self._text(parts, start, salt)
         return Prompt(text, shared, asked, begun, tuple(begun_tokens))
 
+    def told(self, request: Request, start: State | None, salt: bytes) -> Prompt:
+        """What a stored state has read: a text; or messages, behind which the user speaks, or the
+        assistant answers the last one."""
+        if request.prompt is not None:
+            return self.prompt(request, start, salt)
+        template = self.template_for(request.names)
+        turns = self._turns(request, template, start is None)
+        text = self._text([self.encode(turn.text) for turn in turns], start, salt)
+        return Prompt(text, len(text.beginnings))
+
     def _turns(self, request: Request, template: Template, fresh: bool) -> Iterator[Turn]:
         """The messages as they are read, one after the other."""
         messages = list(request.messages)

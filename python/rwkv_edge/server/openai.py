@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import secrets
+import struct
 import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, cast
@@ -642,6 +644,51 @@ async def completion_chunks(
     yield b"data: [DONE]\n\n"
 
 
+# ---- embeddings ---------------------------------------------------------------------------------
+
+
+async def embeddings(call: Call) -> Response:
+    check_model(call)
+    body, service = call.body, call.service
+    found = body.get("input")
+    if isinstance(found, list):
+        items = body.array("input", most=MOST_PROMPTS) or []
+        if items and not all(isinstance(item, str) for item in items):
+            # Programs that count tokens with another model's vocabulary send its ids.
+            raise Refused(
+                400,
+                "input: found token ids, expected texts; in LangChain say "
+                "check_embedding_ctx_length=False",
+                param="input",
+            )
+        texts = [Fields({"input": item}).text("input", most=MOST_TEXT) or "" for item in items]
+    else:
+        texts = [body.text("input", most=MOST_TEXT) or ""]
+    if not texts:
+        raise wrong("input", found, "a text or a list of texts")
+    size = body.integer("dimensions", least=1, most=1 << 20)
+    if size not in (None, service.model.n_embd):
+        raise wrong("dimensions", size, f"{service.model.n_embd}, which this model has")
+    kind = body.choice("encoding_format", among=("float", "base64")) or "float"
+    vectors = await call.patient(service.embed(texts, call.caller))
+    tokens = sum(vector.tokens for vector in vectors)
+    data = [
+        {
+            "object": "embedding",
+            "index": i,
+            "embedding": vector.values if kind == "float" else base64_of(vector.values),
+        }
+        for i, vector in enumerate(vectors)
+    ]
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    return json_response({"object": "list", "data": data, "model": service.name, "usage": usage})
+
+
+def base64_of(values: Sequence[float]) -> str:
+    """Little-endian floats of 32 bits."""
+    return base64.b64encode(struct.pack(f"<{len(values)}f", *values)).decode()
+
+
 # ---- models -------------------------------------------------------------------------------------
 
 
@@ -672,6 +719,7 @@ def routes(service: Service) -> list[BaseRoute]:
         found += [
             Route(f"{base}/chat/completions", door(service, chat), methods=["POST"]),
             Route(f"{base}/completions", door(service, completions), methods=["POST"]),
+            Route(f"{base}/embeddings", door(service, embeddings), methods=["POST"]),
             Route(f"{base}/models", door(service, models), methods=["GET"]),
             Route(f"{base}/models/{{id:path}}", door(service, one_model), methods=["GET"]),
         ]

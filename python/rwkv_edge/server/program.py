@@ -24,10 +24,12 @@ from ..prefix_cache import Entry, PrefixCache, Text
 from ..state import State
 from .calls import CallReader
 from .compose import Composer, Prompt
+from .fields import Refused
 from .request import Echo, Event, Finish, Request, Thought, Usage
 from .request import Text as TextPiece
 
 TAIL = 80  # characters of a text that say which one it is
+EMBEDDED_AT_ONCE = 64  # tokens
 ROWS = 32  # of logits at once, where those of a whole prompt are wanted
 
 
@@ -61,6 +63,13 @@ class Ended(NamedTuple):
     """The last words of the text."""
 
 
+class Vector(NamedTuple):
+    """What `Embedding` ends with."""
+
+    values: list[float]
+    tokens: int
+
+
 class Program(ABC):
     """Work for the scheduler."""
 
@@ -72,7 +81,7 @@ class Program(ABC):
     """Keys of beginnings that it reads, unless it finds them in the cache."""
 
     def __init__(self) -> None:
-        self.events: list[Event | Ended] = []
+        self.events: list[Event | Ended | Vector] = []
         """That were emitted and not collected."""
 
     @abstractmethod
@@ -327,6 +336,52 @@ class Writing(Program):
             stop if stop in self._request.stop else None,
             parent=self._request.state,
         )
+
+
+class Embedding(Program):
+    """Makes the vector of a text."""
+
+    def __init__(self, model: Model, ids: list[int]) -> None:
+        super().__init__()
+        self._model, self._ids = model, ids
+
+    def steps(self) -> Steps:
+        model = self._model
+        vectors = model._embedding(self._ids, model.embedding_depth, "mean", EMBEDDED_AT_ONCE)
+        for vector in vectors:
+            if self.expired:
+                raise Refused(503, "the vector was not ready in time", kind="server_error")
+            yield None
+        self.events.append(Vector(vector.tolist(), len(self._ids)))
+
+
+class Reading(Program):
+    """Reads a prompt, to store the state behind it."""
+
+    def __init__(
+        self, model: Model, prompt: Prompt, cache: PrefixCache, keep_on_disk: KeepOnDisk
+    ) -> None:
+        super().__init__()
+        self._model, self._prompt = model, prompt
+        self._cache, self._keep_on_disk = cache, keep_on_disk
+        self.reads = frozenset(key for key, _ in prompt.text.beginnings)
+
+    def steps(self) -> Steps:
+        began = time.monotonic()
+        session, text = self._model.session(), self._prompt.text
+        number = self._cache.begin(session, text)
+        done = cached = text.beginnings[number - 1].end if number else 0
+        for number, (_, end) in enumerate(text.beginnings[number:], number + 1):  # noqa: B020
+            self.reads -= {key for key, _ in text.beginnings[: number - 1]}
+            if self.expired:
+                raise Refused(503, "the text was not read in time", kind="server_error")
+            part = list(text.tokens[done:end])
+            yield Feed(session._engine, part, _core.Logits.none, False)
+            entry = self._cache.keep(session, text, number)
+            self._keep_on_disk(text, number, entry, session.state)
+            done = end
+        usage = Usage(len(text.tokens), cached, 0, 0, time.monotonic() - began, 0.0)
+        self.events.append(Ended(Finish("stop", usage), session.state, ""))
 
 
 class Reader:

@@ -22,7 +22,7 @@ from functools import partial
 
 from .. import _core
 from .fields import Refused
-from .program import Ended, Feed, Program, Rows, Steps
+from .program import Ended, Feed, Program, Rows, Steps, Vector
 from .request import Event
 
 log = logging.getLogger("rwkv_edge.server")
@@ -32,7 +32,7 @@ LEAST = 4  # tokens of prompts in a step, however slow the machine is
 MOST_WAITING = 1000  # events that a slow reader may leave
 RETRY_MOST = 60  # seconds
 
-Item = Event | Ended | Exception
+Item = Event | Ended | Vector | Exception
 
 
 class Mailbox:

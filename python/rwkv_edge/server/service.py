@@ -9,8 +9,9 @@ import hashlib
 import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from .. import _core
@@ -21,10 +22,10 @@ from ..prefix_cache import Entry, PrefixCache, Text
 from ..state import State
 from .compose import Composer
 from .fields import Refused
-from .program import Ended, Program, Writing
-from .request import MOST_TOKENS, Caller, Event, Request
-from .scheduler import Job, Mailbox, Scheduler, log
-from .states import States
+from .program import TAIL, Embedding, Ended, Program, Reading, Vector, Writing
+from .request import MOST_TOKENS, Caller, Event, Finish, Request
+from .scheduler import Item, Job, Mailbox, Scheduler, log
+from .states import Kept, States
 
 AT_ONCE = 16
 """Of one call's requests, so many are in the scheduler's hands."""
@@ -131,18 +132,9 @@ class Service:
 
     def _program(self, request: Request, caller: Caller) -> Program:
         """Raises Refused for a request that cannot be done."""
-        start = None
-        if request.state is not None:
-            _, start = self.states.get(caller.id, request.state)
-        salt = hashlib.sha256(caller.id.encode()).digest()
-        prompt = self.composer.prompt(request, start, salt)
-        if len(prompt.text.tokens) > self.options.max_prompt:
-            raise Refused(
-                400,
-                f"the prompt has {len(prompt.text.tokens)} tokens, expected at most "
-                f"{self.options.max_prompt}",
-                code="context_length_exceeded",
-            )
+        start = self._start(request, caller)
+        prompt = self.composer.prompt(request, start, salt_of(caller))
+        self._check_length(len(prompt.text.tokens))
         most = min(request.sampling.get("max_tokens", self.options.max_tokens), MOST_TOKENS)
         constraint = None
         form = request.form
@@ -167,70 +159,168 @@ class Service:
 
     async def submit(self, requests: Sequence[Request], caller: Caller) -> Answers:
         """Begin to answer. Raises Refused where that cannot be done, or not now."""
-        answers = Answers(self, list(requests), caller)
-        await answers.begin()
-        return answers
+        makers = [partial(self._program, request, caller) for request in requests]
+        batch = Batch(self, makers, caller)
+        await batch.begin(requests[0].timeout)
+        return Answers(batch)
+
+    async def embed(self, texts: Sequence[str], caller: Caller) -> list[Vector]:
+        """A vector of length 1 for each text. Raises Refused."""
+        batch = Batch(self, [partial(self._embedding, text) for text in texts], caller)
+        await batch.begin()
+        found: dict[int, Vector] = {}
+        try:
+            async for number, item in batch:
+                assert isinstance(item, Vector)
+                found[number] = item
+        finally:
+            batch.close()
+        return [found[i] for i in range(len(texts))]
+
+    def _embedding(self, text: str) -> Program:
+        ids = self.composer.encode(text)
+        if not ids:
+            raise Refused(400, "input: found an empty text, expected some", param="input")
+        self._check_length(len(ids))
+        return Embedding(self.model, ids)
+
+    def _check_length(self, tokens: int) -> None:
+        if tokens > self.options.max_prompt:
+            raise Refused(
+                400,
+                f"found a text of {tokens} tokens, expected at most {self.options.max_prompt}",
+                code="context_length_exceeded",
+            )
+
+    # ---- states ---------------------------------------------------------------------------------
+
+    async def read_state(
+        self, request: Request, caller: Caller, *, name: str | None, ttl: float | None
+    ) -> Kept:
+        """Store the state behind a prompt or a conversation, which may be none. Raises Refused."""
+        batch = Batch(self, [partial(self._reading, request, caller)], caller)
+        await batch.begin(request.timeout)
+        try:
+            _, item = await anext(batch)
+        finally:
+            batch.close()
+        assert isinstance(item, Ended)
+        assert item.state is not None
+        text = request.prompt if isinstance(request.prompt, str) else ""
+        if request.messages:
+            text = request.messages[-1].text
+        return await asyncio.to_thread(
+            self.states.put,
+            caller.id,
+            item.state,
+            tail=text[-TAIL:],
+            parent=request.state,
+            name=name,
+            ttl=ttl,
+        )
+
+    def _reading(self, request: Request, caller: Caller) -> Program:
+        start = self._start(request, caller)
+        prompt = self.composer.told(request, start, salt_of(caller))
+        self._check_length(len(prompt.text.tokens))
+        return Reading(self.model, prompt, self.cache, self._keep_on_disk)
+
+    def _start(self, request: Request, caller: Caller) -> State | None:
+        if request.state is None:
+            return None
+        return self.states.get(caller.id, request.state)[1]
 
 
-class Answers(AsyncIterator[tuple[int, Event]]):
-    """Events with the numbers of their requests. Each request's last one is a Finish."""
+class Batch(AsyncIterator[tuple[int, Item]]):
+    """Programs of one call in the scheduler's hands, a few at a time; what they emit, with their
+    numbers. Each ends with one item, of the kinds `last`."""
 
-    def __init__(self, service: Service, requests: Sequence[Request], caller: Caller) -> None:
-        """For `Service.submit`."""
-        self._service, self._requests, self._caller = service, requests, caller
+    last: tuple[type, ...] = (Ended, Vector)
+
+    def __init__(
+        self, service: Service, makers: Sequence[Callable[[], Program]], caller: Caller
+    ) -> None:
+        """`makers` run in another thread, and may raise Refused."""
+        self.service, self.caller = service, caller
+        self._makers = makers
         self._mailbox = Mailbox()
         self._jobs: dict[int, Job] = {}
         self._begun = self._ended = 0
 
-    async def begin(self) -> None:
-        for _ in self._requests[:AT_ONCE]:
+    async def begin(self, timeout: float | None = None) -> None:
+        """Raises Refused where it cannot be done, or not now."""
+        most = self.service.options.timeout
+        self._timeout = most if timeout is None else min(timeout, most)
+        for _ in self._makers[:AT_ONCE]:
             await self._next_job()
 
     async def _next_job(self) -> None:
-        number, service = self._begun, self._service
-        request = self._requests[number]
+        number = self._begun
         self._begun += 1
         try:
-            program = await asyncio.to_thread(service._program, request, self._caller)
-            most = service.options.timeout
-            timeout = most if request.timeout is None else min(request.timeout, most)
-            self._jobs[number] = service.scheduler.submit(
-                program, self._caller.id, timeout, self._mailbox, number, more=number > 0
+            program = await asyncio.to_thread(self._makers[number])
+            self._jobs[number] = self.service.scheduler.submit(
+                program, self.caller.id, self._timeout, self._mailbox, number, more=number > 0
             )
         except BaseException:
             self.close()
             raise
 
-    async def __anext__(self) -> tuple[int, Event]:
-        if self._ended == len(self._requests):
+    async def __anext__(self) -> tuple[int, Item]:
+        if self._ended == len(self._makers):
             raise StopAsyncIteration
         number, item = await self._mailbox.next()
         if isinstance(item, Exception):
             self.close()
             raise shown_error(item)
-        if not isinstance(item, Ended):
-            return number, item
-        finish = item.finish
-        if item.state is not None:
-            kept = await asyncio.to_thread(
-                self._service.states.put,
-                self._caller.id,
-                item.state,
-                tail=item.tail,
-                parent=finish.parent,
-            )
-            finish = dataclasses.replace(finish, state=kept.id)
-        self._ended += 1
-        del self._jobs[number]  # what it still does, nobody waits for
-        if self._begun < len(self._requests):
-            await self._next_job()
-        return number, finish
+        if isinstance(item, self.last):
+            self._ended += 1
+            del self._jobs[number]  # what it still does, nobody waits for
+            if self._begun < len(self._makers):
+                await self._next_job()
+        return number, item
 
     def close(self) -> None:
         """Nobody wants the rest."""
         for job in self._jobs.values():
-            self._service.scheduler.cancel(job)
+            self.service.scheduler.cancel(job)
         self._jobs.clear()
+
+
+class Answers(AsyncIterator[tuple[int, Event]]):
+    """Events with the numbers of their requests. Each request's last one is a Finish."""
+
+    def __init__(self, batch: Batch) -> None:
+        """For `Service.submit`."""
+        self._batch = batch
+
+    async def __anext__(self) -> tuple[int, Event]:
+        number, item = await anext(self._batch)
+        if isinstance(item, Ended):
+            return number, await self._finished(item)
+        assert not isinstance(item, (Vector, Exception))
+        return number, item
+
+    async def _finished(self, ended: Ended) -> Finish:
+        if ended.state is None:
+            return ended.finish
+        kept = await asyncio.to_thread(
+            self._batch.service.states.put,
+            self._batch.caller.id,
+            ended.state,
+            tail=ended.tail,
+            parent=ended.finish.parent,
+        )
+        return dataclasses.replace(ended.finish, state=kept.id)
+
+    def close(self) -> None:
+        """Nobody wants the rest."""
+        self._batch.close()
+
+
+def salt_of(caller: Caller) -> bytes:
+    """Nobody can tell by the time of an answer what another caller has said."""
+    return hashlib.sha256(b"rwkv-edge cache " + caller.id.encode()).digest()
 
 
 def shown_error(error: Exception) -> Refused:
