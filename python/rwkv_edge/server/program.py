@@ -348,11 +348,13 @@ class Embedding(Program):
     def steps(self) -> Steps:
         model = self._model
         vectors = model._embedding(self._ids, model.embedding_depth, "mean", EMBEDDED_AT_ONCE)
+        found: list[float] = []
         for vector in vectors:
             if self.expired:
                 raise Refused(503, "the vector was not ready in time", kind="server_error")
-            yield None
-        self.events.append(Vector(vector.tolist(), len(self._ids)))
+            found = vector.tolist()
+            yield None  # others go first
+        self.events.append(Vector(found, len(self._ids)))
 
 
 class Reading(Program):
