@@ -432,6 +432,7 @@ COMMANDS: dict[str, Callable[[Path], list[str | Path]]] = {
     "state": lambda path: ["state", "info", path],
     "tokenize": lambda path: ["tokenize", path, "-p", "x"],
     "embed": lambda path: ["embed", path, "-p", "x"],
+    "serve": lambda path: ["serve", path, "--port", "0"],
     "bench": lambda path: ["bench", path],
     "quantize": lambda path: ["quantize", path, path.parent / "out", "--type", "q8_0"],
     "convert": lambda path: ["convert", path, path.parent / "out"],
