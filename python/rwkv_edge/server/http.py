@@ -128,13 +128,12 @@ async def off_the_loop(function: Callable[[bytes], T], data: bytes) -> T:
     return function(data) if len(data) < 1 << 16 else await asyncio.to_thread(function, data)
 
 
-async def read_body(http: HttpRequest, most: int, seconds: float = BODY_SECONDS) -> bytes:
+async def read_body(http: HttpRequest, most: int) -> bytes:
     """Raises Refused for a body that is too large, or comes too slowly."""
     length = http.headers.get("content-length")
     if length is not None and (not length.isdigit() or int(length) > most):
         raise Refused(413, f"the body is larger than {most} bytes")
     parts, size = [], 0
-    until = time.monotonic() + seconds
 
     async def rest() -> bytes:
         nonlocal size
@@ -146,7 +145,7 @@ async def read_body(http: HttpRequest, most: int, seconds: float = BODY_SECONDS)
         return b"".join(parts)
 
     try:
-        return await asyncio.wait_for(rest(), max(0.0, until - time.monotonic()))
+        return await asyncio.wait_for(rest(), BODY_SECONDS)
     except asyncio.TimeoutError:
         raise Refused(408, "the body did not come in time") from None
 
