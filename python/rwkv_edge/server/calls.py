@@ -40,13 +40,14 @@ class CallReader:
             before, there, after = self._held.partition(mark)
             if not there:
                 break
-            found += self._call(before, FENCE + before + there) if self._inside else said(before)
+            found += (
+                self._call(before, FENCE + before + there) if self._inside else self._say(before)
+            )
             self._inside, self._held = not self._inside, after
         if not self._inside:
             cut = len(self._held) - begins(self._held, FENCE)
-            # After a call, the newline before the next one is no text.
             if self._held[:cut].strip() or not self.calls:
-                found += said(self._held[:cut])
+                found += self._say(self._held[:cut])
                 self._held = self._held[cut:]
         return found
 
@@ -56,7 +57,11 @@ class CallReader:
             return self._call(self._held, FENCE + self._held)
         if self._bare:
             return self._call(self._held, self._held)
-        return said(self._held) if self._held.strip() else []
+        return self._say(self._held)
+
+    def _say(self, text: str) -> list[Event]:
+        """A text, unless it is the white space behind a call."""
+        return said(text) if text.strip() or not self.calls else []
 
     def _call(self, text: str, instead: str) -> list[Event]:
         """The call in a text, or the text that is none."""

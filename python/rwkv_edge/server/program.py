@@ -30,6 +30,7 @@ from .request import Text as TextPiece
 
 TAIL = 80  # characters of a text that say which one it is
 EMBEDDED_AT_ONCE = 64  # tokens
+SOON = 8  # tokens that end an answer; more of them can wait for an idle moment
 ROWS = 32  # of logits at once, where those of a whole prompt are wanted
 
 
@@ -312,11 +313,15 @@ class Writing(Program):
             assert self._base is not None
             session.rewind(self._base)
             rest = [*prompt.asked, *visible]
+        read = array("i", [*prompt.text.tokens[: prompt.base], *prompt.asked, *visible])
+        text = prompt.text.other(read)
+        if self.idle and len(rest) <= SOON:
+            # The next turn may come at once, and waits for it.
+            self.idle, self.reads = False, frozenset({text.beginnings[0].key})
         if rest:
             yield Feed(session._engine, rest, _core.Logits.none, False)
         if self._uses_cache:
-            read = array("i", [*prompt.text.tokens[: prompt.base], *prompt.asked, *visible])
-            self._keep(session, prompt.text.other(read), 1)
+            self._keep(session, text, 1)
 
     def _finish(self) -> Finish:
         answer, now = self._answer, time.monotonic()
