@@ -10,7 +10,7 @@ token ids, no two alike; answers have a fixed length; tokens are counted by `usa
 
     clients N    N clients, each of which sends its next request when its last answer has ended
     long         four speakers, and then one prompt of 2,000 tokens beside them
-    system       a text of 2,000 tokens before each question: the first one reads it, eight follow
+    system       a system text of some 2,000 tokens before each of nine questions of a chat
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from typing import Any
 START_SECONDS = 120.0
 LEVELS = (1, 2, 4, 8, 16, 32)
 PROMPT, LONG = 32, 2000  # tokens
+WORDS = ("house", "river", "green", "seven", "music", "stone", "bread", "winter")
 IDS = (1000, 20000)  # of whole words in the World vocabulary
 
 
@@ -105,7 +106,7 @@ def ours(model: Path, threads: int) -> Server:
 def theirs(program: Path, model: Path, threads: int, slots: int) -> Server:
     port = free_port()
     command = [str(program), "-m", str(model), "-t", str(threads), "-np", str(slots)]
-    command += ["-c", str(slots * 4096), "--port", str(port), "--no-webui"]
+    command += ["-c", str(slots * 4096), "--port", str(port), "--no-jinja"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return Server("llama-server", port, process, {"cache_prompt": False})
 
@@ -127,10 +128,19 @@ async def wait_for(server: Server) -> None:
         await asyncio.sleep(0.1)
 
 
-async def ask(server: Server, prompt: Sequence[int], tokens: int, *, cache: bool = False) -> Answer:
+async def ask(
+    server: Server,
+    prompt: Sequence[int] | Sequence[dict[str, str]],
+    tokens: int,
+    *,
+    cache: bool = False,
+) -> Answer:
+    """`prompt` is token ids, or the messages of a chat."""
+    chat = isinstance(prompt[0], dict)
+    path = "/v1/chat/completions" if chat else "/v1/completions"
     body = json.dumps(
         {
-            "prompt": list(prompt),
+            "messages" if chat else "prompt": list(prompt),
             "max_tokens": tokens,
             "temperature": 0,
             "ignore_eos": True,
@@ -140,7 +150,7 @@ async def ask(server: Server, prompt: Sequence[int], tokens: int, *, cache: bool
         }
     ).encode()
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-    head = "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+    head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
     answer = Answer(time.perf_counter())
     writer.write(f"{head}connection: close\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body)
     status = await reader.readline()
@@ -150,7 +160,7 @@ async def ask(server: Server, prompt: Sequence[int], tokens: int, *, cache: bool
         if not line.startswith(b"data: {"):
             continue
         found = json.loads(line[6:])
-        if any(choice.get("text") for choice in found.get("choices", ())):
+        if any(text_of(choice) for choice in found.get("choices", ())):
             answer.times.append(time.perf_counter())
         if usage := found.get("usage"):
             answer.tokens = usage["completion_tokens"]
@@ -159,6 +169,11 @@ async def ask(server: Server, prompt: Sequence[int], tokens: int, *, cache: bool
     if not answer.times:
         raise RuntimeError(f"{server.name}: an answer without text")
     return answer
+
+
+def text_of(choice: dict[str, Any]) -> str | None:
+    text: str | None = choice.get("text") or choice.get("delta", {}).get("content")
+    return text
 
 
 def prompt_of(rng: random.Random, tokens: int) -> list[int]:
@@ -189,12 +204,14 @@ async def beside_a_long_prompt(server: Server, tokens: int, seed: int) -> list[l
 async def with_a_system_text(server: Server, tokens: int, seed: int) -> list[list[Answer]]:
     """The first one's answer comes first; the others find what it has read."""
     rng = random.Random(seed)
-    system = prompt_of(rng, LONG)
-    first = await ask(server, system, 1, cache=True)
-    others = [
-        await ask(server, [*system, *prompt_of(rng, PROMPT)], tokens, cache=True) for _ in range(8)
-    ]
-    return [[first], others]
+    system = " ".join(rng.choice(WORDS) for _ in range(LONG))
+
+    async def question(number: int) -> Answer:
+        asked = f"Question {number}: what is {rng.choice(WORDS)}?"
+        messages = [{"role": "system", "content": system}, {"role": "user", "content": asked}]
+        return await ask(server, messages, tokens, cache=True)
+
+    return [[await question(0)], [await question(i) for i in range(1, 9)]]
 
 
 def result_of(server: Server, case: str, answers: list[list[Answer]]) -> Result:
