@@ -23,6 +23,7 @@ COMMANDS = (
     "convert",
     "quantize",
     "info",
+    "pull",
     "state",
     "tokenize",
     "embed",
@@ -103,5 +104,6 @@ def ended_by_signals() -> Iterator[None]:
 def main() -> None:
     """Run RWKV language models on the CPU.
 
-    Without MODEL, a command uses the small demo model that comes with the program.
+    MODEL is a file or a name such as g1:0.4b (see `rwkv-edge pull`). Without MODEL, a command uses
+    the small demo model that comes with the program.
     """
