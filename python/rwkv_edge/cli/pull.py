@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -14,7 +15,7 @@ from ..files.form import amount, printable
 from .terminal import Progress
 
 WINDOW = 20  # seconds that a speed is the average of
-CONVERT = "pip install 'rwkv-edge[convert]', which brings its vocabulary; then"
+VOCABULARY = "pip install 'rwkv-edge[convert]', which brings the vocabulary; then "
 
 
 @click.command()
@@ -41,16 +42,16 @@ def advice(name: str, path: Path) -> str:
     """What to do next with a file."""
     if path.suffix == ".gguf":
         return f"next: rwkv-edge chat {name}"
-    out = f"{path.stem}.gguf"
+    missing = find_spec("pyrwkv_tokenizer") is None
     return (
-        f"next: {CONVERT} rwkv-edge chat {name}, "
-        f"or rwkv-edge convert {name} {out} --type q8_0 for a smaller and faster file"
+        f"next: {VOCABULARY * missing}rwkv-edge chat {name}, or "
+        f"rwkv-edge convert {name} {path.stem}.gguf --type q8_0 for a smaller and faster file"
     )
 
 
 def fetched(name: str) -> Path:
     """Bring a file here with a line that shows how far it has come."""
-    with Progress(f"pulling {printable(name)}") as bar:
+    with Progress(f"pulling {printable(name)}" if len(name) < 16 else "pulling") as bar:
         speed = Speed()
 
         def progress(done: int, total: int) -> None:
