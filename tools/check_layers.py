@@ -43,7 +43,7 @@ FOLLOWS_POINTERS = re.compile(
 PYTHON_LAYERS = (
     ("_core",),
     ("files", "grammar", "lookup", "tokenizer"),
-    ("convert", "hub"),
+    ("batch", "convert", "hub"),
     ("model_file", "state"),
     ("asynchronous", "generation"),
     ("model",),
