@@ -16,19 +16,27 @@ from workers import Generate
 
 
 def write(
-    source: str, target: str, model: str | None, workers: int, threads: int, max_tokens: int
+    source: str,
+    target: str,
+    model: str | None,
+    workers: int,
+    threads: int,
+    max_tokens: int,
+    seed: int = 0,
 ) -> None:
+    # Files need no cores: the workers may have all of them, and never give one back.
+    files = {"num_cpus": 0}
     (
-        ray.data.read_json(source, lines=True)
+        ray.data.read_json(source, lines=True, ray_remote_args=files)
         .map_batches(
             Generate,
             fn_constructor_args=(model,),
-            fn_constructor_kwargs={"threads": threads, "max_tokens": max_tokens},
+            fn_constructor_kwargs={"threads": threads, "max_tokens": max_tokens, "seed": seed},
             compute=ray.data.ActorPoolStrategy(size=workers),
             num_cpus=threads,
             batch_size=16,
         )
-        .write_json(target)
+        .write_json(target, ray_remote_args=files)
     )
 
 
