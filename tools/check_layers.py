@@ -50,6 +50,7 @@ PYTHON_LAYERS = (
     ("prefix_cache",),
     ("bench", "chat", "compat", "describe", "scoring"),
     ("__init__", "harness"),
+    ("server",),
     ("cli",),
     ("__main__",),
 )

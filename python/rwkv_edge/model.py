@@ -363,18 +363,7 @@ class Session:
         return ids
 
     def _ids(self, tokens: Iterable[SupportsIndex]) -> list[int]:
-        expected = "expected a list or an array of whole numbers"
-        if isinstance(tokens, (str, bytes, bytearray, memoryview)):
-            raise ValueError(f"tokens: found {type(tokens).__name__}, {expected}")
-        try:
-            ids = [index(token) for token in tokens]
-        except TypeError as error:
-            raise ValueError(f"tokens: {error}, {expected}") from error
-        n_vocab = self.model.n_vocab
-        outside = next((i for i in ids if not 0 <= i < n_vocab), None)
-        if outside is not None:
-            raise ValueError(f"token {outside} is outside the vocabulary of {n_vocab}")
-        return ids
+        return checked_ids(tokens, self.model.n_vocab)
 
     def _feed(
         self, ids: list[int], logits: _core.Logits, progress: FeedProgress | None
@@ -699,6 +688,20 @@ class Batch:
                 f"{name}: found {len(found)}, expected {len(self.sessions)}, one for each session"
             )
         return found
+
+
+def checked_ids(tokens: Iterable[SupportsIndex], n_vocab: int) -> list[int]:
+    expected = "expected a list or an array of whole numbers"
+    if isinstance(tokens, (str, bytes, bytearray, memoryview)):
+        raise ValueError(f"tokens: found {type(tokens).__name__}, {expected}")
+    try:
+        ids = [index(token) for token in tokens]
+    except TypeError as error:
+        raise ValueError(f"tokens: {error}, {expected}") from error
+    outside = next((i for i in ids if not 0 <= i < n_vocab), None)
+    if outside is not None:
+        raise ValueError(f"token {outside} is outside the vocabulary of {n_vocab}")
+    return ids
 
 
 def logits_mode(logits: str) -> _core.Logits:

@@ -27,6 +27,7 @@ COMMANDS = (
     "state",
     "tokenize",
     "embed",
+    "serve",
     "bench",
 )
 INTERRUPTED = 130  # as the shell has it for a program that Ctrl-C ended
