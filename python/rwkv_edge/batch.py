@@ -41,6 +41,8 @@ Progress = Callable[[int, int], object]  # bytes of the input that are done, and
 class Counts:
     answered: int = 0
     refused: int = 0
+    failed: int = 0
+    """Lines that could not be answered now, which have no answer in the output."""
     skipped: int = 0
     """Lines that the output already had."""
 
@@ -97,6 +99,9 @@ async def run(
                 if line.problem
                 else await answer(line.url, line.body)
             )
+            if status == 429 or status >= 500:  # of the moment, and not of the line
+                counts.failed += 1
+                return
             output.write(line, status, body)
             if status < 400:
                 counts.answered += 1

@@ -165,6 +165,17 @@ def test_refused_lines_are_not_asked_again(tmp_path: Path) -> None:
     assert run(tmp_path, Echo(0)).skipped == 1
 
 
+def test_lines_that_failed_are_asked_again(tmp_path: Path) -> None:
+    async def fail(_url: str, body: Any) -> tuple[int, dict[str, Any]]:
+        return body, {}
+
+    (tmp_path / "in").write_text("\n".join(request(f"id {i}", i) for i in (429, 500, 503, 499)))
+    counts = asyncio.run(batch.run(tmp_path / "in", tmp_path / "out", fail))
+    assert (counts.answered, counts.refused, counts.failed) == (0, 1, 3)
+    assert set(by_id(tmp_path)) == {"id 499"}
+    assert run(tmp_path, Echo()).answered == 3
+
+
 def test_any_text_is_an_id(tmp_path: Path) -> None:
     names = ["语言", "\ud83d", "a\nb", "\x00", "😀"]
     (tmp_path / "in").write_text("\n".join(request(name, name) for name in names))

@@ -499,7 +499,7 @@ def test_wrong_usage(arguments: list[str]) -> None:
 
 
 def test_help_lists_the_commands() -> None:
-    assert sorted(commands()) == sorted([*COMMANDS, "pull"])
+    assert sorted(commands()) == sorted([*COMMANDS, "batch", "pull", "serve"])
     result = CliRunner().invoke(cli.main, ["--help"])
     assert result.exit_code == 0
     for name, command in commands().items():

@@ -138,3 +138,12 @@ def test_two_workers_embed_and_score(workers: ModuleType, path: str, ray: Any) -
         expected = getattr(workers, name)(path)(columns)
         for key, values in expected.items():
             assert np.array_equal(np.array([row[key] for row in found]), values), key
+
+
+@pytest.mark.ray
+@pytest.mark.filterwarnings("ignore")
+def test_two_replicas_serve(path: str, ray: Any) -> None:
+    pytest.importorskip("starlette")
+    serve = pytest.importorskip("ray.serve")
+    serve.start(http_options={"port": 0, "host": "127.0.0.1"})
+    assert ray.is_initialized()

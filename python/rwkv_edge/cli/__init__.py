@@ -18,6 +18,7 @@ from .. import __version__, _core
 from .terminal import error_text, prepare_streams
 
 COMMANDS = (
+    "batch",
     "chat",
     "generate",
     "convert",
