@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import socket
 import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -89,7 +91,7 @@ def ray() -> Iterator[Any]:
         for name, value in environment.items():
             patch.setenv(name, value)
         found.init(
-            num_cpus=2,
+            num_cpus=3,  # of Ray Serve's proxy one
             include_dashboard=False,
             object_store_memory=200 << 20,
             log_to_driver=False,
@@ -105,7 +107,7 @@ def test_two_workers_write_what_one_does(
     workers: ModuleType, path: str, ray: Any, tmp_path: Path
 ) -> None:
     """The example's program, on a file of prompts."""
-    assert workers
+    assert workers.Generate
     assert ray.is_initialized()
     (write,) = module("write")
     source = tmp_path / "prompts.jsonl"
@@ -142,8 +144,30 @@ def test_two_workers_embed_and_score(workers: ModuleType, path: str, ray: Any) -
 
 @pytest.mark.ray
 @pytest.mark.filterwarnings("ignore")
-def test_two_replicas_serve(path: str, ray: Any) -> None:
+def test_two_replicas_serve(path: str, ray: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("starlette")
     serve = pytest.importorskip("ray.serve")
-    serve.start(http_options={"port": 0, "host": "127.0.0.1"})
     assert ray.is_initialized()
+    monkeypatch.setenv("RWKV_MODEL", path)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    try:
+        (serving,) = module("serving")
+        serve.run(serving.app)
+        assert serve.status().applications["default"].deployments["Server"].replica_states == {
+            "RUNNING": 2
+        }
+        expected = alone(path)
+        for i in range(6):
+            body = {"prompt": PROMPTS[i], "max_tokens": 8, "seed": 5 + i, "temperature": 1}
+            request = urllib.request.Request(
+                f"http://127.0.0.1:{port}/v1/completions",
+                json.dumps({**body, "top_p": 0.3}).encode(),
+                {"Content-Type": "application/json"},
+            )
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                assert json.load(answer)["choices"][0]["text"] == expected[i]
+    finally:
+        serve.shutdown()
