@@ -131,8 +131,9 @@ async def finished(waiting: set[asyncio.Task[None]]) -> None:
     """Wait for one, and raise what it raised."""
     done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
     waiting -= done
-    for task in done:
-        task.result()
+    errors = [error for task in done if (error := task.exception()) is not None]
+    if errors:
+        raise errors[0]
 
 
 def lines(file: BinaryIO, part: tuple[int, int] = (1, 1)) -> Iterator[Line]:
