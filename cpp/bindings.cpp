@@ -386,6 +386,17 @@ py::bytearray hidden(Session& session, const std::vector<int32_t>& ids,
     return found;
 }
 
+// Of each tensor [tokens, its inputs]
+py::bytearray inputs(Session& session, const std::vector<int32_t>& ids,
+                     const std::vector<std::string>& tensors, const py::object& progress) {
+    py::bytearray found = new_floats(session.input_floats(tensors, std::ssize(ids)));
+    float* to = floats(found).data();
+    Unlocked unlocked;
+    Watch watch(progress, unlocked);
+    session.inputs(ids, tensors, to, std::ref(watch));
+    return found;
+}
+
 py::bytearray last_logits(const Session& session) {
     py::bytearray logits = new_floats(session.model().config().n_vocab);
     float* to = floats(logits).data();
@@ -561,6 +572,8 @@ void bind_engine(py::module_& m) {
     py::class_<Session>(m, "Session")
         .def("feed", &feed, py::arg("tokens"), py::arg("logits"), py::arg("progress") = py::none())
         .def("hidden", &hidden, py::arg("tokens"), py::arg("layers"),
+             py::arg("progress") = py::none())
+        .def("inputs", &inputs, py::arg("tokens"), py::arg("tensors"),
              py::arg("progress") = py::none())
         .def_property_readonly("tokens",
                                py::cpp_function(&Session::tokens, py::call_guard<Unlocked>()))

@@ -357,6 +357,36 @@ class Session:
         shape = (len(numbers), len(ids), self.model.n_embd)
         return np.frombuffer(found, np.float32).reshape(shape)
 
+    def inputs(
+        self,
+        tokens: Iterable[SupportsIndex],
+        tensors: Iterable[str],
+        *,
+        progress: FeedProgress | None = None,
+    ) -> dict[str, NDArray[np.float32]]:
+        """Read tokens as `feed` does, and return what matrices of the model multiply on the way.
+
+        `tensors` are names in the model's file, such as "blk.0.channel_mix_value.weight". Each has
+        an array, float32 [T, columns]. Quantization uses it to find out which columns matter. With
+        "output.weight" every token is multiplied with the head, which takes memory for its logits.
+
+        Raises ValueError for a tensor that is no matrix of the file, and for one that no product
+        reads as the file has it: the embedding, a transposed one, any on a GPU.
+        """
+        import numpy as np
+
+        names, ids = list(tensors), self._checked(tokens)
+        found = np.frombuffer(
+            self._writable.inputs(ids, names, of_all(progress, len(ids))), np.float32
+        )
+        self._note(ids)
+        columns = {tensor.name: tensor.shape[-1] for tensor in self.model._file.tensors}
+        ends = list(accumulate(columns[name] * len(ids) for name in names))
+        return {
+            name: found[end - columns[name] * len(ids) : end].reshape(len(ids), -1)
+            for name, end in zip(names, ends, strict=True)
+        }
+
     def score(self, text: str | bytes | Iterable[SupportsIndex]) -> NDArray[np.float64]:
         """Read a text, or tokens, and return how likely it was: ln p of each of its T tokens,
         float64 [T].
