@@ -503,6 +503,11 @@ def test_commands_take_names(fake: FakeHub, tmp_path: Path, tiny_model: GetModel
     assert program("quantize", NAME, str(made), "--type", "q8_0").returncode == 0
     assert program("convert", NAME, str(made), "--type", "q4_0").returncode == 0
     assert program("bench", NAME, "-p", "0", "-n", "1", "-r", "1").returncode == 0
+    (tmp_path / "text").write_text("some words " * 20)
+    measured = program(
+        "perplexity", NAME, str(tmp_path / "text"), "--against", NAME, "--window", "64"
+    )
+    assert measured.returncode == 0, measured.stderr
     assert fake.seen == []  # all of them found it in the cache
     pulled = program("pull", NAME)
     assert pulled.returncode == 0

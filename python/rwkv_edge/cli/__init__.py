@@ -30,6 +30,7 @@ COMMANDS = (
     "embed",
     "serve",
     "bench",
+    "perplexity",
 )
 INTERRUPTED = 130  # as the shell has it for a program that Ctrl-C ended
 LOST_FILE = (
