@@ -197,7 +197,7 @@ class PrefixCache:
             return None
         try:
             self._keep_on_disk(self._folder, text.beginnings[number - 1].key, entry, state)
-        except (OSError, self._sqlite.Error) as error:
+        except (OSError, ValueError, self._sqlite.Error) as error:  # a state may hold NaN
             return f"{self._folder}: a state was not kept, so it is read again: {error}"
         return None
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from .options import FILE, TYPE, type_options
+from .options import FILE, TYPE, local, type_options
 from .terminal import making
 
 
@@ -21,5 +21,6 @@ def quantize(*, source: Path, target: Path, kind: str, **options: Any) -> None:
     """Quantize a GGUF file: store its weights in a smaller type."""
     from ..convert import quantize as quantize_model
 
+    path = local(source)
     with making(target, "quantizing") as bar:
-        quantize_model(source, target, type=kind, progress=bar, **options)
+        quantize_model(path, target, type=kind, progress=bar, **options)
