@@ -40,7 +40,7 @@ from rwkv_edge.convert.vocab import read_vocabulary
 from rwkv_edge.describe import describe
 from rwkv_edge.files.form import printable
 from rwkv_edge.files.gguf_writer import header
-from rwkv_edge.tokenizer import tokenizer_from_file
+from rwkv_edge.tokenizer import protobuf_fields, tokenizer_from_file
 from texts import TEXTS, train
 from web_rwkv import as_st
 
@@ -774,7 +774,8 @@ def trained(kind: str) -> bytes:
 
 
 def sentencepiece(rng: random.Random) -> Files:
-    fields = protobuf(trained(rng.choice(("bpe", "unigram"))))
+    model = trained(rng.choice(("bpe", "unigram")))
+    fields = [(tag, data) for tag, data, _ in protobuf_fields(model) if isinstance(data, bytes)]
     for _ in range(rng.choice((0, 1, 1, 2, 4))):
         i = rng.randrange(len(fields))
         if rng.random() < 0.3:  # those after the pieces say how it works
@@ -802,26 +803,6 @@ def sentencepiece(rng: random.Random) -> Files:
             fields[i] = (tag, damage(rng, data, 2))
     data = b"".join(varint(tag << 3 | 2) + varint(len(data)) + data for tag, data in fields)
     return {"tokenizer.model": maybe(rng, data, 0.15)}
-
-
-def protobuf(data: bytes) -> list[tuple[int, bytes]]:
-    """The fields of a message, which are all messages themselves."""
-    fields, at = [], 0
-    while at < len(data):
-        tag, at = read_varint(data, at)
-        length, at = read_varint(data, at)
-        fields.append((tag >> 3, data[at : at + length]))
-        at += length
-    return fields
-
-
-def read_varint(data: bytes, at: int) -> tuple[int, int]:
-    found = shift = 0
-    while True:
-        found |= (data[at] & 127) << shift
-        shift, at = shift + 7, at + 1
-        if data[at - 1] < 128:
-            return found, at
 
 
 def varint(n: int) -> bytes:
