@@ -557,7 +557,8 @@ def ggmf(rng: random.Random) -> Files:
         if kind == 0:
             file.header[rng.randrange(6)] = int32(number(rng))
         elif kind == 1:
-            tensor.dims[rng.randrange(len(tensor.dims))] = int32(number(rng))
+            if tensor.dims:  # kind 2 takes one away each time
+                tensor.dims[rng.randrange(len(tensor.dims))] = int32(number(rng))
         elif kind == 2:
             tensor.dims = rng.choice((tensor.dims[::-1], [*tensor.dims, 1], tensor.dims[1:]))
         elif kind == 3:
