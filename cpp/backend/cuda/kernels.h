@@ -200,6 +200,40 @@ struct Wkv7Args {
 };
 void wkv7(Gpu& gpu, const Wkv7Args& args);
 
+// --- logits to choose from ---
+
+enum : int { kMostRows = 16, kMostChanges = 4096, kMostFound = 4096 };
+
+inline int64_t blocks_of_logits(int64_t n) { return (n + kLogitBlock - 1) / kLogitBlock; }
+inline int64_t groups_of_logits(int64_t n) {
+    return (blocks_of_logits(n) + kSumBlocks - 1) / kSumBlocks;
+}
+
+// What Shortlist says, for some rows of n logits. All arrays are [rows, ..].
+struct SurveyRow {
+    const float* logits;
+    const LogitChange* changes;
+    const uint8_t* allowed;  // or null
+    int32_t change_count;
+};
+struct SurveyArgs {
+    SurveyRow rows[kMostRows];
+    float* values;   // [blocks, 64]: the logits after their changes
+    float* best;     // [blocks], and so are the first tokens; [groups] the sums and the products;
+    int64_t stride;  // so many floats from row to row
+    int32_t row_count, n;
+};
+void survey(Gpu& gpu, const SurveyArgs& args);
+
+struct GatherArgs {
+    float least[kMostRows];
+    const float* values;  // [blocks, 64]
+    int32_t* counts;      // [blocks] of candidates; then [kMostFound] their logits and tokens
+    int64_t stride;       // so many numbers from row to row
+    int32_t row_count, n;
+};
+void gather(Gpu& gpu, const GatherArgs& args);
+
 // Takes a quarter of a second. Throws NoMemory.
 DeviceLimits limits_of(Gpu& gpu);
 
