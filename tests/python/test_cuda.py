@@ -378,18 +378,45 @@ print(len(sessions) > 5, said)
 
 
 @emulated
+def test_no_memory_for_logits_that_stay() -> None:
+    code = """
+from rwkv_edge import Model, _core
+model = Model(device="cuda")
+session = model.session()
+text = "".join(session.generate("a", max_tokens=3, temperature=0))
+before = session.state.data.tobytes()
+tokens = [1] * (1 + (24 << 20) // (4 * model.n_vocab))
+try:
+    _core.feed_together([(session._engine, tokens, _core.Logits.all)], None, True)
+except MemoryError as error:
+    said = str(error)
+assert session.state.data.tobytes() == before
+again = "".join(model.session().generate("a", max_tokens=3, temperature=0))
+print(text == again, said)
+"""
+    said = child(code, RWKV_EDGE_EMULATED_MEMORY=str(24 << 20))
+    assert said.startswith("True cuda:0 emulated GPU: no memory left for ")
+
+
+@emulated
 def test_after_a_fork_the_gpu_is_not_touched() -> None:
     code = """
 import os
-from rwkv_edge import Model
+from rwkv_edge import Model, _core
 model = Model(device="cuda")
 session = model.session()
+kept = _core.feed_together([(session._engine, [1], _core.Logits.last)], None, True)
 if os.fork() == 0:
     try:
         session.feed([1])
     except RuntimeError as error:
         print(error, flush=True)
-    del session, model
+    try:
+        kept.sample([(_core.Sampler(), 0, None)])
+        print("sampled", flush=True)
+    except RuntimeError:
+        pass
+    del session, model, kept
     os._exit(0)
 os.wait()
 session.feed([1])

@@ -592,32 +592,27 @@ private:
         products.tokens = prepare.tokens;
         for (std::size_t i = 0; i < jobs.size(); ++i) {
             const MatmulJob& job = jobs[i];
-            if (job.w.by_input) {
+            const Finish finish{.y = job.y,
+                                .bias = job.bias,
+                                .gate = job.gate,
+                                .residual = job.residual,
+                                .scale = job.scale,
+                                .activate = job.activate};
+            if (job.w.by_input)
                 cuda::matmul_by_input(gpu_, {.w = job.w.data,
                                              .row_bytes = job.w.row_bytes(),
                                              .type = job.w.type,
                                              .x = job.x.x,
-                                             .y = job.y,
-                                             .bias = job.bias,
-                                             .gate = job.gate,
-                                             .residual = job.residual,
-                                             .scale = job.scale,
-                                             .activate = job.activate,
+                                             .finish = finish,
                                              .inputs = static_cast<int32_t>(job.w.rows),
                                              .outputs = static_cast<int32_t>(job.w.cols),
                                              .tokens = prepare.tokens});
-                continue;
-            }
-            products.jobs[products.count++] = {.w = *static_cast<const Weights*>(job.w.data),
-                                               .x = prepare.inputs[inputs.of_job[i]].to,
-                                               .y = job.y,
-                                               .bias = job.bias,
-                                               .gate = job.gate,
-                                               .residual = job.residual,
-                                               .scale = job.scale,
-                                               .activate = job.activate,
-                                               .rows = static_cast<int32_t>(job.w.rows),
-                                               .end = 0};
+            else
+                products.jobs[products.count++] = {.w = *static_cast<const Weights*>(job.w.data),
+                                                   .x = prepare.inputs[inputs.of_job[i]].to,
+                                                   .finish = finish,
+                                                   .rows = static_cast<int32_t>(job.w.rows),
+                                                   .end = 0};
         }
         if (products.count > 0) cuda::matmul(gpu_, products);
     }

@@ -78,14 +78,19 @@ inline int64_t prepared_bytes(int64_t cols, int64_t tokens) {
     return (cols + kTileCols - 1) / kTileCols * ((tokens + kTileTokens - 1) / kTileTokens) * 1024;
 }
 
-struct Product {
-    Weights w;
-    const void* x;  // prepared
+// Where a product goes, and what it becomes on the way, as MatmulJob says it.
+struct Finish {
     float* y;
     const float *bias, *gate;
     float* residual;
     float scale;
     Activate activate;
+};
+
+struct Product {
+    Weights w;
+    const void* x;  // prepared
+    Finish finish;
     int32_t rows;
     int32_t end;  // of its blocks, among those of all
 };
@@ -103,11 +108,7 @@ struct InputProduct {
     int64_t row_bytes;
     Type type;
     const float* x;
-    float* y;
-    const float *bias, *gate;
-    float* residual;
-    float scale;
-    Activate activate;
+    Finish finish;
     int32_t inputs, outputs, tokens;
 };
 void matmul_by_input(Gpu& gpu, const InputProduct& args);
