@@ -201,6 +201,25 @@ def test_texts_are_those_from_a_copy_of_the_logits(
 
 
 @on_gpu
+def test_forms_of_texts_in_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("llguidance")
+    model = Model(device="cuda")
+    each: list[Options] = [{"regex": "[0-9]{6}"}, {}, {"choices": ["north", "south"]}]
+    found = []
+    for stay in (True, False):
+        with monkeypatch.context() as patched:
+            stay_or_copy(patched, stay)
+            texts = [""] * 3
+            batch = model.batch(model.session() for _ in each)
+            for i, piece in batch.generate("a", each=each, seed=5, top_p=0.9, max_tokens=8):
+                texts[i] += piece
+        found.append(texts)
+    assert found[0] == found[1]
+    assert re.fullmatch("[0-9]{6}", found[0][0])
+    assert found[0][2] in ("north", "south")
+
+
+@on_gpu
 def test_kept_logits_and_their_refusals(tiny_model: GetModel) -> None:
     model = Model(tiny_model("f16", "d128")[0], device="cuda")
     core = model.session()._engine
