@@ -305,15 +305,27 @@ private:
 
 using PyPart = std::tuple<Session*, std::vector<int32_t>, Session::Logits>;
 
-py::bytearray feed_together(const std::vector<PyPart>& parts, const py::object& progress) {
+// With `stay` the logits may be a KeptLogits: on a GPU.
+py::object feed_together(const std::vector<PyPart>& parts, const py::object& progress, bool stay) {
     std::vector<Session::Part> views;
-    int64_t values = 0;
+    int64_t values = 0, rows = 0;
     for (const auto& [session, ids, mode] : parts) {
         if (session == nullptr) throw std::invalid_argument("a session is None");
         if (ids.empty() && mode == Session::Logits::Last)
             throw std::invalid_argument("no tokens, so there is no last one to give logits for");
-        values += Session::rows(mode, std::ssize(ids)) * session->model().config().n_vocab;
+        const int64_t wanted = Session::rows(mode, std::ssize(ids));
+        rows += wanted;
+        values += wanted * session->model().config().n_vocab;
         views.push_back({session, ids, mode});
+    }
+    if (stay && !views.empty() && views[0].session->runner()->keeps_logits()) {
+        auto kept = std::make_unique<KeptLogits>(views[0].session->runner(), rows);
+        {
+            Unlocked unlocked;
+            Watch watch(progress, unlocked);
+            Session::feed_together(views, *kept, std::ref(watch));
+        }
+        return py::cast(std::move(kept));
     }
     py::bytearray logits = new_floats(values);
     float* to = floats(logits).data();
@@ -325,7 +337,7 @@ py::bytearray feed_together(const std::vector<PyPart>& parts, const py::object& 
 
 py::bytearray feed(Session& session, const std::vector<int32_t>& ids, Session::Logits mode,
                    const py::object& progress) {
-    return feed_together({{&session, ids, mode}}, progress);
+    return feed_together({{&session, ids, mode}}, progress, false);
 }
 
 // [layers, tokens, n_embd]
@@ -392,6 +404,35 @@ int32_t sample(Sampler& sampler, const py::bytearray& logits, std::size_t row, s
     const std::string_view bits = *allowed;
     return sampler.sample(values,
                           std::span(reinterpret_cast<const uint8_t*>(bits.data()), bits.size()));
+}
+
+py::bytearray kept_row(const KeptLogits& logits, int64_t row) {
+    py::bytearray found = new_floats(logits.n_vocab());
+    const std::span<float> to = floats(found);
+    const Unlocked unlocked;
+    logits.copy(row, to);
+    return found;
+}
+
+using PyChoice = std::tuple<Sampler*, int64_t, std::optional<py::bytes>>;
+
+std::vector<int32_t> sample_kept(const KeptLogits& logits, const std::vector<PyChoice>& choices) {
+    std::vector<KeptLogits::Choice> views;
+    for (const auto& [sampler, row, allowed] : choices) {
+        if (sampler == nullptr) throw std::invalid_argument("a sampler is None");
+        views.push_back({sampler, row});
+        if (!allowed) continue;
+        const std::string_view bits = *allowed;
+        views.back().allowed =
+            std::span(reinterpret_cast<const uint8_t*>(bits.data()), bits.size());
+    }
+    const Unlocked unlocked;
+    return logits.sample(views);
+}
+
+int32_t sample_one(Sampler& sampler, const KeptLogits& logits, int64_t row, int64_t,
+                   const std::optional<py::bytes>& allowed) {
+    return sample_kept(logits, {{&sampler, row, allowed}}).front();
 }
 
 std::vector<std::pair<int32_t, double>> logprobs_of(const py::bytearray& logits, std::size_t row,
@@ -526,7 +567,12 @@ void bind_engine(py::module_& m) {
         .def("reset", &Session::reset, py::call_guard<Unlocked>())
         .def("fork", &Session::fork, py::call_guard<Unlocked>())
         .def("rewind", &Session::rewind, py::arg("to"), py::call_guard<Unlocked>());
-    m.def("feed_together", &feed_together, py::arg("parts"), py::arg("progress") = py::none());
+    py::class_<KeptLogits>(m, "KeptLogits")
+        .def_property_readonly("rows", &KeptLogits::rows)
+        .def("row", &kept_row, py::arg("row"))
+        .def("sample", &sample_kept, py::arg("choices"));
+    m.def("feed_together", &feed_together, py::arg("parts"), py::arg("progress") = py::none(),
+          py::arg("stay") = false);
     const SamplerOptions off{.top_p = 1.0};
     py::class_<Sampler>(m, "Sampler")
         .def(py::init([](double temperature, int64_t top_k, double top_p, double min_p,
@@ -548,6 +594,8 @@ void bind_engine(py::module_& m) {
              py::arg("logit_bias") = off.logit_bias, py::arg("banned") = off.banned,
              py::arg("forced") = off.forced)
         .def("sample", &sample, py::arg("logits"), py::arg("row") = 0, py::arg("n_vocab") = 0,
+             py::arg("allowed") = py::none())
+        .def("sample", &sample_one, py::arg("logits"), py::arg("row") = 0, py::arg("n_vocab") = 0,
              py::arg("allowed") = py::none())
         .def("accept", &Sampler::accept, py::arg("token"), py::arg("weight") = 1.0)
         .def_property_readonly("seed", &Sampler::seed);

@@ -53,9 +53,12 @@ private:
 }  // namespace
 
 Runner::Runner(std::shared_ptr<const Model> model)
-    : model_(std::move(model)), ops_(model_->backend().make_ops()), scratch_(model_->backend()) {}
+    : model_(std::move(model)),
+      ops_(model_->backend().make_ops()),
+      shortlist_(model_->backend().make_shortlist(model_->config().n_vocab)),
+      scratch_(model_->backend()) {}
 
-void Runner::step(std::span<const Feed> feeds, std::span<float* const> logits,
+void Runner::step(std::span<const Feed> feeds, std::span<float* const> logits, bool stay,
                   const std::function<void()>& between, const Tap& tap) {
     const std::lock_guard lock(mutex_);
     Backend& backend = model_->backend();
@@ -69,15 +72,20 @@ void Runner::step(std::span<const Feed> feeds, std::span<float* const> logits,
         scattered |= logits[i] != end;
         end += floats(i);
     }
-    float* direct = begin == nullptr || scattered ? nullptr : backend.direct(begin);
+    float* direct = begin == nullptr || scattered || stay ? nullptr : backend.direct(begin);
     const float* found = model_->forward(*ops_, scratch_, feeds, direct, between, tap);
     if (begin != nullptr) settled_ = true;  // every verb has run, the head's product too
-    if (direct != nullptr) return;
-    for (std::size_t i = 0; i < feeds.size(); ++i) {
-        if (floats(i) == 0) continue;
-        backend.read({logits[i], static_cast<std::size_t>(floats(i))}, found);
-        found += floats(i);
-    }
+    if (direct != nullptr || begin == nullptr) return;
+    const auto take = [&](float* to, int64_t n) {
+        if (stay)
+            backend.copy(to, found, n);
+        else
+            backend.read({to, static_cast<std::size_t>(n)}, found);
+        found += n;
+    };
+    if (!scattered) return take(begin, end - begin);
+    for (std::size_t i = 0; i < feeds.size(); ++i)
+        if (floats(i) > 0) take(logits[i], floats(i));
 }
 
 bool Runner::can_fail() const {
@@ -89,6 +97,34 @@ void Runner::logits(const float* memory, float* to) {
     const std::lock_guard lock(mutex_);
     const float* found = model_->logits(*ops_, scratch_, memory);
     model_->backend().read({to, static_cast<std::size_t>(model_->config().n_vocab)}, found);
+}
+
+KeptLogits::KeptLogits(std::shared_ptr<Runner> runner, int64_t rows)
+    : runner_(std::move(runner)),
+      rows_(rows),
+      memory_(runner_->model().backend().allocate(rows * n_vocab())) {}
+
+const float* KeptLogits::at(int64_t row) const {
+    if (row < 0 || row >= rows_)
+        throw std::invalid_argument(cat("row ", row, " of logits, found ", rows_, " rows"));
+    return memory_.get() + row * n_vocab();
+}
+
+void KeptLogits::copy(int64_t row, std::span<float> to) const {
+    runner_->model().backend().read(to.first(static_cast<std::size_t>(n_vocab())), at(row));
+}
+
+std::vector<int32_t> KeptLogits::sample(std::span<const Choice> choices) const {
+    std::vector<rwkv_edge::Choice> found;
+    for (const auto& [sampler, row, allowed] : choices) {
+        if (std::ranges::find(found, sampler, &rwkv_edge::Choice::sampler) != found.end())
+            throw std::invalid_argument("a sampler occurs twice, expected different ones");
+        found.push_back({sampler, at(row), allowed});
+    }
+    std::vector<int32_t> tokens(choices.size());
+    const std::lock_guard lock(runner_->mutex_);
+    rwkv_edge::sample(*runner_->shortlist_, found, tokens);
+    return tokens;
 }
 
 Session::Session(std::shared_ptr<Runner> runner)
@@ -113,6 +149,21 @@ void Session::feed(std::span<const int32_t> ids, Logits mode, float* logits,
 }
 
 void Session::feed_together(std::span<const Part> parts, float* logits, const Progress& progress) {
+    feed_together(parts, logits, false, progress);
+}
+
+void Session::feed_together(std::span<const Part> parts, KeptLogits& logits,
+                            const Progress& progress) {
+    int64_t wanted = 0;
+    for (const Part& part : parts) wanted += rows(part.mode, std::ssize(part.ids));
+    if (wanted != logits.rows())
+        throw std::invalid_argument(
+            cat("room for ", logits.rows(), " rows of logits, expected ", wanted));
+    feed_together(parts, logits.data(), true, progress);
+}
+
+void Session::feed_together(std::span<const Part> parts, float* logits, bool stay,
+                            const Progress& progress) {
     if (parts.empty()) return;
     Runner& runner = *parts[0].session->runner_;
     const Model& model = runner.model();
@@ -193,7 +244,7 @@ void Session::feed_together(std::span<const Part> parts, float* logits, const Pr
             };
         }
         if (interruptible) between = [&] { progress(done); };
-        runner.step(feeds, to, between, tap);
+        runner.step(feeds, to, stay, between, tap);
         done += chunk - room;
         left -= chunk - room;
     }

@@ -4,7 +4,7 @@
 from collections.abc import Callable, Sequence
 from enum import Enum
 from os import PathLike
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -188,12 +188,33 @@ class Session:
     def rewind(self, to: Session) -> None:
         """Goes to where another session of the same runner stands."""
 
+@overload
 def feed_together(
     parts: Sequence[tuple[Session, list[int], Logits]],
     progress: Callable[[int], object] | None = None,
+    stay: Literal[False] = False,
 ) -> bytearray:
     """Feeds several sessions of one runner in the same steps; returns what each part asked for,
     one after the other."""
+
+@overload
+def feed_together(
+    parts: Sequence[tuple[Session, list[int], Logits]],
+    progress: Callable[[int], object] | None,
+    stay: bool,
+) -> bytearray | KeptLogits:
+    """The same; on a GPU the logits stay there."""
+
+class KeptLogits:
+    """Logits that stay where the model lives: [rows, n_vocab]."""
+
+    @property
+    def rows(self) -> int: ...
+    def row(self, row: int) -> bytearray:
+        """A copy of one, [n_vocab]; ValueError for one that is not there."""
+    def sample(self, choices: Sequence[tuple[Sampler, int, bytes | None]]) -> list[int]:
+        """A token for each sampler, a row and what is allowed: that of `Sampler.sample` from a copy
+        of the row. Errors as there, and ValueError for a sampler that occurs twice."""
 
 class Sampler:
     """Chooses tokens by the rules that `Session.generate` states; everything is off by default."""
@@ -217,7 +238,11 @@ class Sampler:
     ) -> None:
         """ValueError for an option out of range."""
     def sample(
-        self, logits: bytearray, row: int = 0, n_vocab: int = 0, allowed: bytes | None = None
+        self,
+        logits: bytearray | KeptLogits,
+        row: int = 0,
+        n_vocab: int = 0,
+        allowed: bytes | None = None,
     ) -> int:
         """From one row of [rows, n_vocab]; 0: all are one row. Of `allowed`, bit i % 8 of byte
         i // 8 says whether token i may be chosen.
