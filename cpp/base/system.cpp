@@ -151,12 +151,13 @@ MappedFile::MappedFile(const std::string& path) {
 
 MappedFile::~MappedFile() {
     ::munmap(data_, size_);
-    ::close(file_);
+    ::close(static_cast<int>(file_));
 }
 
 void MappedFile::read(int64_t offset, std::span<std::byte> to, const std::string& path) const {
     while (!to.empty()) {
-        const ssize_t n = ::pread(file_, to.data(), to.size(), static_cast<off_t>(offset));
+        const ssize_t n =
+            ::pread(static_cast<int>(file_), to.data(), to.size(), static_cast<off_t>(offset));
         if (n < 0 && errno == EINTR) continue;
         if (n < 0) throw FileError(errno, path, std::strerror(errno));
         if (n == 0)
