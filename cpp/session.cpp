@@ -164,7 +164,7 @@ void Session::feed_together(std::span<const Part> parts, float* logits, const Pr
             const Part& part = parts[i];
             const auto rest = part.ids.subspan(static_cast<std::size_t>(fed[i]));
             if (rest.empty()) continue;
-            const int64_t n = std::min(room, std::ssize(rest));
+            const int64_t n = std::min<int64_t>(room, std::ssize(rest));
             const int64_t wanted = part.mode == Logits::All                             ? n
                                    : part.mode == Logits::Last && n == std::ssize(rest) ? 1
                                                                                         : 0;

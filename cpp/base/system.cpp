@@ -178,7 +178,7 @@ void say_on_bus_error(std::string text) {
         [[maybe_unused]] const auto written = ::write(STDERR_FILENO, said.data(), said.size());
         ::raise(signal);
     };
-    action.sa_flags = SA_RESETHAND;  // the second signal ends the process
+    action.sa_flags = static_cast<int>(SA_RESETHAND);  // the second signal ends the process
     ::sigaction(SIGBUS, &action, nullptr);
 }
 
