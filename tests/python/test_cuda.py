@@ -246,6 +246,7 @@ print(len(sessions) > 5, said)
 
 
 @emulated
+@pytest.mark.posix("fork")
 def test_after_a_fork_the_gpu_is_not_touched() -> None:
     code = """
 import os
