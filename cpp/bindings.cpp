@@ -15,8 +15,11 @@
 #include "backend/limits.h"
 #include "base/error.h"
 #include "base/system.h"
+#include "base/thread_pool.h"
+#include "gptq.h"
 #include "io/model_file.h"
 #include "kernels/dispatch.h"
+#include "quant/search.h"
 #include "sampler.h"
 #include "session.h"
 #include "text/world_tokenizer.h"
@@ -30,6 +33,7 @@ namespace {
 using Floats = py::array_t<float, py::array::c_style | py::array::forcecast>;
 using Bytes = py::array_t<uint8_t, py::array::c_style>;
 using FilePtr = std::shared_ptr<const ModelFile>;
+constexpr int kMostThreads = 1024;
 
 // Calls Python's C interface, which may end this thread: a thread that outlives the interpreter is
 // unwound when it wants the GIL (until Python 3.13), and the destructors on its stack cannot bear
@@ -126,10 +130,17 @@ void check_values(std::span<const float> values, Type type) {
     }
 }
 
+void check_importance(std::span<const float> importance) {
+    for (std::size_t i = 0; i < importance.size(); ++i)
+        if (!(importance[i] >= 0) || !std::isfinite(importance[i]))
+            throw std::invalid_argument(cat("importance of column ", i, " is ", importance[i],
+                                            ", expected a finite value of at least 0"));
+}
+
 Bytes quantize(const Floats& x, const std::string& name) {
     const TypeInfo& info = type_by_name(name);
     if (info.quantize == nullptr)
-        throw UnsupportedError(cat("type ", name, " can be read, but not written"));
+        throw UnsupportedError(cat("type ", name, " is not written by round to nearest"));
     const int64_t cols = last_dimension(x, info.block_len, "values", info.name);
     Bytes out(shape_with_last(x, type_bytes(info.type, cols)));
     const std::span<const float> values(x.data(), static_cast<std::size_t>(x.size()));
@@ -137,6 +148,53 @@ Bytes quantize(const Floats& x, const std::string& name) {
     const Unlocked unlocked;
     check_values(values, info.type);
     info.quantize(values.data(), blocks, static_cast<int64_t>(values.size()));
+    return out;
+}
+
+// [rows, cols] with a search, shared by threads.
+Bytes quantize_matrix(const Floats& x, const std::string& name,
+                      const std::optional<Floats>& importance, const std::optional<Floats>& hessian,
+                      float damp, int threads) {
+    const TypeInfo& info = type_by_name(name);
+    if (x.ndim() != 2)
+        throw std::invalid_argument(
+            cat("weights of ", x.ndim(), " dimensions, expected [rows, cols]"));
+    const int64_t rows = x.shape(0), cols = last_dimension(x, info.block_len, "values", info.name);
+    if (block_form(info.type) == nullptr) {
+        if (importance || hessian)
+            throw std::invalid_argument(
+                cat("type ", name, " has no search, so it takes no importance and no hessian"));
+        return quantize(x, name);
+    }
+    if (importance && (importance->ndim() != 1 || importance->shape(0) != cols))
+        throw std::invalid_argument(cat("importance of ", importance->size(),
+                                        " values, expected one for each of ", cols, " columns"));
+    if (hessian && (hessian->ndim() != 2 || hessian->shape(0) != cols || hessian->shape(1) != cols))
+        throw std::invalid_argument(
+            cat("hessian of ", hessian->size(), " values, expected [", cols, ", ", cols, "]"));
+    if (hessian && importance)
+        throw std::invalid_argument(
+            "importance and hessian, expected one of them: the diagonal of a hessian is an "
+            "importance");
+    if (!(damp >= 0) || !std::isfinite(damp))
+        throw std::invalid_argument(cat("damp ", damp, ", expected a finite number of at least 0"));
+    if (threads < 0 || threads > kMostThreads)
+        throw std::invalid_argument(
+            cat(threads, " threads, expected 0 to ", kMostThreads, "; 0 for all CPUs"));
+    Bytes out(shape_with_last(x, type_bytes(info.type, cols)));
+    const std::span<const float> values(x.data(), static_cast<std::size_t>(x.size()));
+    const float* columns = importance ? importance->data() : nullptr;
+    const float* square = hessian ? hessian->data() : nullptr;
+    uint8_t* blocks = out.mutable_data();
+    const Unlocked unlocked;
+    check_values(values, info.type);
+    if (columns != nullptr) check_importance({columns, static_cast<std::size_t>(cols)});
+    ThreadPool pool(threads == 0 ? usable_cpus() : threads);
+    if (square != nullptr && !values.empty())
+        quantize_with_hessian(info.type, values.data(), rows, cols, square, damp, blocks, kernels(),
+                              pool);
+    else
+        search_rows(info.type, values.data(), columns, rows, cols, blocks, pool);
     return out;
 }
 
@@ -347,6 +405,17 @@ py::bytearray hidden(Session& session, const std::vector<int32_t>& ids,
     return found;
 }
 
+// Of each tensor [tokens, its inputs]
+py::bytearray inputs(Session& session, const std::vector<int32_t>& ids,
+                     const std::vector<std::string>& tensors, const py::object& progress) {
+    py::bytearray found = new_floats(session.input_floats(tensors, std::ssize(ids)));
+    float* to = floats(found).data();
+    Unlocked unlocked;
+    Watch watch(progress, unlocked);
+    session.inputs(ids, tensors, to, std::ref(watch));
+    return found;
+}
+
 py::bytearray last_logits(const Session& session) {
     py::bytearray logits = new_floats(session.model().config().n_vocab);
     float* to = floats(logits).data();
@@ -523,6 +592,8 @@ void bind_engine(py::module_& m) {
         .def("feed", &feed, py::arg("tokens"), py::arg("logits"), py::arg("progress") = py::none())
         .def("hidden", &hidden, py::arg("tokens"), py::arg("layers"),
              py::arg("progress") = py::none())
+        .def("inputs", &inputs, py::arg("tokens"), py::arg("tensors"),
+             py::arg("progress") = py::none())
         .def_property_readonly("tokens",
                                py::cpp_function(&Session::tokens, py::call_guard<Unlocked>()))
         .def("logits", &last_logits)
@@ -615,6 +686,9 @@ PYBIND11_MODULE(_core, m) {
         },
         py::arg("name"));
     m.def("quantize", &quantize, py::arg("x"), py::arg("type"));
+    m.def("quantize_matrix", &quantize_matrix, py::arg("weights"), py::arg("type"),
+          py::arg("importance") = py::none(), py::arg("hessian") = py::none(),
+          py::arg("damp") = 0.1f, py::arg("threads") = 0);
     m.def("dequantize", &dequantize, py::arg("data"), py::arg("type"));
     m.def("isa", [] { return kernels().isa; });
     m.def("isa_levels", [] {
