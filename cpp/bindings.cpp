@@ -15,8 +15,11 @@
 #include "backend/limits.h"
 #include "base/error.h"
 #include "base/system.h"
+#include "base/thread_pool.h"
+#include "gptq.h"
 #include "io/model_file.h"
 #include "kernels/dispatch.h"
+#include "quant/search.h"
 #include "sampler.h"
 #include "session.h"
 #include "text/world_tokenizer.h"
@@ -30,6 +33,7 @@ namespace {
 using Floats = py::array_t<float, py::array::c_style | py::array::forcecast>;
 using Bytes = py::array_t<uint8_t, py::array::c_style>;
 using FilePtr = std::shared_ptr<const ModelFile>;
+constexpr int kMostThreads = 1024;
 
 // Calls Python's C interface, which may end this thread: a thread that outlives the interpreter is
 // unwound when it wants the GIL (until Python 3.13), and the destructors on its stack cannot bear
@@ -126,10 +130,17 @@ void check_values(std::span<const float> values, Type type) {
     }
 }
 
+void check_importance(std::span<const float> importance) {
+    for (std::size_t i = 0; i < importance.size(); ++i)
+        if (!(importance[i] >= 0) || !std::isfinite(importance[i]))
+            throw std::invalid_argument(cat("importance of column ", i, " is ", importance[i],
+                                            ", expected a finite value of at least 0"));
+}
+
 Bytes quantize(const Floats& x, const std::string& name) {
     const TypeInfo& info = type_by_name(name);
     if (info.quantize == nullptr)
-        throw UnsupportedError(cat("type ", name, " can be read, but not written"));
+        throw UnsupportedError(cat("type ", name, " is not written by round to nearest"));
     const int64_t cols = last_dimension(x, info.block_len, "values", info.name);
     Bytes out(shape_with_last(x, type_bytes(info.type, cols)));
     const std::span<const float> values(x.data(), static_cast<std::size_t>(x.size()));
@@ -137,6 +148,53 @@ Bytes quantize(const Floats& x, const std::string& name) {
     const Unlocked unlocked;
     check_values(values, info.type);
     info.quantize(values.data(), blocks, static_cast<int64_t>(values.size()));
+    return out;
+}
+
+// [rows, cols] with a search, shared by threads.
+Bytes quantize_matrix(const Floats& x, const std::string& name,
+                      const std::optional<Floats>& importance, const std::optional<Floats>& hessian,
+                      float damp, int threads) {
+    const TypeInfo& info = type_by_name(name);
+    if (x.ndim() != 2)
+        throw std::invalid_argument(
+            cat("weights of ", x.ndim(), " dimensions, expected [rows, cols]"));
+    const int64_t rows = x.shape(0), cols = last_dimension(x, info.block_len, "values", info.name);
+    if (block_form(info.type) == nullptr) {
+        if (importance || hessian)
+            throw std::invalid_argument(
+                cat("type ", name, " has no search, so it takes no importance and no hessian"));
+        return quantize(x, name);
+    }
+    if (importance && (importance->ndim() != 1 || importance->shape(0) != cols))
+        throw std::invalid_argument(cat("importance of ", importance->size(),
+                                        " values, expected one for each of ", cols, " columns"));
+    if (hessian && (hessian->ndim() != 2 || hessian->shape(0) != cols || hessian->shape(1) != cols))
+        throw std::invalid_argument(
+            cat("hessian of ", hessian->size(), " values, expected [", cols, ", ", cols, "]"));
+    if (hessian && importance)
+        throw std::invalid_argument(
+            "importance and hessian, expected one of them: the diagonal of a hessian is an "
+            "importance");
+    if (!(damp >= 0) || !std::isfinite(damp))
+        throw std::invalid_argument(cat("damp ", damp, ", expected a finite number of at least 0"));
+    if (threads < 0 || threads > kMostThreads)
+        throw std::invalid_argument(
+            cat(threads, " threads, expected 0 to ", kMostThreads, "; 0 for all CPUs"));
+    Bytes out(shape_with_last(x, type_bytes(info.type, cols)));
+    const std::span<const float> values(x.data(), static_cast<std::size_t>(x.size()));
+    const float* columns = importance ? importance->data() : nullptr;
+    const float* square = hessian ? hessian->data() : nullptr;
+    uint8_t* blocks = out.mutable_data();
+    const Unlocked unlocked;
+    check_values(values, info.type);
+    if (columns != nullptr) check_importance({columns, static_cast<std::size_t>(cols)});
+    ThreadPool pool(threads == 0 ? usable_cpus() : threads);
+    if (square != nullptr && !values.empty())
+        quantize_with_hessian(info.type, values.data(), rows, cols, square, damp, blocks, kernels(),
+                              pool);
+    else
+        search_rows(info.type, values.data(), columns, rows, cols, blocks, pool);
     return out;
 }
 
@@ -215,6 +273,12 @@ py::bytes read_tensor(const TensorInfo& tensor, std::size_t start, std::size_t s
     return {reinterpret_cast<const char*>(data.data()) + start, size};
 }
 
+// As the engine takes paths on every system; on POSIX these are the bytes as they are.
+std::string utf8(const std::filesystem::path& path) {
+    const std::u8string text = path.u8string();
+    return {text.begin(), text.end()};
+}
+
 // What an assembled file lives on. It may go in a thread that does not hold the GIL.
 struct Parts {
     py::bytes header;
@@ -234,7 +298,7 @@ std::shared_ptr<ModelFile> assemble(const std::filesystem::path& path, const py:
     const std::string_view text = owner->header;
     const Unlocked unlocked;
     return std::const_pointer_cast<ModelFile>(
-        ModelFile::assemble(std::as_bytes(std::span(text)), views, path.string(), owner));
+        ModelFile::assemble(std::as_bytes(std::span(text)), views, utf8(path), owner));
 }
 
 WorldTokenizer world_from_file(const ModelFile& file) {
@@ -350,6 +414,17 @@ py::bytearray hidden(Session& session, const std::vector<int32_t>& ids,
     Watch watch(progress, unlocked);
     const Session::Part part{&session, ids, Session::Logits::None, layers, to};
     Session::feed_together({&part, 1}, nullptr, std::ref(watch));
+    return found;
+}
+
+// Of each tensor [tokens, its inputs]
+py::bytearray inputs(Session& session, const std::vector<int32_t>& ids,
+                     const std::vector<std::string>& tensors, const py::object& progress) {
+    py::bytearray found = new_floats(session.input_floats(tensors, std::ssize(ids)));
+    float* to = floats(found).data();
+    Unlocked unlocked;
+    Watch watch(progress, unlocked);
+    session.inputs(ids, tensors, to, std::ref(watch));
     return found;
 }
 
@@ -485,7 +560,7 @@ void bind_files(py::module_& m) {
         .def("read", &read_tensor, py::arg("start"), py::arg("size"));
     py::class_<MappedFile, std::shared_ptr<MappedFile>>(m, "MappedFile")
         .def(py::init([](const std::filesystem::path& path) {
-                 return std::make_shared<MappedFile>(path.string());
+                 return std::make_shared<MappedFile>(utf8(path));
              }),
              py::arg("path"), py::call_guard<Unlocked>())
         .def_property_readonly(
@@ -493,7 +568,7 @@ void bind_files(py::module_& m) {
         .def("forget", &MappedFile::forget);
     py::class_<ModelFile, std::shared_ptr<ModelFile>>(m, "ModelFile")
         .def(py::init([](const std::filesystem::path& path) {
-                 return std::const_pointer_cast<ModelFile>(ModelFile::open(path.string()));
+                 return std::const_pointer_cast<ModelFile>(ModelFile::open(utf8(path)));
              }),
              py::arg("path"), py::call_guard<Unlocked>())
         .def_static("assemble", &assemble, py::arg("path"), py::arg("header"), py::arg("tensors"))
@@ -557,6 +632,8 @@ void bind_engine(py::module_& m) {
     py::class_<Session>(m, "Session")
         .def("feed", &feed, py::arg("tokens"), py::arg("logits"), py::arg("progress") = py::none())
         .def("hidden", &hidden, py::arg("tokens"), py::arg("layers"),
+             py::arg("progress") = py::none())
+        .def("inputs", &inputs, py::arg("tokens"), py::arg("tensors"),
              py::arg("progress") = py::none())
         .def_property_readonly("tokens",
                                py::cpp_function(&Session::tokens, py::call_guard<Unlocked>()))
@@ -657,6 +734,9 @@ PYBIND11_MODULE(_core, m) {
         },
         py::arg("name"));
     m.def("quantize", &quantize, py::arg("x"), py::arg("type"));
+    m.def("quantize_matrix", &quantize_matrix, py::arg("weights"), py::arg("type"),
+          py::arg("importance") = py::none(), py::arg("hessian") = py::none(),
+          py::arg("damp") = 0.1f, py::arg("threads") = 0);
     m.def("dequantize", &dequantize, py::arg("data"), py::arg("type"));
     m.def("isa", [] { return kernels().isa; });
     m.def("isa_levels", [] {

@@ -25,7 +25,32 @@ def quantize(x: NDArray[np.float32], type: str) -> NDArray[np.uint8]:
     """[..., cols] floats to [..., row_bytes] blocks, by round to nearest as ggml does it.
 
     ValueError for values that the type cannot hold and for rows that are no multiple of its block;
-    UnsupportedError for a type that can only be read.
+    UnsupportedError for q2_k to q6_k, which `quantize_matrix` writes (but for q2_k).
+    """
+
+def quantize_matrix(
+    weights: NDArray[np.float32],
+    type: str,
+    importance: NDArray[np.float32] | None = None,
+    hessian: NDArray[np.float32] | None = None,
+    damp: float = 0.1,
+    threads: int = 0,
+) -> NDArray[np.uint8]:
+    """[rows, cols] floats to [rows, row_bytes] blocks whose scales are searched.
+
+    The search minimizes the sum of importance[col] * (weight - value)^2. Without an importance the
+    weights are those of llama.cpp: x^2 for q3_k and q6_k, the root mean square of 32 weights plus
+    |x| for q4_k and q5_k, 1 for q4_0 to q5_1. The types f32, f16, bf16 and q8_0 are rounded to
+    nearest, and take neither importance nor hessian.
+
+    `hessian` [cols, cols] is the mean of x x^T over inputs x of the matrix, or a multiple of it.
+    With it all codes of a row are chosen together (GPTQ), to make tr (W - Q) H' (W - Q)^T small,
+    where H' = H + damp * mean(diag H) * I. It takes 4 * cols^2 bytes more, and at most some 160 MB
+    beside. `threads` 0 takes all CPUs; the bytes are always the same.
+
+    ValueError for values that the type cannot hold, for shapes that do not fit, for an importance
+    that is negative or not finite, for a hessian that is not finite, not symmetric, not positive
+    definite or zero; UnsupportedError for q2_k.
     """
 
 def dequantize(data: NDArray[np.uint8], type: str) -> NDArray[np.float32]:
@@ -173,6 +198,18 @@ class Session:
     ) -> bytearray:
         """As `feed`; gives the residual stream when so many layers have run, [layers, tokens,
         n_embd]."""
+    def inputs(
+        self,
+        tokens: list[int],
+        tensors: list[str],
+        progress: Callable[[int], object] | None = None,
+    ) -> bytearray:
+        """As `feed`; gives what matrices multiply on the way: of each of `tensors` [tokens, its
+        columns], one after the other. With the head among them each token is multiplied with it.
+
+        ValueError for a tensor that the file lacks, and for one that no product reads as the file
+        has it, such as a transposed one.
+        """
     @property
     def tokens(self) -> int:
         """Fed since the session was reset or its state was set."""

@@ -418,6 +418,7 @@ print(text == again, said)
 
 
 @emulated
+@pytest.mark.posix("fork")
 def test_after_a_fork_the_gpu_is_not_touched() -> None:
     code = """
 import os

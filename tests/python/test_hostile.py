@@ -232,6 +232,7 @@ READERS: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("reader", READERS)
+@pytest.mark.posix("pipes with names")
 def test_a_pipe_or_a_device(tmp_path: Path, reader: str) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
@@ -243,6 +244,7 @@ def test_a_pipe_or_a_device(tmp_path: Path, reader: str) -> None:
 @pytest.mark.parametrize(
     "name", ["config.json", "adapter_config.json", "model.safetensors", "20B_tokenizer.json"]
 )
+@pytest.mark.posix("pipes with names")
 def test_a_pipe_in_a_folder(tmp_path: Path, name: str) -> None:
     """A pipe there counts as missing; what matters is that nothing waits for it."""
     ck.write(tmp_path, ck.safetensors_of(ck.weights_of(SHAPE)), "model.safetensors")
