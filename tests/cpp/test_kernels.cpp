@@ -2,6 +2,8 @@
 // The vector kernels of the active level; products are in test_matmul.cpp. ctest runs this once per
 // level.
 #include <algorithm>
+#include <cmath>
+#include <cstring>
 #include <functional>
 #include <numeric>
 
@@ -170,13 +172,9 @@ TEST(outer_products_are_chains_in_order) {
     for (int64_t rows : {8, 24, 128})
         for (int64_t depth : {0, 1, 7, 130}) {
             const int64_t a_stride = rows + 3, b_stride = kOuterLanes + 1, stride = kOuterLanes + 5;
-            const auto some = [&](int64_t n) {
-                Floats x(static_cast<size_t>(n));
-                for (float& v : x) v = rng.uniform(-1, 1);
-                return x;
-            };
-            const Floats a = some(depth * a_stride + 1), b = some(depth * b_stride + 1);
-            Floats y = some(rows * stride), expected = y;
+            const Floats a = normals(rng, depth * a_stride + 1),
+                         b = normals(rng, depth * b_stride + 1);
+            Floats y = normals(rng, rows * stride), expected = y;
             for (int64_t i = 0; i < rows; ++i)
                 for (int64_t l = 0; l < kOuterLanes; ++l)
                     for (int64_t k = 0; k < depth; ++k) {
