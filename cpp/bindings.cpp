@@ -273,6 +273,12 @@ py::bytes read_tensor(const TensorInfo& tensor, std::size_t start, std::size_t s
     return {reinterpret_cast<const char*>(data.data()) + start, size};
 }
 
+// As the engine takes paths on every system; on POSIX these are the bytes as they are.
+std::string utf8(const std::filesystem::path& path) {
+    const std::u8string text = path.u8string();
+    return {text.begin(), text.end()};
+}
+
 // What an assembled file lives on. It may go in a thread that does not hold the GIL.
 struct Parts {
     py::bytes header;
@@ -292,7 +298,7 @@ std::shared_ptr<ModelFile> assemble(const std::filesystem::path& path, const py:
     const std::string_view text = owner->header;
     const Unlocked unlocked;
     return std::const_pointer_cast<ModelFile>(
-        ModelFile::assemble(std::as_bytes(std::span(text)), views, path.string(), owner));
+        ModelFile::assemble(std::as_bytes(std::span(text)), views, utf8(path), owner));
 }
 
 WorldTokenizer world_from_file(const ModelFile& file) {
@@ -399,6 +405,17 @@ py::bytearray hidden(Session& session, const std::vector<int32_t>& ids,
     return found;
 }
 
+// Of each tensor [tokens, its inputs]
+py::bytearray inputs(Session& session, const std::vector<int32_t>& ids,
+                     const std::vector<std::string>& tensors, const py::object& progress) {
+    py::bytearray found = new_floats(session.input_floats(tensors, std::ssize(ids)));
+    float* to = floats(found).data();
+    Unlocked unlocked;
+    Watch watch(progress, unlocked);
+    session.inputs(ids, tensors, to, std::ref(watch));
+    return found;
+}
+
 py::bytearray last_logits(const Session& session) {
     py::bytearray logits = new_floats(session.model().config().n_vocab);
     float* to = floats(logits).data();
@@ -502,7 +519,7 @@ void bind_files(py::module_& m) {
         .def("read", &read_tensor, py::arg("start"), py::arg("size"));
     py::class_<MappedFile, std::shared_ptr<MappedFile>>(m, "MappedFile")
         .def(py::init([](const std::filesystem::path& path) {
-                 return std::make_shared<MappedFile>(path.string());
+                 return std::make_shared<MappedFile>(utf8(path));
              }),
              py::arg("path"), py::call_guard<Unlocked>())
         .def_property_readonly(
@@ -510,7 +527,7 @@ void bind_files(py::module_& m) {
         .def("forget", &MappedFile::forget);
     py::class_<ModelFile, std::shared_ptr<ModelFile>>(m, "ModelFile")
         .def(py::init([](const std::filesystem::path& path) {
-                 return std::const_pointer_cast<ModelFile>(ModelFile::open(path.string()));
+                 return std::const_pointer_cast<ModelFile>(ModelFile::open(utf8(path)));
              }),
              py::arg("path"), py::call_guard<Unlocked>())
         .def_static("assemble", &assemble, py::arg("path"), py::arg("header"), py::arg("tensors"))
@@ -574,6 +591,8 @@ void bind_engine(py::module_& m) {
     py::class_<Session>(m, "Session")
         .def("feed", &feed, py::arg("tokens"), py::arg("logits"), py::arg("progress") = py::none())
         .def("hidden", &hidden, py::arg("tokens"), py::arg("layers"),
+             py::arg("progress") = py::none())
+        .def("inputs", &inputs, py::arg("tokens"), py::arg("tensors"),
              py::arg("progress") = py::none())
         .def_property_readonly("tokens",
                                py::cpp_function(&Session::tokens, py::call_guard<Unlocked>()))

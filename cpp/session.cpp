@@ -56,8 +56,10 @@ Runner::Runner(std::shared_ptr<const Model> model)
     : model_(std::move(model)), ops_(model_->backend().make_ops()), scratch_(model_->backend()) {}
 
 void Runner::step(std::span<const Feed> feeds, std::span<float* const> logits,
-                  const std::function<void()>& between, const Tap& tap) {
+                  const std::function<void()>& between, const Tap& tap, const MatmulTap& products) {
     const std::lock_guard lock(mutex_);
+    TappedOps tapped(*ops_, products);
+    Ops& ops = products ? static_cast<Ops&>(tapped) : *ops_;
     Backend& backend = model_->backend();
     const auto floats = [&](std::size_t i) { return feeds[i].n_logits * model_->config().n_vocab; };
     // Logits that go to one place, one after the other, need no memory on the way.
@@ -70,7 +72,7 @@ void Runner::step(std::span<const Feed> feeds, std::span<float* const> logits,
         end += floats(i);
     }
     float* direct = begin == nullptr || scattered ? nullptr : backend.direct(begin);
-    const float* found = model_->forward(*ops_, scratch_, feeds, direct, between, tap);
+    const float* found = model_->forward(ops, scratch_, feeds, direct, between, tap);
     if (begin != nullptr) settled_ = true;  // every verb has run, the head's product too
     if (direct != nullptr) return;
     for (std::size_t i = 0; i < feeds.size(); ++i) {
@@ -113,6 +115,81 @@ void Session::feed(std::span<const int32_t> ids, Logits mode, float* logits,
 }
 
 void Session::feed_together(std::span<const Part> parts, float* logits, const Progress& progress) {
+    feed_tapped(parts, logits, progress, {});
+}
+
+const TensorView& Session::matrix_named(const std::string& name) const {
+    const TensorView* tensor = model().file().find_tensor(name);
+    if (tensor == nullptr || tensor->shape.size() != 2)
+        throw std::invalid_argument(
+            cat(model().file().path(), ": no matrix '", name, "', expected one of the file's"));
+    return *tensor;
+}
+
+int64_t Session::input_floats(std::span<const std::string> tensors, int64_t tokens) const {
+    int64_t cols = 0;
+    for (const std::string& name : tensors) cols += matrix_named(name).shape[1];
+    return cols * tokens;
+}
+
+void Session::inputs(std::span<const int32_t> ids, std::span<const std::string> tensors, float* to,
+                     const Progress& progress) {
+    struct Wanted {
+        const TensorView* tensor;
+        float* to;
+        int64_t left;
+    };
+    std::vector<Wanted> wanted;
+    const int64_t tokens = std::ssize(ids);
+    Part part{this, ids, Logits::None};
+    for (const std::string& name : tensors) {
+        const TensorView& tensor = matrix_named(name);
+        wanted.push_back({&tensor, to, tokens});
+        to += tokens * tensor.shape[1];
+        if (name == "output.weight") part.mode = Logits::All;
+    }
+    Backend& backend = model().backend();
+    std::vector<float> target, mix;
+    const auto read = [&](std::vector<float>& values, const float* from, int64_t floats) {
+        values.resize(static_cast<std::size_t>(floats));
+        backend.read(values, from);
+    };
+    const auto tap = [&](const MatmulJob& job, int64_t step) {
+        for (Wanted& w : wanted) {
+            // A part of a matrix, or one that lies transposed, is another matrix.
+            const bool whole = job.w.data == w.tensor->data.data() && !job.w.by_input &&
+                               job.w.rows * job.w.cols == w.tensor->shape[0] * w.tensor->shape[1];
+            if (!whole || w.left < step) continue;
+            const int64_t cols = job.w.cols, floats = step * cols;
+            float* rows = w.to;
+            w.to += floats;
+            w.left -= step;
+            backend.read({rows, static_cast<std::size_t>(floats)}, job.x.x);
+            if (job.x.to == nullptr) continue;
+            read(target, job.x.to, floats);
+            read(mix, job.x.mix, job.x.mix_per_token ? floats : cols);
+            for (int64_t i = 0; i < floats; ++i) {
+                const auto at = static_cast<std::size_t>(i);
+                const float share = mix[job.x.mix_per_token ? at : at % mix.size()];
+                rows[i] += (target[at] - rows[i]) * share;
+            }
+        }
+    };
+    std::vector<float> logits(
+        static_cast<std::size_t>(rows(part.mode, tokens) * model().config().n_vocab));
+    const std::unique_ptr<Session> before = fork();
+    feed_tapped({&part, 1}, logits.data(), progress, tap);
+    for (const Wanted& w : wanted)
+        if (w.left > 0) {
+            rewind(*before);
+            throw std::invalid_argument(cat(model().file().path(), ": no product on ",
+                                            backend.name(), " reads the matrix '", w.tensor->name,
+                                            "' as the file has it"));
+        }
+}
+
+void Session::feed_tapped(std::span<const Part> parts, float* logits, const Progress& progress,
+                          const MatmulTap& products) {
     if (parts.empty()) return;
     Runner& runner = *parts[0].session->runner_;
     const Model& model = runner.model();
@@ -184,6 +261,7 @@ void Session::feed_together(std::span<const Part> parts, float* logits, const Pr
         }
         std::function<void()> between;
         Tap tap;
+        if (products) between = [] {};
         if (tapped) {
             between = [] {};
             tap = [&](int64_t layers, const float* residual) {
@@ -193,7 +271,7 @@ void Session::feed_together(std::span<const Part> parts, float* logits, const Pr
             };
         }
         if (interruptible) between = [&] { progress(done); };
-        runner.step(feeds, to, between, tap);
+        runner.step(feeds, to, between, tap, products);
         done += chunk - room;
         left -= chunk - room;
     }

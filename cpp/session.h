@@ -6,8 +6,10 @@
 #include <functional>
 #include <memory>
 #include <span>
+#include <string>
 #include <vector>
 
+#include "backend/tapped_ops.h"
 #include "base/lock.h"
 #include "model/model.h"
 
@@ -24,7 +26,7 @@ private:
     friend class Session;
     // One step. `logits[i]` receives [n_logits, n_vocab] of feed i.
     void step(std::span<const Feed> feeds, std::span<float* const> logits,
-              const std::function<void()>& between, const Tap& tap);
+              const std::function<void()>& between, const Tap& tap, const MatmulTap& products);
     // Whether a step can still fail for want of memory.
     bool can_fail() const;
     void logits(const float* memory, float* to);
@@ -75,6 +77,14 @@ public:
     static void feed_together(std::span<const Part> parts, float* logits,
                               const Progress& progress = {});
 
+    // Feeds tokens as `feed` does, and gives what matrices multiply on the way: of each of
+    // `tensors`, names in the model's file, [tokens, its inputs], one after the other. With the
+    // head among them every token is multiplied with it. Throws std::invalid_argument for a tensor
+    // that the file lacks, and for one that no product reads as the file has it.
+    int64_t input_floats(std::span<const std::string> tensors, int64_t tokens) const;
+    void inputs(std::span<const int32_t> ids, std::span<const std::string> tensors, float* to,
+                const Progress& progress = {});
+
     // How many tokens were fed since the session was reset or its state was set.
     int64_t tokens() const;
     // The logits after the last of them: [n_vocab]. Throws std::invalid_argument if there is none.
@@ -93,6 +103,9 @@ public:
     void reset();
 
 private:
+    static void feed_tapped(std::span<const Part> parts, float* logits, const Progress& progress,
+                            const MatmulTap& products);
+    const TensorView& matrix_named(const std::string& name) const;
     static void check_size(const char* what, std::size_t size, int64_t expected);
 
     std::shared_ptr<Runner> runner_;

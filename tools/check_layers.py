@@ -48,7 +48,7 @@ PYTHON_LAYERS = (
     ("asynchronous", "generation"),
     ("model",),
     ("prefix_cache",),
-    ("bench", "chat", "compat", "describe", "scoring"),
+    ("bench", "chat", "compat", "describe", "quantization", "scoring"),
     ("__init__", "harness"),
     ("cli",),
     ("__main__",),

@@ -7,7 +7,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 #if defined(__linux__)
+#include <linux/futex.h>
 #include <sched.h>
+#include <sys/syscall.h>
 #endif
 
 #include <algorithm>
@@ -72,6 +74,31 @@ int usable_cpus() {
 }
 
 int process_id() { return ::getpid(); }
+
+void Waitable::wait(uint32_t old) {
+    // A notifier that misses this addition comes before it, and so does what it changed.
+    waiting_.fetch_add(1, std::memory_order_acq_rel);
+    while (load(std::memory_order_acquire) == old)
+#if defined(__linux__)
+        ::syscall(SYS_futex, static_cast<std::atomic<uint32_t>*>(this), FUTEX_WAIT_PRIVATE, old,
+                  nullptr);
+#else
+        std::atomic<uint32_t>::wait(old, std::memory_order_acquire);
+#endif
+    waiting_.fetch_sub(1, std::memory_order_relaxed);
+}
+
+void Waitable::notify(int threads) {
+    if (waiting_.fetch_add(0, std::memory_order_acq_rel) == 0) return;
+#if defined(__linux__)
+    ::syscall(SYS_futex, static_cast<std::atomic<uint32_t>*>(this), FUTEX_WAKE_PRIVATE, threads);
+#else
+    if (threads == 1)
+        std::atomic<uint32_t>::notify_one();
+    else
+        std::atomic<uint32_t>::notify_all();
+#endif
+}
 
 uint64_t available_memory(const std::string& root) {
     uint64_t bytes = static_cast<uint64_t>(sysconf(_SC_PHYS_PAGES)) *

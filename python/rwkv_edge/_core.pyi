@@ -198,6 +198,18 @@ class Session:
     ) -> bytearray:
         """As `feed`; gives the residual stream when so many layers have run, [layers, tokens,
         n_embd]."""
+    def inputs(
+        self,
+        tokens: list[int],
+        tensors: list[str],
+        progress: Callable[[int], object] | None = None,
+    ) -> bytearray:
+        """As `feed`; gives what matrices multiply on the way: of each of `tensors` [tokens, its
+        columns], one after the other. With the head among them each token is multiplied with it.
+
+        ValueError for a tensor that the file lacks, and for one that no product reads as the file
+        has it, such as a transposed one.
+        """
     @property
     def tokens(self) -> int:
         """Fed since the session was reset or its state was set."""

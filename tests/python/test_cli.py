@@ -433,6 +433,7 @@ COMMANDS: dict[str, Callable[[Path], list[str | Path]]] = {
     "tokenize": lambda path: ["tokenize", path, "-p", "x"],
     "embed": lambda path: ["embed", path, "-p", "x"],
     "bench": lambda path: ["bench", path],
+    "perplexity": lambda path: ["perplexity", path, __file__],
     "quantize": lambda path: ["quantize", path, path.parent / "out", "--type", "q8_0"],
     "convert": lambda path: ["convert", path, path.parent / "out"],
 }

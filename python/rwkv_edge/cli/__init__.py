@@ -27,6 +27,7 @@ COMMANDS = (
     "tokenize",
     "embed",
     "bench",
+    "perplexity",
 )
 INTERRUPTED = 130  # as the shell has it for a program that Ctrl-C ended
 LOST_FILE = (
