@@ -15,6 +15,7 @@ import json
 import os
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +32,7 @@ def matrices() -> dict[str, F32]:
     rng = np.random.default_rng(5)
     loud = rng.normal(0, 1, (32, 512))
     loud[:, ::97] *= 30
-    found = {
+    found: dict[str, NDArray[Any]] = {
         "normal": rng.normal(0, 0.02, (32, 512)),
         "Student t": rng.standard_t(3, (32, 512)),
         "Laplace": rng.laplace(0, 0.1, (32, 512)),
@@ -50,7 +51,8 @@ def matrices() -> dict[str, F32]:
 
 def importance(x: F32) -> F32:
     """[cols], of a wide range."""
-    return np.random.default_rng(6).lognormal(0, 1, x.shape[1]).astype(np.float32)
+    drawn: F32 = np.random.default_rng(6).lognormal(0, 1, len(x[0])).astype(np.float32)
+    return drawn
 
 
 def weights(x: F32, kind: str) -> NDArray[np.float64]:
@@ -61,7 +63,8 @@ def weights(x: F32, kind: str) -> NDArray[np.float64]:
     if kind in ("q4_k", "q5_k"):
         blocks = exact.reshape(-1, 32)
         rms = np.sqrt((blocks**2).mean(axis=1, keepdims=True))
-        return (rms + np.abs(blocks)).reshape(x.shape)
+        loud: NDArray[np.float64] = rms + np.abs(blocks)
+        return loud.reshape(x.shape)
     return np.ones(x.shape)
 
 

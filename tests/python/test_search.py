@@ -14,7 +14,8 @@ import pytest
 from numpy.typing import NDArray
 from rwkv_edge import _core
 
-F32, F64 = NDArray[np.float32], NDArray[np.float64]
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
 MATRICES = ggml_errors.matrices()
 RECORD = json.loads(ggml_errors.RECORD.read_text("utf-8"))
 KINDS = ggml_errors.KINDS
@@ -100,8 +101,10 @@ def correlated(rows: int, cols: int, seed: int) -> tuple[F32, F32]:
     return rng.normal(0, 1, (rows, cols)).astype(np.float32), (hessian + hessian.T) / np.float32(2)
 
 
-def added(hessian: F32, damp: float) -> np.float32:
-    return np.float32(np.float32(damp) * np.trace(hessian.astype(np.float64)) / len(hessian))
+def added(hessian: F32, damp: float) -> float:
+    """As it is rounded to single precision."""
+    mean = np.trace(hessian.astype(np.float64)) / len(hessian)
+    return float(np.float32(mean * np.float32(damp)))
 
 
 def output_error(w: F32, data: NDArray[np.uint8], kind: str, hessian: F32, damp: float) -> float:
@@ -110,7 +113,8 @@ def output_error(w: F32, data: NDArray[np.uint8], kind: str, hessian: F32, damp:
 
 
 def damped(hessian: F32, damp: float) -> F64:
-    return hessian.astype(np.float64) + added(hessian, damp) * np.eye(len(hessian))
+    exact: F64 = hessian.astype(np.float64) + added(hessian, damp) * np.eye(len(hessian))
+    return exact
 
 
 class Grid:
@@ -132,7 +136,9 @@ class Grid:
             "q6_k": lambda: (b["scales"], 0 * ones),
         }.get(kind, lambda: ggml.six_bit_scales(b["scales"]))()
         minus = -1.0 if kind == "q4_1" else 1.0  # it adds its m
-        dmin = minus * b["m"].astype(np.float64) if "m" in (b.dtype.names or ()) else np.zeros(len(b))
+        dmin = (
+            minus * b["m"].astype(np.float64) if "m" in (b.dtype.names or ()) else np.zeros(len(b))
+        )
         shape = (rows, -1)
         self.scale = np.asarray(scale, np.float64).reshape(shape)
         self.min = np.asarray(low, np.float64).reshape(shape)
@@ -165,7 +171,7 @@ class Reference:
 
     def __init__(self, w: F32, hessian: F32, damp: float, kind: str) -> None:
         self.w, self.h = w.astype(np.float64), damped(hessian, damp)
-        importance = np.diag(hessian) + added(hessian, damp)
+        importance = np.diag(hessian) + np.float32(added(hessian, damp))
         self.grid = Grid(_core.quantize_matrix(w, kind, importance=importance), kind)
         self.codes = np.zeros(w.shape)
         self.margin = np.full(len(w), np.inf)
@@ -184,10 +190,14 @@ class Reference:
     def decide(self, x: F64, low: float, high: float) -> F64:
         """x to the nearest integer of [low, high]."""
         inside = (x > low - 0.5) & (x < high + 0.5)
-        distance = np.where(inside, 0.5 - np.abs(x - np.rint(x)), np.minimum(np.abs(x - low + 0.5),
-                                                                            np.abs(x - high - 0.5)))
+        distance = np.where(
+            inside,
+            0.5 - np.abs(x - np.rint(x)),
+            np.minimum(np.abs(x - low + 0.5), np.abs(x - high - 0.5)),
+        )
         self.margin = np.minimum(self.margin, distance)
-        return np.rint(x.clip(low, high))
+        nearest: F64 = np.rint(x.clip(low, high))
+        return nearest
 
     def code(self, j: int, x: F64) -> None:
         step, g = self.grid.step(j), self.grid
@@ -222,7 +232,9 @@ class Reference:
         else:
             most = {"q3_k": (-32, 31), "q6_k": (-128, 127)}.get(g.kind, (0, 63))
             g.scale[:, s] = self.decide(g.scale[:, s] + change / g.d[:, s], *most)
-        self.error[:, at] = self.w[:, at] - g.step(at.start)[:, None] * c - g.offset(at.start)[:, None]
+        self.error[:, at] = (
+            self.w[:, at] - g.step(at.start)[:, None] * c - g.offset(at.start)[:, None]
+        )
         if g.kind in ("q4_1", "q4_k", "q5_k"):
             gradient = self.error @ self.h[:, at]
             change = -gradient.sum(axis=1) / self.h[at, at].sum()
@@ -231,7 +243,9 @@ class Reference:
             else:
                 dmin = np.where(g.dmin[:, s] == 0, np.inf, g.dmin[:, s])
                 g.min[:, s] = self.decide(g.min[:, s] + change / dmin, 0, 63)
-        self.error[:, at] = self.w[:, at] - g.step(at.start)[:, None] * c - g.offset(at.start)[:, None]
+        self.error[:, at] = (
+            self.w[:, at] - g.step(at.start)[:, None] * c - g.offset(at.start)[:, None]
+        )
 
     def half(self, x: F64) -> F64:
         near: F64 = x.astype(np.float16).astype(np.float64)
@@ -264,7 +278,7 @@ def test_gptq_is_what_the_equations_give(kind: str, cols: int) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_gptq_takes_a_fifth_of_the_error_at_least(kind: str) -> None:
     w, hessian = correlated(64, 512, seed=3)
-    importance = np.diag(hessian) + added(hessian, 0.1)
+    importance = np.diag(hessian) + np.float32(added(hessian, 0.1))
     searched = _core.quantize_matrix(w, kind, importance=importance)
     found = _core.quantize_matrix(w, kind, hessian=hessian)
     before, after = (output_error(w, data, kind, hessian, 0.1) for data in (searched, found))
@@ -316,7 +330,9 @@ def test_bad_requests_name_what_is_wrong() -> None:
     refuse(r"hessian\[4, 4\] is -1, expected a diagonal", hessian=negative)
     refuse("diagonal is zero, so no input", hessian=0 * hessian)
     one = np.ones((256, 256), np.float32)
-    refuse("not positive definite at column .* larger damp", hessian=one - 0.5 * np.eye(256), damp=0)
+    refuse(
+        "not positive definite at column .* larger damp", hessian=one - 0.5 * np.eye(256), damp=0
+    )
     refuse("damp -1, expected", hessian=hessian, damp=-1)
     refuse("damp nan, expected", hessian=hessian, damp=np.nan)
     refuse("importance and hessian, expected one", hessian=hessian, importance=np.diag(hessian))

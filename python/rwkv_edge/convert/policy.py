@@ -166,8 +166,10 @@ def pieces(path: Path, output: Output, kind: str) -> Iterator[NDArray[np.uint8]]
 
 
 def encode(values: F32, kind: str, where: str) -> NDArray[np.uint8]:
-    """Values [rows, columns] in a file's type, with searched scales; all CPUs work. FormatError where
-    they cannot be held."""
+    """Values [rows, columns] in a file's type, with searched scales; all CPUs work.
+
+    FormatError where they cannot be held.
+    """
     largest = np.abs(values).max(initial=0.0)
     if not np.isfinite(largest):
         raise FormatError(f"{where} holds NaN or infinity")
