@@ -194,10 +194,19 @@ void search_super(const float* values, const float* curvatures, int n, int low, 
     }
 }
 
+// Sums::rr alone.
 template <int kSub>
 float error_at(const BlockForm& form, const float* x, const float* w, float s, float o) {
-    return form.has_min ? sums_at<kSub, true>(form, x, w, s, o).rr
-                        : sums_at<kSub, false>(form, x, w, s, 0).rr;
+    const Lanes id = all_lanes(inverse_scale(s)), scale = all_lanes(s), offset = all_lanes(o);
+    const Lanes low = all_lanes(static_cast<float>(-form.zero)),
+                high = all_lanes(static_cast<float>(form.top - form.zero));
+    Lanes rr{};
+    for (int i = 0; i < kSub; i += kLanes) {
+        const Lanes value = load_lanes(x + i) - offset;
+        const Lanes r = value - scale * nearest(clip(value * id, low, high));
+        rr += load_lanes(w + i) * r * r;
+    }
+    return total(rr);
 }
 
 // The integer scale and min of a sub-block and their neighbours: keeps those of the least error,
