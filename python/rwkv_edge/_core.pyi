@@ -38,10 +38,11 @@ def quantize_matrix(
 ) -> NDArray[np.uint8]:
     """[rows, cols] floats to [rows, row_bytes] blocks whose scales are searched.
 
-    The search minimizes the sum of importance[col] * (weight - value)^2. Without an importance the
-    weights are those of llama.cpp: x^2 for q3_k and q6_k, the root mean square of 32 weights plus
-    |x| for q4_k and q5_k, 1 for q4_0 to q5_1. The types f32, f16, bf16 and q8_0 are rounded to
-    nearest, and take neither importance nor hessian.
+    The search minimizes the sum of importance[col] * (weight - value)^2. Without an importance,
+    squares are weighted with |x| plus the root mean square of 32 weights x in q4_k and q5_k, with
+    x^2 plus the mean square of 256 in q3_k and q6_k, and alike in q4_0 to q5_1.
+    The types f32, f16, bf16 and q8_0 are rounded to nearest, and take neither importance nor
+    hessian.
 
     `hessian` [cols, cols] is the mean of x x^T over inputs x of the matrix, or a multiple of it.
     With it all codes of a row are chosen together (GPTQ), to make tr (W - Q) H' (W - Q)^T small,

@@ -16,7 +16,7 @@ import tiny
 from conftest import GetModel
 from numpy.typing import NDArray
 from refusal import refuses
-from rwkv_edge import FormatError, UnsupportedError, _core
+from rwkv_edge import FormatError, Model, UnsupportedError, _core
 from rwkv_edge._core import ModelFile
 from rwkv_edge.convert import convert, quantize
 from rwkv_edge.convert.policy import KEPT_FILE_TYPES, Types
@@ -135,7 +135,49 @@ def test_matrices_are_quantized_and_nothing_else(
             expected = "q8_0"
         assert (new_kind, new_shape) == (expected, shape), name
         values = ggml.decode(np.frombuffer(old, np.uint8).reshape(shape[0], -1), old_kind)
-        assert new == ggml.encode(values, expected).tobytes(), name
+        assert new == ck.written(values, expected), name
+
+
+@pytest.mark.parametrize(
+    ("kind", "narrow", "ends"),
+    [
+        ("q3_k", "q4_0", "q5_k"),
+        ("q4_k", "q5_0", "q5_k"),
+        ("q5_k", "q5_1", "q6_k"),
+        ("q6_k", "q8_0", "q6_k"),
+    ],
+)
+def test_k_types_and_what_stands_for_them(
+    tmp_path: Path, kind: str, narrow: str, ends: str
+) -> None:
+    """Blocks of 256 columns; matrices that are narrower get the type that llama.cpp gives them."""
+    shape = dataclasses.replace(tiny.SHAPES["d256"], ffn=416)
+    path = tiny.write(tmp_path, "in.gguf", tiny.tiny_model(shape, "f16", seed=1))
+    target = tmp_path / "out.gguf"
+    quantize(path, target, type=kind)
+    written = ck.tensors_of(target)
+    assert written["token_embd.weight"][0] == written["output.weight"][0] == ends
+    assert written["blk.2.channel_mix_value.weight"][0] == narrow
+    assert written["blk.2.channel_mix_key.weight"][0] == kind
+    assert (
+        ModelFile(target).get("general.file_type")
+        == gguf.LlamaFileType["MOSTLY_Q6_K" if kind == "q6_k" else f"MOSTLY_{kind.upper()}_M"]
+    )
+    before = ck.tensors_of(path)
+    for tensor in gguf.GGUFReader(target).tensors:  # what llama.cpp's package reads
+        found, dims, data = written[tensor.name]
+        values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        ours = _core.dequantize(tensor.data, found) if is_matrix(tensor.name) else values
+        assert ours.tobytes() == values.tobytes()
+        if is_matrix(tensor.name):
+            old = ggml.decode(
+                np.frombuffer(before[tensor.name][2], np.uint8), before[tensor.name][0]
+            )
+            assert data == ck.written(old.reshape(dims), found), tensor.name
+    kept = Model(path).session().feed([1, 2, 3], logits="all")
+    got = Model(target).session().feed([1, 2, 3], logits="all")
+    assert np.isfinite(got).all()
+    assert np.corrcoef(kept.ravel(), got.ravel())[0, 1] > 0.5
 
 
 def test_types_of_head_and_embedding(tmp_path: Path, tiny_model: GetModel) -> None:
@@ -285,8 +327,8 @@ def test_values_that_fit_no_type(tmp_path: Path) -> None:
 def test_files_and_names_that_do_not_fit(tmp_path: Path, tiny_model: GetModel) -> None:
     path, _ = tiny_model("f16", "d128")
     target = tmp_path / "out.gguf"
-    for kind, head in (("q3_k", None), ("f16", "int5")):
-        with pytest.raises(ValueError, match=r"type '(q3_k|int5)': expected one of f32, f16, q4_0"):
+    for kind, head in (("q2_k", None), ("f16", "int5")):
+        with pytest.raises(ValueError, match=r"type '(q2_k|int5)': expected one of f32, f16, q4_0"):
             quantize(path, target, type=kind, head_type=head)
     with pytest.raises(ValueError, match="input and output are the same file"):
         quantize(path, path, type="q4_0")

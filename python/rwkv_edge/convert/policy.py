@@ -19,8 +19,14 @@ from ..files.gguf_writer import TensorPlan, Value, uint32
 from ..files.source import F32, NUMPY_TYPES, MappedTensor
 from .plan import Output
 
-# What a file may be made of already; K-types are read and never written.
-KEPT_FILE_TYPES = FILE_TYPES | {"q2_k": 10, "q3_k": 12, "q4_k": 15, "q5_k": 17, "q6_k": 18}
+# What a file may be made of already; q2_k is read and never written.
+KEPT_FILE_TYPES = FILE_TYPES | {"q2_k": 10}
+# Of head and embedding where nothing is said. The embedding is hardly read, and both are sensitive.
+ENDS = {"q3_k": "q5_k", "q4_k": "q5_k", "q5_k": "q6_k"} | dict.fromkeys(
+    ("q4_0", "q4_1", "q5_0", "q5_1"), "q8_0"
+)
+# K-types have blocks of 256 columns. What fits none gets the type that llama.cpp gives it.
+FALLBACKS = {"q3_k": "q4_0", "q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}
 
 # Two-dimensional, yet too small and too sensitive to quantize; llama.cpp's list, and what RWKV-7a
 # and initial states add to it. Of these its converter keeps FLOAT32 in float32 even in a float16
@@ -56,9 +62,9 @@ class Types:
     def choose(
         base: str | None, head: str | None, embd: str | None, *, again: bool = False
     ) -> Types:
-        """In a 4- or 5-bit file head and embedding have 8 bits unless said otherwise."""
+        """In a file of 3 to 5 bits head and embedding have more unless said otherwise."""
         parsed = [None if name is None else parse_type(name) for name in (base, head, embd)]
-        default = "q8_0" if (parsed[0] or "").startswith(("q4", "q5")) else parsed[0]
+        default = None if parsed[0] is None else ENDS.get(parsed[0], parsed[0])
         return Types(parsed[0], parsed[1] or default, parsed[2] or default, again)
 
     def by_default(self, base: str) -> Types:
@@ -68,7 +74,7 @@ class Types:
         return Types(base, self.head or base, self.embd or base, self.again)
 
     def of(self, where: str, name: str, shape: tuple[int, ...], found: str) -> str:
-        """The type of a matrix that is `found` now; columns that fit no block become float16.
+        """The type of a matrix that is `found` now; columns that fit no block get another one.
 
         Raises UnsupportedError, which begins with `where`, for a matrix that is quantized already.
         """
@@ -81,7 +87,10 @@ class Types:
                 "quantize the f32, f16 or bf16 file it was made from, "
                 "or let `convert` quantize it again, which loses more"
             )
-        return wanted if shape[-1] % _core.type_block(wanted)[0] == 0 else "f16"
+        for kind in (wanted, FALLBACKS.get(wanted, "f16")):
+            if shape[-1] % _core.type_block(kind)[0] == 0:
+                return kind
+        return "f16"
 
     def file_type(self, tensors: Iterable[TensorPlan]) -> Value:
         """llama.cpp's number for a file of these tensors: what was asked for, or what most are."""
@@ -157,10 +166,13 @@ def pieces(path: Path, output: Output, kind: str) -> Iterator[NDArray[np.uint8]]
 
 
 def encode(values: F32, kind: str, where: str) -> NDArray[np.uint8]:
-    """Values [rows, columns] in a file's type. FormatError where they cannot be held."""
+    """Values [rows, columns] in a file's type, with searched scales; all CPUs work.
+
+    FormatError where they cannot be held.
+    """
     largest = np.abs(values).max(initial=0.0)
     if not np.isfinite(largest):
         raise FormatError(f"{where} holds NaN or infinity")
     if kind not in ("f32", "bf16") and largest > LARGEST_F16:
         raise FormatError(f"{where} holds {largest:g}, too large for {kind}; use bf16 or f32")
-    return _core.quantize(np.ascontiguousarray(values), kind)
+    return _core.quantize_matrix(np.ascontiguousarray(values), kind)

@@ -121,11 +121,13 @@ def quantize(
 ) -> None:
     """Write the GGUF file `source` to `target` with its matrices in another type.
 
-    `type` is f32, f16, bf16, q8_0, q5_1, q5_0, q4_1 or q4_0 (fp16, int8 and int4 are names for
-    f16, q8_0 and q4_0). `head_type` and `embd_type` are the types of the output matrix and of the
-    embedding; their default is q8_0 in a 4- or 5-bit file, else `type`. All else, such as the
-    vocabulary and the licence, is copied. `sparse_ffn` is that of `convert`. `progress` is called
-    with the bytes written, the bytes in all and the name of the tensor.
+    `type` is f32, f16, bf16, q8_0, q6_k, q5_k, q4_k, q3_k, q5_1, q5_0, q4_1 or q4_0 (fp16, int8 and
+    int4 are names for f16, q8_0 and q4_0). A CPU multiplies q3_k as float32, slowly. Types that end
+    in _k need columns in multiples of 256; other matrices become q8_0, q5_1, q5_0 or q4_0.
+    `head_type` and `embd_type` are the types of the output matrix and of the embedding. Their
+    default is q5_k beside q3_k and q4_k, q6_k beside q5_k, q8_0 beside q4_0 to q5_1, else `type`.
+    All else, such as the vocabulary and the licence, is copied. `sparse_ffn` is that of `convert`.
+    `progress` is called with the bytes written, the bytes in all and the name of the tensor.
 
     Raises ValueError for an unknown type or if source and target are one file, FormatError for a
     malformed source or values that do not fit, UnsupportedError where the source is quantized
