@@ -16,6 +16,7 @@
 #include "base/error.h"
 #include "base/system.h"
 #include "base/thread_pool.h"
+#include "gptq.h"
 #include "io/model_file.h"
 #include "kernels/dispatch.h"
 #include "quant/search.h"
@@ -168,20 +169,32 @@ Bytes quantize_matrix(const Floats& x, const std::string& name,
     if (importance && (importance->ndim() != 1 || importance->shape(0) != cols))
         throw std::invalid_argument(cat("importance of ", importance->size(),
                                         " values, expected one for each of ", cols, " columns"));
-    if (hessian) throw UnsupportedError("hessian: not yet");
-    (void)damp;
+    if (hessian && (hessian->ndim() != 2 || hessian->shape(0) != cols || hessian->shape(1) != cols))
+        throw std::invalid_argument(
+            cat("hessian of ", hessian->size(), " values, expected [", cols, ", ", cols, "]"));
+    if (hessian && importance)
+        throw std::invalid_argument(
+            "importance and hessian, expected one of them: the diagonal of a hessian is an "
+            "importance");
+    if (!(damp >= 0) || !std::isfinite(damp))
+        throw std::invalid_argument(cat("damp ", damp, ", expected a finite number of at least 0"));
     if (threads < 0 || threads > kMostThreads)
         throw std::invalid_argument(
             cat(threads, " threads, expected 0 to ", kMostThreads, "; 0 for all CPUs"));
     Bytes out(shape_with_last(x, type_bytes(info.type, cols)));
     const std::span<const float> values(x.data(), static_cast<std::size_t>(x.size()));
     const float* columns = importance ? importance->data() : nullptr;
+    const float* square = hessian ? hessian->data() : nullptr;
     uint8_t* blocks = out.mutable_data();
     const Unlocked unlocked;
     check_values(values, info.type);
     if (columns != nullptr) check_importance({columns, static_cast<std::size_t>(cols)});
     ThreadPool pool(threads == 0 ? usable_cpus() : threads);
-    search_rows(info.type, values.data(), columns, rows, cols, blocks, pool);
+    if (square != nullptr && !values.empty())
+        quantize_with_hessian(info.type, values.data(), rows, cols, square, damp, blocks, kernels(),
+                              pool);
+    else
+        search_rows(info.type, values.data(), columns, rows, cols, blocks, pool);
     return out;
 }
 

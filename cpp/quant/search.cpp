@@ -7,44 +7,23 @@
 #include <limits>
 
 #include "quant/codecs.h"
+#include "quant/lanes.h"
 #include "quant/types.h"
 
 namespace rwkv_edge {
 
-namespace {
-
-constexpr float kHalfMax = 65504.0f;
-constexpr float kLeastWeight = 1e-3f;  // of the mean of a block
-
-// Four floats at once: every processor has such vectors, so the sums have one order on all.
-using V = float __attribute__((vector_size(16)));
-constexpr int kLanes = 4;
-
-V load(const float* p) {
-    V v;
-    std::memcpy(&v, p, sizeof v);
-    return v;
-}
-V set(float x) { return V{x, x, x, x}; }
-V clip(V x, V low, V high) {
-    x = x < low ? low : x;
-    return x > high ? high : x;
-}
-// To the nearest integer, halves to even; |x| below 2^22.
-V nearest(V x) {
-    const V shift = set(12582912.0f);
-    return (x + shift) - shift;
-}
-float total(V v) { return (v[0] + v[2]) + (v[1] + v[3]); }
-
 float to_half_value(float x) {
+    constexpr float kHalfMax = 65504.0f;
     return half_to_float(float_to_half(std::clamp(x, -kHalfMax, kHalfMax)));
 }
 
-// A scale whose inverse overflows stands for nothing.
-float inverse(float scale) {
+float inverse_scale(float scale) {
     return std::fabs(scale) >= std::numeric_limits<float>::min() ? 1.0f / scale : 0.0f;
 }
+
+namespace {
+
+constexpr float kLeastWeight = 1e-3f;  // of the mean of a block
 
 // Sums over a sub-block of values x, weights w, codes c counted from the zero, and what is left,
 // r = x - (s c + o).
@@ -56,16 +35,16 @@ struct Sums {
 // Codes are rounded for scale s and offset o.
 template <int kSub, bool kOffset>
 Sums sums_at(const BlockForm& form, const float* x, const float* w, float s, float o) {
-    const V id = set(inverse(s)), scale = set(s), offset = set(o);
-    const V low = set(static_cast<float>(-form.zero)),
-            high = set(static_cast<float>(form.top - form.zero));
-    V rr{}, rc{}, cc{}, r1{}, c1{}, w1{};
+    const Lanes id = all_lanes(inverse_scale(s)), scale = all_lanes(s), offset = all_lanes(o);
+    const Lanes low = all_lanes(static_cast<float>(-form.zero)),
+                high = all_lanes(static_cast<float>(form.top - form.zero));
+    Lanes rr{}, rc{}, cc{}, r1{}, c1{}, w1{};
     for (int i = 0; i < kSub; i += kLanes) {
-        const V value = load(x + i), weight = load(w + i);
-        const V from_offset = kOffset ? value - offset : value;
-        const V c = nearest(clip(from_offset * id, low, high));
-        const V r = from_offset - scale * c;
-        const V wr = weight * r, wc = weight * c;
+        const Lanes value = load_lanes(x + i), weight = load_lanes(w + i);
+        const Lanes from_offset = kOffset ? value - offset : value;
+        const Lanes c = nearest(clip(from_offset * id, low, high));
+        const Lanes r = from_offset - scale * c;
+        const Lanes wr = weight * r, wc = weight * c;
         rr += wr * r;
         rc += wr * c;
         cc += wc * c;
@@ -129,7 +108,7 @@ Fit search_scale(const BlockForm& form, const float* x, const float* w) {
     for (int i = 0; i < kSub; ++i)
         if (std::fabs(x[i]) > std::fabs(peak)) peak = x[i];
     Fit best{std::numeric_limits<float>::infinity(), 0, 0, 0, 0};
-    if (inverse(peak / static_cast<float>(form.top)) == 0)
+    if (inverse_scale(peak / static_cast<float>(form.top)) == 0)
         return best_scale(sums_at<kSub, false>(form, x, w, 0, 0), 0);
     const auto consider = [&](float s) {
         const Fit fit = best_scale(sums_at<kSub, false>(form, x, w, s, 0), s);
@@ -158,13 +137,14 @@ Fit search_scale_and_offset(const BlockForm& form, const float* x, const float* 
     low = std::min(low, most);
     Fit best{std::numeric_limits<float>::infinity(), 0, 0, 0, 0};
     const auto consider = [&](float s, float o) {
-        const Fit fit = best_scale_and_offset(sums_at<kSub, true>(form, x, w, s, o), s, o, most);
+        const Fit fit =
+            best_scale_and_offset(sums_at<kSub, true>(form, x, w, s, o), s, o, most);
         const bool better = fit.error < best.error;
         if (better) best = fit;
         return better;
     };
     const float range = high - low;
-    if (inverse(range / static_cast<float>(form.top)) == 0) {
+    if (inverse_scale(range / static_cast<float>(form.top)) == 0) {
         best = {0, 0, low, 0, 0};
         for (int i = 0; i < kSub; ++i) best.offset_curvature += w[i];
         return best;
@@ -189,7 +169,7 @@ void search_super(const float* values, const float* curvatures, int n, int low, 
     d = 0;
     std::fill(integers, integers + n, 0);
     const auto consider = [&](float scale) {
-        const float id = inverse(scale);
+        const float id = inverse_scale(scale);
         if (id == 0) return;
         float rr = 0, ri = 0, ii = 0;
         int found[kSuperBlock / 16];
@@ -280,7 +260,7 @@ void put_codes(const BlockForm& form, const float* x, OpenBlock& b) {
     for (int j = 0; j < form.subs(); ++j) {
         const float s = b.d * static_cast<float>(b.scale[j]);
         const float o = -b.dmin * static_cast<float>(b.min[j]);
-        const float id = inverse(s);
+        const float id = inverse_scale(s);
         for (int i = j * kSub; i < (j + 1) * kSub; ++i) {
             const float c = std::clamp((x[i] - o) * id, static_cast<float>(-form.zero),
                                        static_cast<float>(form.top - form.zero));

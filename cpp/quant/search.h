@@ -29,6 +29,10 @@ struct OpenBlock {
     uint8_t codes[kSuperBlock];
 };
 
+float to_half_value(float x);  // the nearest that is finite
+// 1 / scale; 0 for a scale whose inverse overflows, which stands for nothing.
+float inverse_scale(float scale);
+
 // Null for types without codes, for q8_0, which round to nearest suits, and for q2_k.
 const BlockForm* block_form(Type type);
 

@@ -41,11 +41,16 @@ def quantize_matrix(
     The search minimizes the sum of importance[col] * (weight - value)^2. Without an importance the
     weights are those of llama.cpp: x^2 for q3_k and q6_k, the root mean square of 32 weights plus
     |x| for q4_k and q5_k, 1 for q4_0 to q5_1. The types f32, f16, bf16 and q8_0 are rounded to
-    nearest, and take neither importance nor hessian. `threads` 0 takes all CPUs; the bytes are
-    always the same.
+    nearest, and take neither importance nor hessian.
+
+    `hessian` [cols, cols] is the mean of x x^T over inputs x of the matrix, or a multiple of it.
+    With it all codes of a row are chosen together (GPTQ), to make tr (W - Q) H' (W - Q)^T small,
+    where H' = H + damp * mean(diag H) * I. It takes 4 * cols^2 bytes more, and at most some 160 MB
+    beside. `threads` 0 takes all CPUs; the bytes are always the same.
 
     ValueError for values that the type cannot hold, for shapes that do not fit, for an importance
-    that is negative or not finite; UnsupportedError for q2_k.
+    that is negative or not finite, for a hessian that is not finite, not symmetric, not positive
+    definite or zero; UnsupportedError for q2_k.
     """
 
 def dequantize(data: NDArray[np.uint8], type: str) -> NDArray[np.float32]:

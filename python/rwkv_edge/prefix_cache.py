@@ -207,7 +207,7 @@ class PrefixCache:
             if folder is not None:
                 try:
                     self._keep_on_disk(folder, key, entry, session.state)
-                except (OSError, self._sqlite.Error) as error:
+                except (OSError, ValueError, self._sqlite.Error) as error:  # a state may hold NaN
                     text = f"{folder}: a state was not kept, so it is read again: {error}"
                     folder = None  # the next one would wait as long
                     warnings.warn(text, stacklevel=3)
