@@ -486,7 +486,7 @@ def test_an_error_has_no_traceback(tmp_path: Path) -> None:
         ["generate"],
         ["generate", "-p", "x", "-n", "-1"],
         ["quantize", "a", "b"],
-        ["quantize", "a", "b", "--type", "q3_k"],
+        ["quantize", "a", "b", "--type", "q2_k"],
         ["bench", "-t", "1,x"],
         ["bench", "-t", "0"],
         ["bench", "--sessions", "1,"],

@@ -8,12 +8,13 @@ The diagonal of H is llama.cpp's "importance matrix".
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .._core import add_outer_products
 from ..convert.policy import is_quantizable
 from ..files.form import BY_INPUT
 from ..model import Model
@@ -21,7 +22,7 @@ from ..model_file import TABLES
 from .text import Windows
 
 MOST_BYTES = 1 << 27  # of inputs at once
-PANEL = 1024  # columns of H that are added to at once
+PANEL = 1024  # columns of H that are turned at once
 
 F32 = NDArray[np.float32]
 Progress = Callable[[int, int], object]  # tokens read, and in all
@@ -38,23 +39,13 @@ class Inputs:
     `hessian` is called."""
     tokens: int = 0
 
-    def add(self, x: F32) -> None:
+    def add(self, x: F32, threads: int) -> None:
         """Add the rows of x, [T, columns]."""
         self.squares += np.einsum("ij,ij->j", x, x, dtype=np.float64)
         self.tokens += len(x)
         if self.products is None:
             return
-        # After relu^2 many columns are zero on a whole window.
-        alive = np.flatnonzero(x.any(axis=0))
-        dense = 4 * len(alive) > 3 * x.shape[1]
-        if not dense:
-            x = np.ascontiguousarray(x[:, alive])
-        for start in range(0, x.shape[1], PANEL):
-            part = x[:, start : start + PANEL].T @ x[:, start:]
-            if dense:
-                self.products[start : start + PANEL, start:] += part
-            else:
-                self.products[np.ix_(alive[start : start + PANEL], alive[start:])] += part
+        add_outer_products(self.products, x, threads)
 
     def importance(self) -> F32:
         """The mean of x^2: [columns]."""
@@ -83,7 +74,7 @@ def matrices_of(model: Model) -> dict[str, tuple[int, ...]]:
     }
 
 
-def groups_of(shapes: dict[str, tuple[int, ...]], memory: int) -> list[list[str]]:
+def groups_of(shapes: Mapping[str, tuple[int, ...]], memory: int) -> list[list[str]]:
     """Matrices whose H fit into so many bytes together, in the order of the file.
 
     Raises ValueError where the largest does not fit.
@@ -127,11 +118,11 @@ def collect(
         session = model.session()
         for start, ids in pieces(window.tolist(), step):
             for name, x in session.inputs(ids, names).items():
-                found[name].add(x)
+                found[name].add(x, model.threads)
             if progress is not None:
                 progress(number * len(window) + start + len(ids), windows.size)
-    for name, inputs in found.items():
-        if not np.isfinite(inputs.squares).all():
+    for name in sorted(found, key=lambda name: not name.startswith("blk.")):  # the head is last
+        if not np.isfinite(found[name].squares).all():
             raise ValueError(f"{model.path}: tensor {name} multiplies NaN or infinity on this text")
     return found
 
