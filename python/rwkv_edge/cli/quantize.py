@@ -15,7 +15,13 @@ from .terminal import making
 @click.command()
 @click.argument("source", metavar="IN", type=FILE)
 @click.argument("target", metavar="OUT", type=FILE)
-@click.option("--type", "kind", type=TYPE, required=True, help="Weight type.")
+@click.option(
+    "--type",
+    "kind",
+    type=TYPE,
+    required=True,
+    help="Weight type. q3_k is small, but slow: a CPU multiplies it as float32.",
+)
 @type_options
 def quantize(*, source: Path, target: Path, kind: str, **options: Any) -> None:
     """Quantize a GGUF file: store its weights in a smaller type."""

@@ -21,17 +21,14 @@ from .plan import Output
 
 # What a file may be made of already; q2_k is read and never written.
 KEPT_FILE_TYPES = FILE_TYPES | {"q2_k": 10}
-
-# For columns that are no whole blocks of 256, and what embedding and head are in a file of such a
-# type: together no more bits than llama.cpp gives them, and fewer in the head, which every token
-# reads. docs/quantization.md has the figures.
-NARROW = {"q3_k": "q4_0", "q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}
-TABLE_TYPES = {
-    "q3_k": ("q4_k", "q5_k"),
-    "q4_k": ("q5_k", "q5_k"),
-    "q5_k": ("q6_k", "q5_k"),
-    "q6_k": ("q6_k", "q6_k"),
-}
+# Of head and embedding where nothing is said. The embedding is hardly read, and both are sensitive.
+ENDS = {"q3_k": "q5_k", "q4_k": "q5_k", "q5_k": "q6_k"} | dict.fromkeys(
+    ("q4_0", "q4_1", "q5_0", "q5_1"), "q8_0"
+)
+# K-types have blocks of 256 columns. What fits none gets the type that llama.cpp gives it.
+FALLBACKS = {"q3_k": "q4_0", "q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}
+# These matrices have searched scales, so they take an importance of their columns.
+SEARCHED = ("q4_0", "q4_1", "q5_0", "q5_1", *FALLBACKS)
 # Its input has a channel that is thousands of times as large as the others in every RWKV-7 of
 # BlinkDL's. Beside it nothing else is left of a block of activations.
 MASSIVE, MASSIVE_TYPE = "blk.0.time_mix_output.weight", "q8_0"
@@ -48,9 +45,6 @@ KEPT = (
     *(f"time_mix_{x}{i}.weight" for x in "wvag" for i in "012"),
     *(f"channel_mix_{x}.weight" for x in ("s1", "s2")),
 )
-
-# Their scales can be searched for.
-SEARCHED = ("q4_0", "q4_1", "q5_0", "q5_1", *NARROW)
 
 CHUNK_VALUES = 1 << 22  # 16 MB of float32 at a time
 LARGEST_F16 = 65504.0
@@ -75,12 +69,10 @@ class Types:
     def choose(
         base: str | None, head: str | None, embd: str | None, *, again: bool = False
     ) -> Types:
-        """What TABLE_TYPES say of head and embedding, unless they are named; 8 bits where the
-        others have 4 or 5."""
+        """In a file of 3 to 5 bits head and embedding have more unless said otherwise."""
         parsed = [None if name is None else parse_type(name) for name in (base, head, embd)]
-        default = "q8_0" if (parsed[0] or "").startswith(("q4", "q5")) else parsed[0]
-        of_embd, of_head = TABLE_TYPES.get(parsed[0] or "", (default, default))
-        return Types(parsed[0], parsed[1] or of_head, parsed[2] or of_embd, again)
+        default = None if parsed[0] is None else ENDS.get(parsed[0], parsed[0])
+        return Types(parsed[0], parsed[1] or default, parsed[2] or default, again)
 
     def for_massive(self) -> Types:
         """These types with more bits for MASSIVE where the base has fewer than 6."""
@@ -95,15 +87,14 @@ class Types:
         return replace(self, base=base, head=self.head or base, embd=self.embd or base)
 
     def of(self, where: str, name: str, shape: tuple[int, ...], found: str) -> str:
-        """The type of a matrix that is `found` now; columns that fit no block of it get a type of
-        smaller ones, or float16.
+        """The type of a matrix that is `found` now; columns that fit no block get another one.
 
         Raises UnsupportedError, which begins with `where`, for a matrix that is quantized already.
         """
         wanted = {"output.weight": self.head, "token_embd.weight": self.embd}.get(name, self.base)
         wanted = self.named.get(name, wanted)
         if wanted is not None and shape[-1] % _core.type_block(wanted)[0]:
-            wanted = NARROW.get(wanted, "f16")
+            wanted = FALLBACKS.get(wanted, "f16")
             if shape[-1] % _core.type_block(wanted)[0]:
                 wanted = "f16"
         if wanted is None or wanted == found:
@@ -214,15 +205,12 @@ def pieces(
 
 
 def encode(values: F32, kind: str, where: str, importance: F32 | None = None) -> NDArray[np.uint8]:
-    """Values [rows, columns] in a file's type. FormatError where they cannot be held.
-
-    With an importance of the columns the scales are searched for; those of K-types always are.
-    """
+    """Values [rows, columns] in a file's type, with searched scales, for which an importance says
+    how much each column matters; all CPUs work. FormatError where they cannot be held."""
     check_values(values, kind, where)
-    values = np.ascontiguousarray(values)
-    if kind not in SEARCHED or (importance is None and kind not in NARROW):
-        return _core.quantize(values, kind)
-    return _core.quantize_matrix(values, kind, importance)
+    return _core.quantize_matrix(
+        np.ascontiguousarray(values), kind, importance if kind in SEARCHED else None
+    )
 
 
 def check_values(values: F32, kind: str, where: str) -> None:

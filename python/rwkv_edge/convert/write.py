@@ -142,11 +142,12 @@ def quantize(
     """Write the model `source` to the GGUF file `target` with its matrices in another type.
 
     `type` is f32, f16, bf16, q8_0, q6_k, q5_k, q4_k, q3_k, q5_1, q5_0, q4_1 or q4_0 (fp16, int8 and
-    int4 are names for f16, q8_0 and q4_0). `head_type` and `embd_type` are the types of the output
-    matrix and of the embedding. Their default is q8_0 beside q4_0 to q5_1. Beside q3_k to q6_k it
-    is what costs least, and the output matrix of the first time mix of an RWKV-7 becomes q8_0:
-    docs/quantization.md says why. Columns that are no multiple of 256 become q4_0, q5_0, q5_1 or
-    q8_0 in place of q3_k to q6_k. All else, such as the vocabulary and the licence, is copied.
+    int4 are names for f16, q8_0 and q4_0). A CPU multiplies q3_k as float32, slowly. Types that end
+    in _k need columns in multiples of 256; other matrices become q8_0, q5_1, q5_0 or q4_0.
+    `head_type` and `embd_type` are the types of the output matrix and of the embedding. Their
+    default is q5_k beside q3_k and q4_k, q6_k beside q5_k, q8_0 beside q4_0 to q5_1, else `type`.
+    Beside q3_k to q5_k the output matrix of the first time mix of an RWKV-7 becomes q8_0. All else,
+    such as the vocabulary and the licence, is copied.
 
     `source` is a GGUF file, or what else `convert` takes, with `vocab`. `sparse_ffn` and `known`
     are those of `convert`. `again` allows a source that is quantized already; a UserWarning says
