@@ -208,7 +208,7 @@ def _rewrite(
         metadata["tokenizer.chat_template"] = string(chat_template(*texts))
     if license is not None:
         metadata["general.license"] = string(license)
-    outputs = [Output(t.name, t.shape, _tensor(file, t)) for t in file.tensors]
+    outputs = [Output(t.name, t.shape, tensor_of(file, t)) for t in file.tensors]
     if sparse_ffn:
         outputs = by_input(source, outputs, types)
     if not any(is_quantized(output) for output in outputs):
@@ -227,7 +227,7 @@ def _rewrite(
     )
 
 
-def _tensor(file: ModelFile, info: TensorInfo) -> Tensor:
+def tensor_of(file: ModelFile, info: TensorInfo) -> Tensor:
     data = info.data.view(NUMPY_TYPES.get(info.type, "u1"))
     rows = math.prod(info.shape[:-1])
     return MappedTensor(info.name, info.type, data.reshape(rows, -1), file)
