@@ -166,6 +166,22 @@ def _type(path: Path, output: Output, types: Types, settled: bool) -> str:
 
 
 @dataclass(frozen=True)
+class Scale:
+    """Factors that the values of a tensor are multiplied by; a vector is one row."""
+
+    rows: F32 | None = None
+    columns: F32 | None = None
+
+    def apply(self, values: F32, start: int) -> F32:
+        """Of rows [R, columns] from `start` on."""
+        if self.columns is not None:
+            values = values * self.columns
+        if self.rows is not None:
+            values = values * self.rows[start : start + len(values), None]
+        return values
+
+
+@dataclass(frozen=True)
 class Known:
     """What is known of single matrices, for those who quantize them."""
 
@@ -175,6 +191,8 @@ class Known:
     """What they are to become, whatever the others do."""
     made: Mapping[str, Path] = field(default_factory=dict)
     """Files of their blocks, which were made already, in these types."""
+    scales: Mapping[str, Scale] = field(default_factory=dict)
+    """By which the others are multiplied."""
 
 
 NOTHING = Known()
@@ -191,12 +209,15 @@ def pieces(
             while piece := file.read(CHUNK_VALUES):
                 yield piece
         return
+    scale = known.scales.get(output.name, Scale())
     raw = tensor.raw() if kind == tensor.dtype and kind not in NUMPY_TYPES else None
     if raw is None:
         importance = known.importance.get(output.name)
+        start = 0
         for values in output.chunks(CHUNK_VALUES):
             where = f"{path}: tensor {output.name}"
-            yield encode(values, kind, where, importance).reshape(-1)
+            yield encode(scale.apply(values, start), kind, where, importance).reshape(-1)
+            start += len(values)
         return
     for start in range(0, raw.size, CHUNK_VALUES):
         yield raw[start : start + CHUNK_VALUES]

@@ -15,7 +15,7 @@ import shutil
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ from ..convert.policy import (
     MASSIVE_TYPE,
     SEARCHED,
     Known,
+    Scale,
     Types,
     check_values,
     is_quantizable,
@@ -35,15 +36,17 @@ from ..convert.policy import (
 from ..convert.write import tensor_of
 from ..files.form import amount, read_bytes
 from ..files.output import OutputFile, shortened
-from ..files.source import NUMPY_TYPES
+from ..files.source import F32, NUMPY_TYPES
 from ..model import Model
 from ..model_file import weights_per_token
 from ..tokenizer import END_OF_TEXT
 from .collect import Inputs, collect, groups_of, matrices_of
+from .fold import combined, equalise, foldings
 from .text import Windows, tokens_of, windows_of
 
 SELF = "self"  # in place of texts
 WINDOW = 512
+JUDGED = 8  # windows, to decide on foldings
 DAMP = 0.1
 TOKENS_PER_COLUMN = 8  # of the widest matrix: with fewer, H fits the text and not the language
 LEAST_TOKENS = 1 << 16
@@ -75,6 +78,8 @@ class Calibration:
     memory: int
     base: str
     vocab: Path | None = None
+    scales: dict[str, Scale] = field(default_factory=dict)
+    """Of the tensors, which leave what the model computes as it is."""
 
     @property
     def folder(self) -> Path:
@@ -145,7 +150,7 @@ class Calibration:
             type=self.base,
             vocab=self.vocab,
             again=True,
-            known=Known(types=types, made=made),
+            known=Known(types=types, made=made, scales=self.scales),
         )
         shutil.rmtree(self.folder, ignore_errors=True)
         return Counter(types.values())
@@ -159,7 +164,13 @@ class Calibration:
     def _keep_job(self) -> None:
         """Forget what another model, text or type has left."""
         found = hashlib.sha256(self.windows.tobytes()).hexdigest()
-        job = json.dumps([self.model.fingerprint, found, self.types, DAMP], sort_keys=True).encode()
+        scales = hashlib.sha256()
+        for name, scale in self.scales.items():
+            scales.update(name.encode())
+            for factors in (scale.rows, scale.columns):
+                scales.update(b"" if factors is None else factors.tobytes())
+        key = [self.model.fingerprint, found, self.types, DAMP, scales.hexdigest()]
+        job = json.dumps(key, sort_keys=True).encode()
         path = self.folder / "job"
         with contextlib.suppress(OSError):
             if read_bytes(path, len(job), "a job") == job:
@@ -184,6 +195,9 @@ class Calibration:
 
     def _make(self, name: str, inputs: Inputs) -> None:
         kind = self.types[name]
+        scale = self.scales.get(name, Scale())
+        if scale.columns is not None:
+            inputs.scale((1 / scale.columns).astype(np.float32))
         if name == MASSIVE and massive(inputs) and bits(kind) < 6:
             kind = MASSIVE_TYPE
         info = next(t for t in self.model._file.tensors if t.name == name)
@@ -194,6 +208,7 @@ class Calibration:
         with OutputFile(self.folder / f"{name}.{kind}") as file:
             for start in range(0, rows, step):
                 values = tensor.float32(start, min(start + step, rows)).reshape(-1, columns)
+                values = scale.apply(values, start)
                 where = f"{self.source}: tensor {name}"
                 check_values(values, kind, where)
                 try:
@@ -239,6 +254,7 @@ def calibration(
     tokens: int | None = None,
     memory: int | None = None,
     threads: int | None = None,
+    equal: bool = True,
     progress: Progress | None = None,
 ) -> Calibration:
     """Open the model and the texts, and say what is to be done.
@@ -246,7 +262,9 @@ def calibration(
     `texts` are files, folders and "-" for stdin, or SELF alone: then the model writes the text.
     `tokens` is how many of them are read, from all over the text: by default 8 for each column of
     the widest matrix, and at least 65,536. `memory` is a bound in bytes: by default half of what is
-    free. A UserWarning says so where the source is quantized already.
+    free. `equal` lets columns be scaled where that helps.
+
+    A UserWarning says so where the source is quantized already.
 
     Raises what `Model` and `quantize` raise, ValueError for a text that is empty, too short or not
     UTF-8, and for too little memory.
@@ -278,8 +296,26 @@ def calibration(
     else:
         ids = tokens_of(model, texts)
         windows = spread(windows_of(ids, window, ", ".join(map(str, texts))), count)
+    scales = {} if already or not equal else _scales(model, types, windows)
     bound = memory if memory is not None else _core.available_memory() // 2
-    return Calibration(model, Path(source), Path(target), types, windows, bound, base, vocab)
+    return Calibration(
+        model, Path(source), Path(target), types, windows, bound, base, vocab, scales
+    )
+
+
+def _scales(model: Model, types: dict[str, str], windows: Windows) -> dict[str, Scale]:
+    """Of the foldings that pay, judged by a few windows."""
+    found = collect(model, spread(windows, JUDGED), list(matrices_of(model)))
+    tensors = {tensor.name: tensor for tensor in model._file.tensors}
+
+    def values_of(name: str, rows: int) -> F32:
+        tensor = tensor_of(model._file, tensors[name])
+        count, columns = tensors[name].shape
+        return tensor.float32(0, min(rows, count)).reshape(-1, columns)
+
+    importance = {name: inputs.importance() for name, inputs in found.items()}
+    all_of = foldings(model.arch, set(tensors))
+    return combined(equalise(all_of, types, importance, values_of))
 
 
 def spread(windows: Windows, count: int) -> Windows:

@@ -47,6 +47,13 @@ class Inputs:
             return
         add_outer_products(self.products, x, threads)
 
+    def scale(self, t: F32) -> None:
+        """Make these the sums of t o x."""
+        self.squares *= t.astype(np.float64) ** 2
+        if self.products is not None:
+            self.products *= t
+            self.products *= t[:, None]
+
     def importance(self) -> F32:
         """The mean of x^2: [columns]."""
         return (self.squares / max(self.tokens, 1)).astype(np.float32)
