@@ -4,8 +4,7 @@
 Run after `pip install '.[test]'`, from the root of the repository. A workflow preset's name as
 argument (asan, tsan, aarch64, ...) builds and runs the C++ tests so, instead of the whole list.
 `oldest` runs the Python tests with the oldest dependencies and the oldest Python that
-pyproject.toml allows, in an environment of its own, `build/oldest`, and measures their coverage
-(tools/measure_coverage.py). Where that Python is missing
+pyproject.toml allows, in an environment of its own, `build/oldest`. Where that Python is missing
 (on the PATH, and among pyenv's), `oldest` says so and takes the one that runs it. The whole list
 runs with the Python and the dependencies that are installed.
 """
@@ -66,7 +65,7 @@ def oldest() -> None:
     constraints.write_text("\n".join(versions) + "\n", encoding="utf-8")
     pip = (python, "-m", "pip", "install", "--prefer-binary")
     run(*pip, "--constraint", str(constraints), ".[test]")
-    run(python, "tools/measure_coverage.py", "python")
+    run(python, "-m", "pytest")
 
 
 def main(presets: Sequence[str]) -> None:
