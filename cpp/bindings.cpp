@@ -17,6 +17,7 @@
 #include "base/system.h"
 #include "base/thread_pool.h"
 #include "gptq.h"
+#include "gram.h"
 #include "io/model_file.h"
 #include "kernels/dispatch.h"
 #include "quant/search.h"
@@ -196,6 +197,21 @@ Bytes quantize_matrix(const Floats& x, const std::string& name,
     else
         search_rows(info.type, values.data(), columns, rows, cols, blocks, pool);
     return out;
+}
+
+// sums [n, n] += x^T x of x [tokens, n], right of the diagonal
+void add_outer_products(const py::array_t<float>& sums, const Floats& x, int threads) {
+    const bool square = sums.ndim() == 2 && sums.shape(0) == sums.shape(1);
+    if (!square || x.ndim() != 2 || x.shape(1) != sums.shape(0))
+        throw std::invalid_argument("sums and x, expected [n, n] and [tokens, n]");
+    if ((sums.flags() & py::array::c_style) == 0 || !sums.writeable())
+        throw std::invalid_argument("sums, expected an array of rows that can be written");
+    if (threads < 1 || threads > kMostThreads)
+        throw std::invalid_argument(cat(threads, " threads, expected 1 to ", kMostThreads));
+    auto* to = const_cast<float*>(sums.data());
+    const Unlocked unlocked;
+    ThreadPool pool(threads);
+    add_outer_products(x.data(), x.shape(0), x.shape(1), to, kernels(), pool);
 }
 
 Floats dequantize(const Bytes& data, const std::string& name) {
@@ -737,6 +753,9 @@ PYBIND11_MODULE(_core, m) {
     m.def("quantize_matrix", &quantize_matrix, py::arg("weights"), py::arg("type"),
           py::arg("importance") = py::none(), py::arg("hessian") = py::none(),
           py::arg("damp") = 0.1f, py::arg("threads") = 0);
+    m.def("add_outer_products",
+          py::overload_cast<const py::array_t<float>&, const Floats&, int>(&add_outer_products),
+          py::arg("sums").noconvert(), py::arg("x"), py::arg("threads") = 1);
     m.def("dequantize", &dequantize, py::arg("data"), py::arg("type"));
     m.def("isa", [] { return kernels().isa; });
     m.def("isa_levels", [] {

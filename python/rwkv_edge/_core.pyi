@@ -54,6 +54,13 @@ def quantize_matrix(
     definite or zero; UnsupportedError for q2_k.
     """
 
+def add_outer_products(sums: NDArray[np.float32], x: NDArray[np.float32], threads: int = 1) -> None:
+    """sums[i, j] += sum of x[t, i] * x[t, j] for i <= j, in place: sums [n, n], x [T, n].
+
+    Of the others, which are the same, some are added to. The bits depend neither on the threads nor
+    on the calls that the rows of x come in. ValueError for other shapes.
+    """
+
 def dequantize(data: NDArray[np.uint8], type: str) -> NDArray[np.float32]:
     """[..., row_bytes] blocks to [..., cols] floats."""
 

@@ -438,6 +438,7 @@ COMMANDS: dict[str, Callable[[Path], list[str | Path]]] = {
     "embed": lambda path: ["embed", path, "-p", "x"],
     "bench": lambda path: ["bench", path],
     "perplexity": lambda path: ["perplexity", path, __file__],
+    "imatrix": lambda path: ["imatrix", path, __file__, "-o", path.parent / "out"],
     "quantize": lambda path: ["quantize", path, path.parent / "out", "--type", "q8_0"],
     "convert": lambda path: ["convert", path, path.parent / "out"],
 }

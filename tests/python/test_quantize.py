@@ -19,7 +19,7 @@ from refusal import refuses
 from rwkv_edge import FormatError, Model, UnsupportedError, _core
 from rwkv_edge._core import ModelFile
 from rwkv_edge.convert import convert, quantize
-from rwkv_edge.convert.policy import KEPT_FILE_TYPES, Types
+from rwkv_edge.convert.policy import KEPT_FILE_TYPES, Known, Types
 from rwkv_edge.files.gguf_writer import TensorPlan, uint32
 
 KINDS = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1")
@@ -286,12 +286,75 @@ def test_what_has_its_type_already_is_copied(tmp_path: Path, tiny_model: GetMode
     assert ck.tensors_of(target) == ck.tensors_of(again)
 
 
-@pytest.mark.parametrize("make", [lambda: ck.pth_of(ck.weights_of()), lambda: b"hello"])
-def test_other_files_are_for_convert(tmp_path: Path, make: Callable[[], bytes]) -> None:
-    path = ck.write(tmp_path, make())
-    for source in (path, tmp_path):
-        with refuses(FormatError, source, "not a GGUF file; `convert` makes one"):
-            quantize(source, tmp_path / "out.gguf", type="q4_0")
+def test_a_checkpoint_is_converted(tmp_path: Path) -> None:
+    path = ck.write(tmp_path, ck.pth_of(ck.weights_of()))
+    vocab = tmp_path / "vocab.txt"
+    vocab.write_text(ck.VOCABULARY, "utf-8")
+    quantize(path, tmp_path / "one.gguf", type="q4_0", vocab=vocab)
+    convert(path, tmp_path / "two.gguf", type="q4_0", vocab=vocab)
+    assert (tmp_path / "one.gguf").read_bytes() == (tmp_path / "two.gguf").read_bytes()
+    with refuses(ValueError, tmp_path / "one.gguf", "vocabulary inside"):
+        quantize(tmp_path / "one.gguf", tmp_path / "three.gguf", type="q8_0", vocab=vocab)
+
+
+@pytest.mark.parametrize("version", ["4", "7"])
+@pytest.mark.parametrize("kind", ["q3_k", "q4_k", "q5_k", "q6_k"])
+def test_k_types(tmp_path: Path, tiny_model: GetModel, kind: str, version: str) -> None:
+    """What each matrix becomes, and that its scales are searched for."""
+    path, made = tiny_model("f32", "d256", version)
+    quantize(path, tmp_path / "out.gguf", type=kind)
+    file = ModelFile(tmp_path / "out.gguf")
+    assert (
+        file.get("general.file_type")
+        == gguf.LlamaFileType[f"MOSTLY_{kind.upper()}{'' if kind == 'q6_k' else '_M'}"]
+    )
+    sources = {tensor.name: tensor for tensor in ModelFile(path).tensors}
+    ends = {"q5_k": "q6_k", "q6_k": "q6_k"}.get(kind, "q5_k")
+    special = {"token_embd.weight": ends, "output.weight": ends}
+    if version == "7" and kind != "q6_k":
+        special["blk.0.time_mix_output.weight"] = "q8_0"
+    matrices = {tiny.gguf_name(name) for name in made.weights if tiny.is_quantized(name)}
+    for tensor in file.tensors:
+        source = sources[tensor.name]
+        if tensor.name not in matrices:
+            assert tensor.data.tobytes() == source.data.tobytes()
+            continue
+        expected = special.get(tensor.name, kind)
+        assert tensor.type == expected, tensor.name
+        values = source.data.view("<f4").reshape(source.shape)
+        blocks = _core.quantize_matrix(values, expected)
+        assert tensor.data.tobytes() == blocks.tobytes()
+    assert np.isfinite(Model(tmp_path / "out.gguf").session().feed([1, 2, 3])).all()
+
+
+def test_k_types_need_whole_blocks(tmp_path: Path, tiny_model: GetModel) -> None:
+    """Columns that are no multiple of 256 get llama.cpp's choice; those of no block become f16."""
+    path, _ = tiny_model("f32", "d128", "7")
+    for kind, narrow in (("q3_k", "q4_0"), ("q4_k", "q5_0"), ("q5_k", "q5_1"), ("q6_k", "q8_0")):
+        quantize(path, tmp_path / "out.gguf", type=kind)
+        types = {tensor.name: tensor.type for tensor in ModelFile(tmp_path / "out.gguf").tensors}
+        assert types["blk.1.time_mix_key.weight"] == narrow
+    assert Types.choose("q4_k", None, None).of("x", "blk.0.a.weight", (64, 40), "f32") == "f16"
+
+
+def test_an_importance_changes_what_it_is_of(tmp_path: Path, tiny_model: GetModel) -> None:
+    path, _ = tiny_model("f32", "d256", "7")
+    name = "blk.1.time_mix_key.weight"
+    importance = rng().uniform(0, 1, 256).astype(np.float32) ** 4
+    for kind in ("q4_0", "q4_k", "q8_0"):
+        quantize(path, tmp_path / "plain.gguf", type=kind)
+        known = Known(importance={name: importance})
+        quantize(path, tmp_path / "known.gguf", type=kind, known=known)
+        plain, other = (
+            {t.name: t.data.tobytes() for t in ModelFile(tmp_path / file).tensors}
+            for file in ("plain.gguf", "known.gguf")
+        )
+        changed = {each for each in plain if plain[each] != other[each]}
+        assert changed == ({name} if kind != "q8_0" else set())
+        source = next(t for t in ModelFile(path).tensors if t.name == name)
+        values = source.data.view("<f4").reshape(source.shape)
+        if kind != "q8_0":
+            assert other[name] == _core.quantize_matrix(values, kind, importance).tobytes()
 
 
 def test_other_architectures_are_refused(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ COMMANDS = (
     "embed",
     "bench",
     "perplexity",
+    "imatrix",
 )
 INTERRUPTED = 130  # as the shell has it for a program that Ctrl-C ended
 LOST_FILE = (
