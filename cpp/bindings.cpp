@@ -17,6 +17,7 @@
 #include "base/system.h"
 #include "base/thread_pool.h"
 #include "gptq.h"
+#include "gram.h"
 #include "io/model_file.h"
 #include "kernels/dispatch.h"
 #include "quant/search.h"
@@ -198,6 +199,21 @@ Bytes quantize_matrix(const Floats& x, const std::string& name,
     return out;
 }
 
+// sums [n, n] += x^T x of x [tokens, n], right of the diagonal
+void add_outer_products(const py::array_t<float>& sums, const Floats& x, int threads) {
+    const bool square = sums.ndim() == 2 && sums.shape(0) == sums.shape(1);
+    if (!square || x.ndim() != 2 || x.shape(1) != sums.shape(0))
+        throw std::invalid_argument("sums and x, expected [n, n] and [tokens, n]");
+    if ((sums.flags() & py::array::c_style) == 0 || !sums.writeable())
+        throw std::invalid_argument("sums, expected an array of rows that can be written");
+    if (threads < 1 || threads > kMostThreads)
+        throw std::invalid_argument(cat(threads, " threads, expected 1 to ", kMostThreads));
+    auto* to = const_cast<float*>(sums.data());
+    const Unlocked unlocked;
+    ThreadPool pool(threads);
+    add_outer_products(x.data(), x.shape(0), x.shape(1), to, kernels(), pool);
+}
+
 Floats dequantize(const Bytes& data, const std::string& name) {
     const TypeInfo& info = type_by_name(name);
     const int64_t row = last_dimension(data, info.block_bytes, "bytes", info.name);
@@ -369,15 +385,27 @@ private:
 
 using PyPart = std::tuple<Session*, std::vector<int32_t>, Session::Logits>;
 
-py::bytearray feed_together(const std::vector<PyPart>& parts, const py::object& progress) {
+// With `stay` the logits may be a KeptLogits: on a GPU.
+py::object feed_together(const std::vector<PyPart>& parts, const py::object& progress, bool stay) {
     std::vector<Session::Part> views;
-    int64_t values = 0;
+    int64_t values = 0, rows = 0;
     for (const auto& [session, ids, mode] : parts) {
         if (session == nullptr) throw std::invalid_argument("a session is None");
         if (ids.empty() && mode == Session::Logits::Last)
             throw std::invalid_argument("no tokens, so there is no last one to give logits for");
-        values += Session::rows(mode, std::ssize(ids)) * session->model().config().n_vocab;
+        const int64_t wanted = Session::rows(mode, std::ssize(ids));
+        rows += wanted;
+        values += wanted * session->model().config().n_vocab;
         views.push_back({session, ids, mode});
+    }
+    if (stay && !views.empty() && views[0].session->runner()->keeps_logits()) {
+        auto kept = std::make_unique<KeptLogits>(views[0].session->runner(), rows);
+        {
+            Unlocked unlocked;
+            Watch watch(progress, unlocked);
+            Session::feed_together(views, *kept, std::ref(watch));
+        }
+        return py::cast(std::move(kept));
     }
     py::bytearray logits = new_floats(values);
     float* to = floats(logits).data();
@@ -389,7 +417,7 @@ py::bytearray feed_together(const std::vector<PyPart>& parts, const py::object& 
 
 py::bytearray feed(Session& session, const std::vector<int32_t>& ids, Session::Logits mode,
                    const py::object& progress) {
-    return feed_together({{&session, ids, mode}}, progress);
+    return feed_together({{&session, ids, mode}}, progress, false);
 }
 
 // [layers, tokens, n_embd]
@@ -467,6 +495,35 @@ int32_t sample(Sampler& sampler, const py::bytearray& logits, std::size_t row, s
     const std::string_view bits = *allowed;
     return sampler.sample(values,
                           std::span(reinterpret_cast<const uint8_t*>(bits.data()), bits.size()));
+}
+
+py::bytearray kept_row(const KeptLogits& logits, int64_t row) {
+    py::bytearray found = new_floats(logits.n_vocab());
+    const std::span<float> to = floats(found);
+    const Unlocked unlocked;
+    logits.copy(row, to);
+    return found;
+}
+
+using PyChoice = std::tuple<Sampler*, int64_t, std::optional<py::bytes>>;
+
+std::vector<int32_t> sample_kept(const KeptLogits& logits, const std::vector<PyChoice>& choices) {
+    std::vector<KeptLogits::Choice> views;
+    for (const auto& [sampler, row, allowed] : choices) {
+        if (sampler == nullptr) throw std::invalid_argument("a sampler is None");
+        views.push_back({sampler, row});
+        if (!allowed) continue;
+        const std::string_view bits = *allowed;
+        views.back().allowed =
+            std::span(reinterpret_cast<const uint8_t*>(bits.data()), bits.size());
+    }
+    const Unlocked unlocked;
+    return logits.sample(views);
+}
+
+int32_t sample_one(Sampler& sampler, const KeptLogits& logits, int64_t row, int64_t,
+                   const std::optional<py::bytes>& allowed) {
+    return sample_kept(logits, {{&sampler, row, allowed}}).front();
 }
 
 std::vector<std::pair<int32_t, double>> logprobs_of(const py::bytearray& logits, std::size_t row,
@@ -603,7 +660,12 @@ void bind_engine(py::module_& m) {
         .def("reset", &Session::reset, py::call_guard<Unlocked>())
         .def("fork", &Session::fork, py::call_guard<Unlocked>())
         .def("rewind", &Session::rewind, py::arg("to"), py::call_guard<Unlocked>());
-    m.def("feed_together", &feed_together, py::arg("parts"), py::arg("progress") = py::none());
+    py::class_<KeptLogits>(m, "KeptLogits")
+        .def_property_readonly("rows", &KeptLogits::rows)
+        .def("row", &kept_row, py::arg("row"))
+        .def("sample", &sample_kept, py::arg("choices"));
+    m.def("feed_together", &feed_together, py::arg("parts"), py::arg("progress") = py::none(),
+          py::arg("stay") = false);
     const SamplerOptions off{.top_p = 1.0};
     py::class_<Sampler>(m, "Sampler")
         .def(py::init([](double temperature, int64_t top_k, double top_p, double min_p,
@@ -625,6 +687,8 @@ void bind_engine(py::module_& m) {
              py::arg("logit_bias") = off.logit_bias, py::arg("banned") = off.banned,
              py::arg("forced") = off.forced)
         .def("sample", &sample, py::arg("logits"), py::arg("row") = 0, py::arg("n_vocab") = 0,
+             py::arg("allowed") = py::none())
+        .def("sample", &sample_one, py::arg("logits"), py::arg("row") = 0, py::arg("n_vocab") = 0,
              py::arg("allowed") = py::none())
         .def("accept", &Sampler::accept, py::arg("token"), py::arg("weight") = 1.0)
         .def_property_readonly("seed", &Sampler::seed);
@@ -689,6 +753,9 @@ PYBIND11_MODULE(_core, m) {
     m.def("quantize_matrix", &quantize_matrix, py::arg("weights"), py::arg("type"),
           py::arg("importance") = py::none(), py::arg("hessian") = py::none(),
           py::arg("damp") = 0.1f, py::arg("threads") = 0);
+    m.def("add_outer_products",
+          py::overload_cast<const py::array_t<float>&, const Floats&, int>(&add_outer_products),
+          py::arg("sums").noconvert(), py::arg("x"), py::arg("threads") = 1);
     m.def("dequantize", &dequantize, py::arg("data"), py::arg("type"));
     m.def("isa", [] { return kernels().isa; });
     m.def("isa_levels", [] {

@@ -53,9 +53,12 @@ private:
 }  // namespace
 
 Runner::Runner(std::shared_ptr<const Model> model)
-    : model_(std::move(model)), ops_(model_->backend().make_ops()), scratch_(model_->backend()) {}
+    : model_(std::move(model)),
+      ops_(model_->backend().make_ops()),
+      shortlist_(model_->backend().make_shortlist(model_->config().n_vocab)),
+      scratch_(model_->backend()) {}
 
-void Runner::step(std::span<const Feed> feeds, std::span<float* const> logits,
+void Runner::step(std::span<const Feed> feeds, std::span<float* const> logits, bool stay,
                   const std::function<void()>& between, const Tap& tap, const MatmulTap& products) {
     const std::lock_guard lock(mutex_);
     TappedOps tapped(*ops_, products);
@@ -71,15 +74,20 @@ void Runner::step(std::span<const Feed> feeds, std::span<float* const> logits,
         scattered |= logits[i] != end;
         end += floats(i);
     }
-    float* direct = begin == nullptr || scattered ? nullptr : backend.direct(begin);
+    float* direct = begin == nullptr || scattered || stay ? nullptr : backend.direct(begin);
     const float* found = model_->forward(ops, scratch_, feeds, direct, between, tap);
     if (begin != nullptr) settled_ = true;  // every verb has run, the head's product too
-    if (direct != nullptr) return;
-    for (std::size_t i = 0; i < feeds.size(); ++i) {
-        if (floats(i) == 0) continue;
-        backend.read({logits[i], static_cast<std::size_t>(floats(i))}, found);
-        found += floats(i);
-    }
+    if (direct != nullptr || begin == nullptr) return;
+    const auto take = [&](float* to, int64_t n) {
+        if (stay)
+            backend.copy(to, found, n);
+        else
+            backend.read({to, static_cast<std::size_t>(n)}, found);
+        found += n;
+    };
+    if (!scattered) return take(begin, end - begin);
+    for (std::size_t i = 0; i < feeds.size(); ++i)
+        if (floats(i) > 0) take(logits[i], floats(i));
 }
 
 bool Runner::can_fail() const {
@@ -91,6 +99,34 @@ void Runner::logits(const float* memory, float* to) {
     const std::lock_guard lock(mutex_);
     const float* found = model_->logits(*ops_, scratch_, memory);
     model_->backend().read({to, static_cast<std::size_t>(model_->config().n_vocab)}, found);
+}
+
+KeptLogits::KeptLogits(std::shared_ptr<Runner> runner, int64_t rows)
+    : runner_(std::move(runner)),
+      rows_(rows),
+      memory_(runner_->model().backend().allocate(rows * n_vocab())) {}
+
+const float* KeptLogits::at(int64_t row) const {
+    if (row < 0 || row >= rows_)
+        throw std::invalid_argument(cat("row ", row, " of logits, found ", rows_, " rows"));
+    return memory_.get() + row * n_vocab();
+}
+
+void KeptLogits::copy(int64_t row, std::span<float> to) const {
+    runner_->model().backend().read(to.first(static_cast<std::size_t>(n_vocab())), at(row));
+}
+
+std::vector<int32_t> KeptLogits::sample(std::span<const Choice> choices) const {
+    std::vector<rwkv_edge::Choice> found;
+    for (const auto& [sampler, row, allowed] : choices) {
+        if (std::ranges::find(found, sampler, &rwkv_edge::Choice::sampler) != found.end())
+            throw std::invalid_argument("a sampler occurs twice, expected different ones");
+        found.push_back({sampler, at(row), allowed});
+    }
+    std::vector<int32_t> tokens(choices.size());
+    const std::lock_guard lock(runner_->mutex_);
+    rwkv_edge::sample(*runner_->shortlist_, found, tokens);
+    return tokens;
 }
 
 Session::Session(std::shared_ptr<Runner> runner)
@@ -115,7 +151,17 @@ void Session::feed(std::span<const int32_t> ids, Logits mode, float* logits,
 }
 
 void Session::feed_together(std::span<const Part> parts, float* logits, const Progress& progress) {
-    feed_tapped(parts, logits, progress, {});
+    feed_parts(parts, logits, false, progress, {});
+}
+
+void Session::feed_together(std::span<const Part> parts, KeptLogits& logits,
+                            const Progress& progress) {
+    int64_t wanted = 0;
+    for (const Part& part : parts) wanted += rows(part.mode, std::ssize(part.ids));
+    if (wanted != logits.rows())
+        throw std::invalid_argument(
+            cat("room for ", logits.rows(), " rows of logits, expected ", wanted));
+    feed_parts(parts, logits.data(), true, progress, {});
 }
 
 const TensorView& Session::matrix_named(const std::string& name) const {
@@ -178,7 +224,7 @@ void Session::inputs(std::span<const int32_t> ids, std::span<const std::string> 
     std::vector<float> logits(
         static_cast<std::size_t>(rows(part.mode, tokens) * model().config().n_vocab));
     const std::unique_ptr<Session> before = fork();
-    feed_tapped({&part, 1}, logits.data(), progress, tap);
+    feed_parts({&part, 1}, logits.data(), false, progress, tap);
     for (const Wanted& w : wanted)
         if (w.left > 0) {
             rewind(*before);
@@ -188,8 +234,8 @@ void Session::inputs(std::span<const int32_t> ids, std::span<const std::string> 
         }
 }
 
-void Session::feed_tapped(std::span<const Part> parts, float* logits, const Progress& progress,
-                          const MatmulTap& products) {
+void Session::feed_parts(std::span<const Part> parts, float* logits, bool stay,
+                         const Progress& progress, const MatmulTap& products) {
     if (parts.empty()) return;
     Runner& runner = *parts[0].session->runner_;
     const Model& model = runner.model();
@@ -241,7 +287,7 @@ void Session::feed_tapped(std::span<const Part> parts, float* logits, const Prog
             const Part& part = parts[i];
             const auto rest = part.ids.subspan(static_cast<std::size_t>(fed[i]));
             if (rest.empty()) continue;
-            const int64_t n = std::min(room, std::ssize(rest));
+            const int64_t n = std::min<int64_t>(room, std::ssize(rest));
             const int64_t wanted = part.mode == Logits::All                             ? n
                                    : part.mode == Logits::Last && n == std::ssize(rest) ? 1
                                                                                         : 0;
@@ -271,7 +317,7 @@ void Session::feed_tapped(std::span<const Part> parts, float* logits, const Prog
             };
         }
         if (interruptible) between = [&] { progress(done); };
-        runner.step(feeds, to, between, tap, products);
+        runner.step(feeds, to, stay, between, tap, products);
         done += chunk - room;
         left -= chunk - room;
     }

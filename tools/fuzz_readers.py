@@ -46,7 +46,7 @@ from rwkv_edge.server.openai import read_chat, read_completions, read_stream
 from rwkv_edge.server.program import Rows
 from rwkv_edge.server.request import Caller
 from rwkv_edge.server.service import Options, Service
-from rwkv_edge.tokenizer import tokenizer_from_file
+from rwkv_edge.tokenizer import protobuf_fields, tokenizer_from_file
 from texts import TEXTS, train
 from web_rwkv import as_st
 
@@ -563,7 +563,8 @@ def ggmf(rng: random.Random) -> Files:
         if kind == 0:
             file.header[rng.randrange(6)] = int32(number(rng))
         elif kind == 1:
-            tensor.dims[rng.randrange(len(tensor.dims))] = int32(number(rng))
+            if tensor.dims:  # kind 2 takes one away each time
+                tensor.dims[rng.randrange(len(tensor.dims))] = int32(number(rng))
         elif kind == 2:
             tensor.dims = rng.choice((tensor.dims[::-1], [*tensor.dims, 1], tensor.dims[1:]))
         elif kind == 3:
@@ -780,7 +781,8 @@ def trained(kind: str) -> bytes:
 
 
 def sentencepiece(rng: random.Random) -> Files:
-    fields = protobuf(trained(rng.choice(("bpe", "unigram"))))
+    model = trained(rng.choice(("bpe", "unigram")))
+    fields = [(tag, data) for tag, data, _ in protobuf_fields(model) if isinstance(data, bytes)]
     for _ in range(rng.choice((0, 1, 1, 2, 4))):
         i = rng.randrange(len(fields))
         if rng.random() < 0.3:  # those after the pieces say how it works
@@ -808,26 +810,6 @@ def sentencepiece(rng: random.Random) -> Files:
             fields[i] = (tag, damage(rng, data, 2))
     data = b"".join(varint(tag << 3 | 2) + varint(len(data)) + data for tag, data in fields)
     return {"tokenizer.model": maybe(rng, data, 0.15)}
-
-
-def protobuf(data: bytes) -> list[tuple[int, bytes]]:
-    """The fields of a message, which are all messages themselves."""
-    fields, at = [], 0
-    while at < len(data):
-        tag, at = read_varint(data, at)
-        length, at = read_varint(data, at)
-        fields.append((tag >> 3, data[at : at + length]))
-        at += length
-    return fields
-
-
-def read_varint(data: bytes, at: int) -> tuple[int, int]:
-    found = shift = 0
-    while True:
-        found |= (data[at] & 127) << shift
-        shift, at = shift + 7, at + 1
-        if data[at - 1] < 128:
-            return found, at
 
 
 def varint(n: int) -> bytes:

@@ -151,12 +151,13 @@ MappedFile::MappedFile(const std::string& path) {
 
 MappedFile::~MappedFile() {
     ::munmap(data_, size_);
-    ::close(file_);
+    ::close(static_cast<int>(file_));
 }
 
 void MappedFile::read(int64_t offset, std::span<std::byte> to, const std::string& path) const {
     while (!to.empty()) {
-        const ssize_t n = ::pread(file_, to.data(), to.size(), static_cast<off_t>(offset));
+        const ssize_t n =
+            ::pread(static_cast<int>(file_), to.data(), to.size(), static_cast<off_t>(offset));
         if (n < 0 && errno == EINTR) continue;
         if (n < 0) throw FileError(errno, path, std::strerror(errno));
         if (n == 0)
@@ -177,7 +178,7 @@ void say_on_bus_error(std::string text) {
         [[maybe_unused]] const auto written = ::write(STDERR_FILENO, said.data(), said.size());
         ::raise(signal);
     };
-    action.sa_flags = SA_RESETHAND;  // the second signal ends the process
+    action.sa_flags = static_cast<int>(SA_RESETHAND);  // the second signal ends the process
     ::sigaction(SIGBUS, &action, nullptr);
 }
 

@@ -72,7 +72,7 @@ public:
     void forget() const;
 
 private:
-    int file_;
+    intptr_t file_;  // a descriptor, or a HANDLE
     void* data_;
     std::size_t size_;
 };

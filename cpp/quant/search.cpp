@@ -137,8 +137,7 @@ Fit search_scale_and_offset(const BlockForm& form, const float* x, const float* 
     low = std::min(low, most);
     Fit best{std::numeric_limits<float>::infinity(), 0, 0, 0, 0};
     const auto consider = [&](float s, float o) {
-        const Fit fit =
-            best_scale_and_offset(sums_at<kSub, true>(form, x, w, s, o), s, o, most);
+        const Fit fit = best_scale_and_offset(sums_at<kSub, true>(form, x, w, s, o), s, o, most);
         const bool better = fit.error < best.error;
         if (better) best = fit;
         return better;
@@ -195,10 +194,19 @@ void search_super(const float* values, const float* curvatures, int n, int low, 
     }
 }
 
+// Sums::rr alone.
 template <int kSub>
 float error_at(const BlockForm& form, const float* x, const float* w, float s, float o) {
-    return form.has_min ? sums_at<kSub, true>(form, x, w, s, o).rr
-                        : sums_at<kSub, false>(form, x, w, s, 0).rr;
+    const Lanes id = all_lanes(inverse_scale(s)), scale = all_lanes(s), offset = all_lanes(o);
+    const Lanes low = all_lanes(static_cast<float>(-form.zero)),
+                high = all_lanes(static_cast<float>(form.top - form.zero));
+    Lanes rr{};
+    for (int i = 0; i < kSub; i += kLanes) {
+        const Lanes value = load_lanes(x + i) - offset;
+        const Lanes r = value - scale * nearest(clip(value * id, low, high));
+        rr += load_lanes(w + i) * r * r;
+    }
+    return total(rr);
 }
 
 // The integer scale and min of a sub-block and their neighbours: keeps those of the least error,
@@ -380,19 +388,19 @@ void error_weights(Type type, const float* x, const float* importance, int64_t c
     const int block = block_form(type)->block;
     for (int64_t b = 0; b < cols; b += block) {
         float* w = weights + b;
+        float square = 0;
         for (int i = 0; i < block; ++i) {
-            const float value = x[b + i];
-            switch (type) {
-                case Type::Q3_K:
-                case Type::Q6_K: w[i] = value * value; break;
-                default: w[i] = 1;
-            }
+            square += x[b + i] * x[b + i];
+            w[i] = 1;
         }
+        if (type == Type::Q3_K || type == Type::Q6_K)
+            for (int i = 0; i < block; ++i)
+                w[i] = x[b + i] * x[b + i] + square / static_cast<float>(block);
         if (type == Type::Q4_K || type == Type::Q5_K)
             for (int j = 0; j < block; j += 32) {
-                float square = 0;
-                for (int i = j; i < j + 32; ++i) square += x[b + i] * x[b + i];
-                const float rms = std::sqrt(square / 32);
+                float part = 0;
+                for (int i = j; i < j + 32; ++i) part += x[b + i] * x[b + i];
+                const float rms = std::sqrt(part / 32);
                 for (int i = j; i < j + 32; ++i) w[i] = rms + std::fabs(x[b + i]);
             }
         if (importance != nullptr) std::copy(importance + b, importance + b + block, w);

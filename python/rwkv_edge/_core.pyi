@@ -4,7 +4,7 @@
 from collections.abc import Callable, Sequence
 from enum import Enum
 from os import PathLike
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,10 +38,11 @@ def quantize_matrix(
 ) -> NDArray[np.uint8]:
     """[rows, cols] floats to [rows, row_bytes] blocks whose scales are searched.
 
-    The search minimizes the sum of importance[col] * (weight - value)^2. Without an importance the
-    weights are those of llama.cpp: x^2 for q3_k and q6_k, the root mean square of 32 weights plus
-    |x| for q4_k and q5_k, 1 for q4_0 to q5_1. The types f32, f16, bf16 and q8_0 are rounded to
-    nearest, and take neither importance nor hessian.
+    The search minimizes the sum of importance[col] * (weight - value)^2. Without an importance,
+    squares are weighted with |x| plus the root mean square of 32 weights x in q4_k and q5_k, with
+    x^2 plus the mean square of 256 in q3_k and q6_k, and alike in q4_0 to q5_1.
+    The types f32, f16, bf16 and q8_0 are rounded to nearest, and take neither importance nor
+    hessian.
 
     `hessian` [cols, cols] is the mean of x x^T over inputs x of the matrix, or a multiple of it.
     With it all codes of a row are chosen together (GPTQ), to make tr (W - Q) H' (W - Q)^T small,
@@ -51,6 +52,13 @@ def quantize_matrix(
     ValueError for values that the type cannot hold, for shapes that do not fit, for an importance
     that is negative or not finite, for a hessian that is not finite, not symmetric, not positive
     definite or zero; UnsupportedError for q2_k.
+    """
+
+def add_outer_products(sums: NDArray[np.float32], x: NDArray[np.float32], threads: int = 1) -> None:
+    """sums[i, j] += sum of x[t, i] * x[t, j] for i <= j, in place: sums [n, n], x [T, n].
+
+    Of the others, which are the same, some are added to. The bits depend neither on the threads nor
+    on the calls that the rows of x come in. ValueError for other shapes.
     """
 
 def dequantize(data: NDArray[np.uint8], type: str) -> NDArray[np.float32]:
@@ -225,12 +233,33 @@ class Session:
     def rewind(self, to: Session) -> None:
         """Goes to where another session of the same runner stands."""
 
+@overload
 def feed_together(
     parts: Sequence[tuple[Session, list[int], Logits]],
     progress: Callable[[int], object] | None = None,
+    stay: Literal[False] = False,
 ) -> bytearray:
     """Feeds several sessions of one runner in the same steps; returns what each part asked for,
     one after the other."""
+
+@overload
+def feed_together(
+    parts: Sequence[tuple[Session, list[int], Logits]],
+    progress: Callable[[int], object] | None,
+    stay: bool,
+) -> bytearray | KeptLogits:
+    """The same; on a GPU the logits stay there."""
+
+class KeptLogits:
+    """Logits that stay where the model lives: [rows, n_vocab]."""
+
+    @property
+    def rows(self) -> int: ...
+    def row(self, row: int) -> bytearray:
+        """A copy of one, [n_vocab]; ValueError for one that is not there."""
+    def sample(self, choices: Sequence[tuple[Sampler, int, bytes | None]]) -> list[int]:
+        """A token for each sampler, a row and what is allowed: that of `Sampler.sample` from a copy
+        of the row. Errors as there, and ValueError for a sampler that occurs twice."""
 
 class Sampler:
     """Chooses tokens by the rules that `Session.generate` states; everything is off by default."""
@@ -254,7 +283,11 @@ class Sampler:
     ) -> None:
         """ValueError for an option out of range."""
     def sample(
-        self, logits: bytearray, row: int = 0, n_vocab: int = 0, allowed: bytes | None = None
+        self,
+        logits: bytearray | KeptLogits,
+        row: int = 0,
+        n_vocab: int = 0,
+        allowed: bytes | None = None,
     ) -> int:
         """From one row of [rows, n_vocab]; 0: all are one row. Of `allowed`, bit i % 8 of byte
         i // 8 says whether token i may be chosen.

@@ -19,6 +19,14 @@ using namespace rwkv_edge;
 
 namespace {
 
+void set_wanted(const char* name) {
+#ifdef _WIN32
+    _putenv_s("RWKV_EDGE_ISA", name);
+#else
+    setenv("RWKV_EDGE_ISA", name, 1);
+#endif
+}
+
 std::string wanted() {
     const char* name = std::getenv("RWKV_EDGE_ISA");
     return name == nullptr ? "" : name;
@@ -29,10 +37,10 @@ std::string wanted() {
 // First in the file: the level is chosen once, at the first call that succeeds.
 TEST(a_wrong_name_fails_and_says_what_there_is) {
     const std::string before = wanted();
-    setenv("RWKV_EDGE_ISA", "sse9", 1);
+    set_wanted("sse9");
     CHECK_THROWS(UnsupportedError, "sse9", kernels());
     CHECK_THROWS(UnsupportedError, "scalar", kernels());
-    setenv("RWKV_EDGE_ISA", before.c_str(), 1);  // empty means none
+    set_wanted(before.c_str());  // empty means none
 }
 
 TEST(the_wanted_level_is_active) {

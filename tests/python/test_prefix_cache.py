@@ -489,6 +489,7 @@ def test_a_full_disk_is_a_warning(
     assert len([*inside(tmp_path).iterdir()]) == 3
 
 
+@pytest.mark.posix("modes of files")
 def test_only_the_owner_reads_and_writes(model: Model, tmp_path: Path) -> None:
     read(PrefixCache(tmp_path / "new" / "folder"), model, "a")
     folder = inside(tmp_path / "new" / "folder")

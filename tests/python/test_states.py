@@ -277,19 +277,20 @@ def test_a_file_of_the_first_version(tmp_path: Path, tiny_model: GetModel) -> No
     assert resumed.state.output is not None
 
 
-def test_a_file_of_version_0(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("version", "error", "message"),
+    [
+        (0, FormatError, "a saved state of version 0, expected 1 to 2$"),
+        (3, UnsupportedError, "a saved state of version 3, expected 1 to 2; a later"),
+    ],
+)
+def test_a_file_of_another_version(
+    tmp_path: Path, version: int, error: type[Exception], message: str
+) -> None:
     file = saved_state()
-    key("version", tiny.U32, 0)(file)
+    key("version", tiny.U32, version)(file)
     path = ck.write(tmp_path, file.to_bytes(), "a.state")
-    with refuses(FormatError, path, "a saved state of version 0, expected 1 to 2$"):
-        State.load(path)
-
-
-def test_a_file_of_a_later_version(tmp_path: Path) -> None:
-    file = saved_state()
-    key("version", tiny.U32, 3)(file)
-    path = ck.write(tmp_path, file.to_bytes(), "a.state")
-    with refuses(UnsupportedError, path, "a saved state of version 3, expected 1 to 2; a later"):
+    with refuses(error, path, message):
         State.load(path)
 
 

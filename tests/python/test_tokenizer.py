@@ -194,7 +194,7 @@ def test_a_model_without_byte_pieces_says_what_it_lacks() -> None:
 
 
 def test_a_damaged_model() -> None:
-    # A model that is cut could take what is put after it for its own end.
+    # However little is cut. Bytes put after such a model could complete its last field.
     for model in (b"", b"junk", *(train()[:-missing] for missing in (1, 2, 8, 16, 100))):
         with refuses(FormatError, "a.gguf", r"^a\.gguf: not a sentencepiece model"):
             SentencePieceTokenizer(model, "a.gguf")

@@ -269,6 +269,6 @@ def type_options(command: Command) -> Command:
         "a file.",
     )(command)
     for part, what in (("embd", "the embedding"), ("head", "the output matrix")):
-        text = f"Weight type of {what}. Default: q8_0 in 4- and 5-bit files, else that of --type."
+        text = f"Weight type of {what}. Default: more bits in files of 3 to 5 bits."
         command = click.option(f"--{part}-type", type=TYPE, metavar="TYPE", help=text)(command)
     return command
