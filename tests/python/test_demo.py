@@ -17,7 +17,7 @@ from rwkv_edge.model import bundled_model
 ANSWERS = Path(__file__).parents[2] / "tools" / "demo_answers.txt"
 
 # Commands that are younger than its last training, so that it cannot explain them.
-NEWER = {"imatrix", "perplexity"}
+NEWER = {"batch", "imatrix", "perplexity", "pull", "serve"}
 
 # Phrasings and pairs that its training never held, and what only follows from the turn before.
 CONVERSATION = [
