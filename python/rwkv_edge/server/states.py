@@ -113,11 +113,12 @@ class States:
         parent: str | None = None,
         name: str | None = None,
         ttl: float | None = None,
+        id: str | None = None,
     ) -> Kept:
-        """Keep a state of the model. Raises OSError where it cannot be written."""
+        """Keep a state of the model; `id` is one of `new_id`. Raises OSError where that fails."""
         now = time.time()
         kept = Kept(
-            id=f"st_{secrets.token_urlsafe(16)}",
+            id=id or new_id(),
             owner=owner,
             tokens=state.tokens,
             text_tail=tail,
@@ -238,6 +239,10 @@ class States:
                 raise Refused(400, text, code="not_a_state") from None
         state = dataclasses.replace(state, fingerprint=model.fingerprint, model=model.path.name)
         return self.put(owner, state, name=name, ttl=ttl)
+
+
+def new_id() -> str:
+    return f"st_{secrets.token_urlsafe(16)}"
 
 
 def size_of(state: State) -> int:
