@@ -13,13 +13,13 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp
 
-from . import anthropic, native, ollama, openai, responses
+from . import anthropic, native, ollama, openai, responses, scores
 from .fields import Refused
 from .guard import Guard
 from .http import ErrorBody, json_response, openai_error, refusal
 from .service import Service
 
-DIALECTS = (openai, responses, anthropic, ollama, native)
+DIALECTS = (openai, responses, anthropic, ollama, native, scores)
 
 
 def create_app(
