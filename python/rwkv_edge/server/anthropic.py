@@ -176,13 +176,13 @@ class Writer:
     async def events(self, answers: Answers) -> AsyncIterator[dict[str, Any]]:
         yield {"type": "message_start", "message": self.message}
         async for _, event in answers:
-            for each in self._told(event):
+            for each in self.told(event):
                 yield each
 
-    def _told(self, event: Event) -> Iterator[dict[str, Any]]:
+    def told(self, event: Event) -> Iterator[dict[str, Any]]:
         if isinstance(event, Thought):
             yield from self._said("thinking", event.text)
-        elif isinstance(event, Text):
+        elif isinstance(event, Text) and event.text:
             yield from self._said("text", event.text)
         elif isinstance(event, CallBegin):
             yield from self._end()

@@ -233,17 +233,17 @@ class Writer:
         for name in ("created", "in_progress"):
             yield self._event(f"response.{name}", response=dict(self.response))
         async for _, event in answers:
-            for each in self._told(event):
+            for each in self.told(event):
                 yield each
 
     def _event(self, type: str, **fields: Any) -> dict[str, Any]:
         self._events += 1
         return {"type": type, "sequence_number": self._events - 1, **fields}
 
-    def _told(self, event: Event) -> Iterator[dict[str, Any]]:
+    def told(self, event: Event) -> Iterator[dict[str, Any]]:
         if isinstance(event, Thought):
             yield from self._said("reasoning", event.text)
-        elif isinstance(event, Text):
+        elif isinstance(event, Text) and event.text:
             yield from self._said("message", event.text)
         elif isinstance(event, CallBegin):
             yield from self._end()
@@ -333,15 +333,14 @@ def usage_of(use: Usage) -> dict[str, Any]:
     }
 
 
-def about(call: Call, request: Request, id: Id) -> dict[str, Any]:
+def about(body: Fields, model: str, request: Request, id: Id) -> dict[str, Any]:
     """What a response says of its request."""
-    body = call.body
     body.object("metadata")
     return {
         "id": str(id),
         "object": "response",
         "created_at": int(time.time()),
-        "model": call.service.name,
+        "model": model,
         "error": None,
         "incomplete_details": None,
         "instructions": body.get("instructions"),
@@ -376,7 +375,7 @@ async def create(call: Call) -> Response:
     check_model(call)
     service = call.service
     request, id = read_request(call.body, service.model.n_vocab)
-    writer = Writer(about(call, request, id))
+    writer = Writer(about(call.body, service.name, request, id))
     try:
         answers = await service.submit([request], call.caller)
     except Refused as error:
