@@ -68,7 +68,7 @@ def error_body(error: Refused) -> dict[str, Any]:
 
 
 def read_format(body: Fields) -> tuple[str, Any] | None:
-    """ "json", a schema, or nothing."""
+    """A schema, the word json, or nothing."""
     if isinstance(body.get("format"), str):
         found = body.choice("format", among=("json", ""))
         return ("schema", {"type": "object"}) if found else None
