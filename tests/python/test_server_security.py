@@ -480,6 +480,7 @@ def test_logs_hold_no_text(
         assert error_of(failed)["message"] == "the server failed"
     ours = [r.getMessage() for r in caplog.records if not r.name.startswith(("httpx", "httpcore"))]
     assert any(f"POST {CHAT} 200" in line for line in ours)
+    assert any("GET /v1/models/* 404" in line for line in ours)
     text = "\n".join(ours)
     assert "RuntimeError" in text
     assert "Rumpelstilzchen" not in text
