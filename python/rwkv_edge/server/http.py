@@ -202,6 +202,15 @@ def stream_response(
     return StreamingResponse(guarded(), 200, headers, media_type)
 
 
+async def drained(answers: Answers, events: AsyncIterator[object]) -> None:
+    """Let a writer see all of its events, for an answer in one piece."""
+    try:
+        async for _ in events:
+            pass
+    finally:
+        answers.close()
+
+
 def sse(found: Any, event: str | None = None) -> bytes:
     """An event of a stream, with LF: some clients know no other."""
     name = b"" if event is None else b"event: " + event.encode() + b"\n"
