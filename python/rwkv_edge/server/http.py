@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response, StreamingResponse
 
@@ -146,6 +147,8 @@ async def read_body(http: HttpRequest, most: int) -> bytes:
         return await asyncio.wait_for(rest(), BODY_SECONDS)
     except asyncio.TimeoutError:
         raise Refused(408, "the body did not come in time") from None
+    except ClientDisconnect:
+        raise Refused(GONE, "the client went away") from None
 
 
 # ---- streams ------------------------------------------------------------------------------------
