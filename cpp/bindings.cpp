@@ -23,6 +23,7 @@
 #include "quant/search.h"
 #include "sampler.h"
 #include "session.h"
+#include "text/tokenizer.h"
 #include "text/world_tokenizer.h"
 
 namespace py = pybind11;
@@ -315,23 +316,6 @@ std::shared_ptr<ModelFile> assemble(const std::filesystem::path& path, const py:
     const Unlocked unlocked;
     return std::const_pointer_cast<ModelFile>(
         ModelFile::assemble(std::as_bytes(std::span(text)), views, utf8(path), owner));
-}
-
-WorldTokenizer world_from_file(const ModelFile& file) {
-    const MetaValue* tokens = file.find("tokenizer.ggml.tokens");
-    if (tokens == nullptr || tokens->type != ValueType::Array ||
-        tokens->element != ValueType::String)
-        throw FormatError(
-            cat(file.path(), ": key 'tokenizer.ggml.tokens', expected an array of strings"));
-    std::vector<int32_t> types;
-    if (const MetaValue* kinds = file.find("tokenizer.ggml.token_type")) {
-        if (kinds->type != ValueType::Array || kinds->element != ValueType::I32)
-            throw FormatError(
-                cat(file.path(), ": key 'tokenizer.ggml.token_type', expected an array of int32"));
-        for (uint64_t i = 0; i < kinds->count; ++i)
-            types.push_back(static_cast<int32_t>(kinds->integer(i)));
-    }
-    return WorldTokenizer::from_gguf(tokens->strings(), types, file.path());
 }
 
 // --- sessions ---
@@ -697,25 +681,26 @@ void bind_engine(py::module_& m) {
 }
 
 void bind_text(py::module_& m) {
-    py::class_<WorldTokenizer>(m, "WorldTokenizer")
+    py::class_<Tokenizer>(m, "Tokenizer")
         .def_static(
             "from_vocab",
-            [](const std::vector<std::optional<py::bytes>>& tokens) {
+            [](const std::vector<std::optional<py::bytes>>& tokens) -> std::unique_ptr<Tokenizer> {
                 std::vector<std::optional<std::string>> raw;
                 for (const auto& token : tokens)
                     raw.push_back(token ? std::optional<std::string>(*token) : std::nullopt);
-                return WorldTokenizer(raw);
+                return std::make_unique<WorldTokenizer>(raw);
             },
             py::arg("tokens"))
         .def_static(
             "from_model_file",
-            [](const std::shared_ptr<ModelFile>& file) { return world_from_file(*file); },
+            [](const std::shared_ptr<ModelFile>& file) { return make_tokenizer(*file); },
             py::arg("file"), py::call_guard<Unlocked>())
-        .def_property_readonly("n_vocab", &WorldTokenizer::n_vocab)
-        .def("without_text", &WorldTokenizer::without_text)
+        .def_property_readonly("kind", &Tokenizer::kind)
+        .def_property_readonly("n_vocab", &Tokenizer::n_vocab)
+        .def("without_text", &Tokenizer::without_text)
         .def(
             "encode",
-            [](const WorldTokenizer& t, const py::bytes& data) {
+            [](const Tokenizer& t, const py::bytes& data) {
                 const std::string_view text = data;
                 const Unlocked unlocked;
                 return t.encode(text);
@@ -723,7 +708,7 @@ void bind_text(py::module_& m) {
             py::arg("data"))
         .def(
             "token_bytes",
-            [](const WorldTokenizer& t, int64_t id) { return py::bytes(t.token_bytes(id)); },
+            [](const Tokenizer& t, int64_t id) { return py::bytes(t.token_bytes(id)); },
             py::arg("id"));
 }
 

@@ -83,13 +83,12 @@ class Tokenizer(ABC):
     def _encode(self, data: bytes) -> list[int]: ...
 
 
-class WorldTokenizer(Tokenizer):
-    """The RWKV World vocabulary: greedy longest match over bytes."""
+class CoreTokenizer(Tokenizer):
+    """A tokenizer of the engine."""
 
-    kind = "world"
-
-    def __init__(self, core: _core.WorldTokenizer) -> None:
+    def __init__(self, core: _core.Tokenizer) -> None:
         self._core = core
+        self.kind = core.kind
         self.n_vocab = core.n_vocab
 
     def token_bytes(self, token: int) -> bytes:
@@ -433,7 +432,7 @@ def tokenizer_from_file(file: _core.ModelFile) -> Tokenizer:
             "model; for a World model install it: pip install 'rwkv-edge[convert]'"
         )
     if kind == "rwkv":
-        return WorldTokenizer(_core.WorldTokenizer.from_model_file(file))
+        return CoreTokenizer(_core.Tokenizer.from_model_file(file))
     if kind == "gpt2" and file.get(HUGGINGFACE_KEY) is not None:
         _check_type(file, HUGGINGFACE_KEY, "string")
         return HuggingFaceTokenizer(file.get(HUGGINGFACE_KEY), file.path)

@@ -16,9 +16,9 @@ from refusal import refuses
 from rwkv_edge import FormatError, StreamDecoder, Tokenizer, UnsupportedError, _core
 from rwkv_edge.tokenizer import (
     PIECES,
+    CoreTokenizer,
     HuggingFaceTokenizer,
     SentencePieceTokenizer,
-    WorldTokenizer,
     protobuf_fields,
     tokenizer_from_file,
 )
@@ -39,15 +39,15 @@ def random_bytes(seed: int) -> list[bytes]:
     return [rng.randbytes(rng.randrange(200)) for _ in range(200)]
 
 
-def world(tokens: list[bytes | None]) -> WorldTokenizer:
-    return WorldTokenizer(_core.WorldTokenizer.from_vocab(tokens))
+def world(tokens: list[bytes | None]) -> CoreTokenizer:
+    return CoreTokenizer(_core.Tokenizer.from_vocab(tokens))
 
 
 BYTES: list[bytes | None] = [None, *(bytes([b]) for b in range(256))]
 
 
 @pytest.fixture(scope="module")
-def real_world() -> tuple[WorldTokenizer, Any]:
+def real_world() -> tuple[CoreTokenizer, Any]:
     """The published vocabulary in our tokenizer, and in that of the package it came with."""
     package = pytest.importorskip("pyrwkv_tokenizer")
     tokens: list[bytes | None] = [None] * 65536
@@ -158,7 +158,7 @@ def test_random_vocabularies_agree_with_a_plain_search() -> None:
         assert world(vocabulary).encode(text) == expected
 
 
-def test_world_agrees_with_pyrwkv_tokenizer(real_world: tuple[WorldTokenizer, Any]) -> None:
+def test_world_agrees_with_pyrwkv_tokenizer(real_world: tuple[CoreTokenizer, Any]) -> None:
     ours, theirs = real_world
     sources = [path.read_text("utf-8") for path in Path(__file__).parent.glob("*.py")]
     # Theirs takes text only; latin-1 makes random bytes one.
@@ -169,7 +169,7 @@ def test_world_agrees_with_pyrwkv_tokenizer(real_world: tuple[WorldTokenizer, An
         assert ours.decode_bytes(ours.encode(data)) == data
 
 
-def test_world_knows_the_end_of_a_turn(real_world: tuple[WorldTokenizer, Any]) -> None:
+def test_world_knows_the_end_of_a_turn(real_world: tuple[CoreTokenizer, Any]) -> None:
     tokenizer, _ = real_world
     assert tokenizer.n_vocab == 65536
     assert tokenizer.encode("\n\n") == [261]
