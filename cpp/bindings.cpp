@@ -23,6 +23,7 @@
 #include "quant/search.h"
 #include "sampler.h"
 #include "session.h"
+#include "text/sentencepiece.h"
 #include "text/tokenizer.h"
 #include "text/world_tokenizer.h"
 
@@ -680,7 +681,22 @@ void bind_engine(py::module_& m) {
           py::arg("token"), py::arg("top") = 0);
 }
 
+// What a sentencepiece model says: texts, scores and types of its pieces, and whether other
+// programs put a space before a text.
+py::tuple sentencepiece_model(const py::bytes& data, const std::string& source) {
+    const std::string_view bytes = data;
+    const auto model = SentencePieceModel::parse(std::as_bytes(std::span(bytes)), source);
+    py::list texts, scores, types;
+    for (const Piece& piece : model.pieces) {
+        texts.append(py::str(piece.text.data(), piece.text.size()));
+        scores.append(piece.score);
+        types.append(static_cast<int>(piece.type));
+    }
+    return py::make_tuple(texts, scores, types, model.adds_space);
+}
+
 void bind_text(py::module_& m) {
+    m.def("sentencepiece_model", &sentencepiece_model, py::arg("data"), py::arg("source"));
     py::class_<Tokenizer>(m, "Tokenizer")
         .def_static(
             "from_vocab",

@@ -305,6 +305,12 @@ def logprobs(
 ) -> list[tuple[int, float]]:
     """ln p of a token at temperature 1, and then the `top` likeliest tokens with theirs."""
 
+def sentencepiece_model(data: bytes, source: str) -> tuple[list[str], list[float], list[int], bool]:
+    """Texts, scores and types of the pieces, and whether other programs put a space before a text.
+
+    Raises FormatError and UnsupportedError, beginning with `source`.
+    """
+
 class Tokenizer:
     @staticmethod
     def from_vocab(tokens: list[bytes | None]) -> Tokenizer: ...
