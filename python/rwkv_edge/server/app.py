@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp
 
-from . import native, openai
+from . import native, openai, static
 from .fields import Refused
 from .guard import Guard
 from .http import json_response, refusal
@@ -56,6 +56,7 @@ def create_app(
     ]
     for dialect in DIALECTS:
         routes += dialect.routes(service)
+    routes += static.routes()
     app = Starlette(
         routes=routes,
         lifespan=lifespan,
