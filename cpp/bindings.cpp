@@ -15,8 +15,12 @@
 #include "backend/limits.h"
 #include "base/error.h"
 #include "base/system.h"
+#include "base/thread_pool.h"
+#include "gptq.h"
+#include "gram.h"
 #include "io/model_file.h"
 #include "kernels/dispatch.h"
+#include "quant/search.h"
 #include "sampler.h"
 #include "session.h"
 #include "text/world_tokenizer.h"
@@ -30,6 +34,7 @@ namespace {
 using Floats = py::array_t<float, py::array::c_style | py::array::forcecast>;
 using Bytes = py::array_t<uint8_t, py::array::c_style>;
 using FilePtr = std::shared_ptr<const ModelFile>;
+constexpr int kMostThreads = 1024;
 
 // Calls Python's C interface, which may end this thread: a thread that outlives the interpreter is
 // unwound when it wants the GIL (until Python 3.13), and the destructors on its stack cannot bear
@@ -126,10 +131,17 @@ void check_values(std::span<const float> values, Type type) {
     }
 }
 
+void check_importance(std::span<const float> importance) {
+    for (std::size_t i = 0; i < importance.size(); ++i)
+        if (!(importance[i] >= 0) || !std::isfinite(importance[i]))
+            throw std::invalid_argument(cat("importance of column ", i, " is ", importance[i],
+                                            ", expected a finite value of at least 0"));
+}
+
 Bytes quantize(const Floats& x, const std::string& name) {
     const TypeInfo& info = type_by_name(name);
     if (info.quantize == nullptr)
-        throw UnsupportedError(cat("type ", name, " can be read, but not written"));
+        throw UnsupportedError(cat("type ", name, " is not written by round to nearest"));
     const int64_t cols = last_dimension(x, info.block_len, "values", info.name);
     Bytes out(shape_with_last(x, type_bytes(info.type, cols)));
     const std::span<const float> values(x.data(), static_cast<std::size_t>(x.size()));
@@ -138,6 +150,68 @@ Bytes quantize(const Floats& x, const std::string& name) {
     check_values(values, info.type);
     info.quantize(values.data(), blocks, static_cast<int64_t>(values.size()));
     return out;
+}
+
+// [rows, cols] with a search, shared by threads.
+Bytes quantize_matrix(const Floats& x, const std::string& name,
+                      const std::optional<Floats>& importance, const std::optional<Floats>& hessian,
+                      float damp, int threads) {
+    const TypeInfo& info = type_by_name(name);
+    if (x.ndim() != 2)
+        throw std::invalid_argument(
+            cat("weights of ", x.ndim(), " dimensions, expected [rows, cols]"));
+    const int64_t rows = x.shape(0), cols = last_dimension(x, info.block_len, "values", info.name);
+    if (block_form(info.type) == nullptr) {
+        if (importance || hessian)
+            throw std::invalid_argument(
+                cat("type ", name, " has no search, so it takes no importance and no hessian"));
+        return quantize(x, name);
+    }
+    if (importance && (importance->ndim() != 1 || importance->shape(0) != cols))
+        throw std::invalid_argument(cat("importance of ", importance->size(),
+                                        " values, expected one for each of ", cols, " columns"));
+    if (hessian && (hessian->ndim() != 2 || hessian->shape(0) != cols || hessian->shape(1) != cols))
+        throw std::invalid_argument(
+            cat("hessian of ", hessian->size(), " values, expected [", cols, ", ", cols, "]"));
+    if (hessian && importance)
+        throw std::invalid_argument(
+            "importance and hessian, expected one of them: the diagonal of a hessian is an "
+            "importance");
+    if (!(damp >= 0) || !std::isfinite(damp))
+        throw std::invalid_argument(cat("damp ", damp, ", expected a finite number of at least 0"));
+    if (threads < 0 || threads > kMostThreads)
+        throw std::invalid_argument(
+            cat(threads, " threads, expected 0 to ", kMostThreads, "; 0 for all CPUs"));
+    Bytes out(shape_with_last(x, type_bytes(info.type, cols)));
+    const std::span<const float> values(x.data(), static_cast<std::size_t>(x.size()));
+    const float* columns = importance ? importance->data() : nullptr;
+    const float* square = hessian ? hessian->data() : nullptr;
+    uint8_t* blocks = out.mutable_data();
+    const Unlocked unlocked;
+    check_values(values, info.type);
+    if (columns != nullptr) check_importance({columns, static_cast<std::size_t>(cols)});
+    ThreadPool pool(threads == 0 ? usable_cpus() : threads);
+    if (square != nullptr && !values.empty())
+        quantize_with_hessian(info.type, values.data(), rows, cols, square, damp, blocks, kernels(),
+                              pool);
+    else
+        search_rows(info.type, values.data(), columns, rows, cols, blocks, pool);
+    return out;
+}
+
+// sums [n, n] += x^T x of x [tokens, n], right of the diagonal
+void add_outer_products(const py::array_t<float>& sums, const Floats& x, int threads) {
+    const bool square = sums.ndim() == 2 && sums.shape(0) == sums.shape(1);
+    if (!square || x.ndim() != 2 || x.shape(1) != sums.shape(0))
+        throw std::invalid_argument("sums and x, expected [n, n] and [tokens, n]");
+    if ((sums.flags() & py::array::c_style) == 0 || !sums.writeable())
+        throw std::invalid_argument("sums, expected an array of rows that can be written");
+    if (threads < 1 || threads > kMostThreads)
+        throw std::invalid_argument(cat(threads, " threads, expected 1 to ", kMostThreads));
+    auto* to = const_cast<float*>(sums.data());
+    const Unlocked unlocked;
+    ThreadPool pool(threads);
+    add_outer_products(x.data(), x.shape(0), x.shape(1), to, kernels(), pool);
 }
 
 Floats dequantize(const Bytes& data, const std::string& name) {
@@ -215,6 +289,12 @@ py::bytes read_tensor(const TensorInfo& tensor, std::size_t start, std::size_t s
     return {reinterpret_cast<const char*>(data.data()) + start, size};
 }
 
+// As the engine takes paths on every system; on POSIX these are the bytes as they are.
+std::string utf8(const std::filesystem::path& path) {
+    const std::u8string text = path.u8string();
+    return {text.begin(), text.end()};
+}
+
 // What an assembled file lives on. It may go in a thread that does not hold the GIL.
 struct Parts {
     py::bytes header;
@@ -234,7 +314,7 @@ std::shared_ptr<ModelFile> assemble(const std::filesystem::path& path, const py:
     const std::string_view text = owner->header;
     const Unlocked unlocked;
     return std::const_pointer_cast<ModelFile>(
-        ModelFile::assemble(std::as_bytes(std::span(text)), views, path.string(), owner));
+        ModelFile::assemble(std::as_bytes(std::span(text)), views, utf8(path), owner));
 }
 
 WorldTokenizer world_from_file(const ModelFile& file) {
@@ -305,15 +385,27 @@ private:
 
 using PyPart = std::tuple<Session*, std::vector<int32_t>, Session::Logits>;
 
-py::bytearray feed_together(const std::vector<PyPart>& parts, const py::object& progress) {
+// With `stay` the logits may be a KeptLogits: on a GPU.
+py::object feed_together(const std::vector<PyPart>& parts, const py::object& progress, bool stay) {
     std::vector<Session::Part> views;
-    int64_t values = 0;
+    int64_t values = 0, rows = 0;
     for (const auto& [session, ids, mode] : parts) {
         if (session == nullptr) throw std::invalid_argument("a session is None");
         if (ids.empty() && mode == Session::Logits::Last)
             throw std::invalid_argument("no tokens, so there is no last one to give logits for");
-        values += Session::rows(mode, std::ssize(ids)) * session->model().config().n_vocab;
+        const int64_t wanted = Session::rows(mode, std::ssize(ids));
+        rows += wanted;
+        values += wanted * session->model().config().n_vocab;
         views.push_back({session, ids, mode});
+    }
+    if (stay && !views.empty() && views[0].session->runner()->keeps_logits()) {
+        auto kept = std::make_unique<KeptLogits>(views[0].session->runner(), rows);
+        {
+            Unlocked unlocked;
+            Watch watch(progress, unlocked);
+            Session::feed_together(views, *kept, std::ref(watch));
+        }
+        return py::cast(std::move(kept));
     }
     py::bytearray logits = new_floats(values);
     float* to = floats(logits).data();
@@ -325,7 +417,7 @@ py::bytearray feed_together(const std::vector<PyPart>& parts, const py::object& 
 
 py::bytearray feed(Session& session, const std::vector<int32_t>& ids, Session::Logits mode,
                    const py::object& progress) {
-    return feed_together({{&session, ids, mode}}, progress);
+    return feed_together({{&session, ids, mode}}, progress, false);
 }
 
 // [layers, tokens, n_embd]
@@ -338,6 +430,17 @@ py::bytearray hidden(Session& session, const std::vector<int32_t>& ids,
     Watch watch(progress, unlocked);
     const Session::Part part{&session, ids, Session::Logits::None, layers, to};
     Session::feed_together({&part, 1}, nullptr, std::ref(watch));
+    return found;
+}
+
+// Of each tensor [tokens, its inputs]
+py::bytearray inputs(Session& session, const std::vector<int32_t>& ids,
+                     const std::vector<std::string>& tensors, const py::object& progress) {
+    py::bytearray found = new_floats(session.input_floats(tensors, std::ssize(ids)));
+    float* to = floats(found).data();
+    Unlocked unlocked;
+    Watch watch(progress, unlocked);
+    session.inputs(ids, tensors, to, std::ref(watch));
     return found;
 }
 
@@ -394,6 +497,35 @@ int32_t sample(Sampler& sampler, const py::bytearray& logits, std::size_t row, s
                           std::span(reinterpret_cast<const uint8_t*>(bits.data()), bits.size()));
 }
 
+py::bytearray kept_row(const KeptLogits& logits, int64_t row) {
+    py::bytearray found = new_floats(logits.n_vocab());
+    const std::span<float> to = floats(found);
+    const Unlocked unlocked;
+    logits.copy(row, to);
+    return found;
+}
+
+using PyChoice = std::tuple<Sampler*, int64_t, std::optional<py::bytes>>;
+
+std::vector<int32_t> sample_kept(const KeptLogits& logits, const std::vector<PyChoice>& choices) {
+    std::vector<KeptLogits::Choice> views;
+    for (const auto& [sampler, row, allowed] : choices) {
+        if (sampler == nullptr) throw std::invalid_argument("a sampler is None");
+        views.push_back({sampler, row});
+        if (!allowed) continue;
+        const std::string_view bits = *allowed;
+        views.back().allowed =
+            std::span(reinterpret_cast<const uint8_t*>(bits.data()), bits.size());
+    }
+    const Unlocked unlocked;
+    return logits.sample(views);
+}
+
+int32_t sample_one(Sampler& sampler, const KeptLogits& logits, int64_t row, int64_t,
+                   const std::optional<py::bytes>& allowed) {
+    return sample_kept(logits, {{&sampler, row, allowed}}).front();
+}
+
 std::vector<std::pair<int32_t, double>> logprobs_of(const py::bytearray& logits, std::size_t row,
                                                     std::size_t n_vocab, int32_t token,
                                                     int64_t top) {
@@ -444,7 +576,7 @@ void bind_files(py::module_& m) {
         .def("read", &read_tensor, py::arg("start"), py::arg("size"));
     py::class_<MappedFile, std::shared_ptr<MappedFile>>(m, "MappedFile")
         .def(py::init([](const std::filesystem::path& path) {
-                 return std::make_shared<MappedFile>(path.string());
+                 return std::make_shared<MappedFile>(utf8(path));
              }),
              py::arg("path"), py::call_guard<Unlocked>())
         .def_property_readonly(
@@ -452,7 +584,7 @@ void bind_files(py::module_& m) {
         .def("forget", &MappedFile::forget);
     py::class_<ModelFile, std::shared_ptr<ModelFile>>(m, "ModelFile")
         .def(py::init([](const std::filesystem::path& path) {
-                 return std::const_pointer_cast<ModelFile>(ModelFile::open(path.string()));
+                 return std::const_pointer_cast<ModelFile>(ModelFile::open(utf8(path)));
              }),
              py::arg("path"), py::call_guard<Unlocked>())
         .def_static("assemble", &assemble, py::arg("path"), py::arg("header"), py::arg("tensors"))
@@ -517,6 +649,8 @@ void bind_engine(py::module_& m) {
         .def("feed", &feed, py::arg("tokens"), py::arg("logits"), py::arg("progress") = py::none())
         .def("hidden", &hidden, py::arg("tokens"), py::arg("layers"),
              py::arg("progress") = py::none())
+        .def("inputs", &inputs, py::arg("tokens"), py::arg("tensors"),
+             py::arg("progress") = py::none())
         .def_property_readonly("tokens",
                                py::cpp_function(&Session::tokens, py::call_guard<Unlocked>()))
         .def("logits", &last_logits)
@@ -526,7 +660,12 @@ void bind_engine(py::module_& m) {
         .def("reset", &Session::reset, py::call_guard<Unlocked>())
         .def("fork", &Session::fork, py::call_guard<Unlocked>())
         .def("rewind", &Session::rewind, py::arg("to"), py::call_guard<Unlocked>());
-    m.def("feed_together", &feed_together, py::arg("parts"), py::arg("progress") = py::none());
+    py::class_<KeptLogits>(m, "KeptLogits")
+        .def_property_readonly("rows", &KeptLogits::rows)
+        .def("row", &kept_row, py::arg("row"))
+        .def("sample", &sample_kept, py::arg("choices"));
+    m.def("feed_together", &feed_together, py::arg("parts"), py::arg("progress") = py::none(),
+          py::arg("stay") = false);
     const SamplerOptions off{.top_p = 1.0};
     py::class_<Sampler>(m, "Sampler")
         .def(py::init([](double temperature, int64_t top_k, double top_p, double min_p,
@@ -548,6 +687,8 @@ void bind_engine(py::module_& m) {
              py::arg("logit_bias") = off.logit_bias, py::arg("banned") = off.banned,
              py::arg("forced") = off.forced)
         .def("sample", &sample, py::arg("logits"), py::arg("row") = 0, py::arg("n_vocab") = 0,
+             py::arg("allowed") = py::none())
+        .def("sample", &sample_one, py::arg("logits"), py::arg("row") = 0, py::arg("n_vocab") = 0,
              py::arg("allowed") = py::none())
         .def("accept", &Sampler::accept, py::arg("token"), py::arg("weight") = 1.0)
         .def_property_readonly("seed", &Sampler::seed);
@@ -609,6 +750,12 @@ PYBIND11_MODULE(_core, m) {
         },
         py::arg("name"));
     m.def("quantize", &quantize, py::arg("x"), py::arg("type"));
+    m.def("quantize_matrix", &quantize_matrix, py::arg("weights"), py::arg("type"),
+          py::arg("importance") = py::none(), py::arg("hessian") = py::none(),
+          py::arg("damp") = 0.1f, py::arg("threads") = 0);
+    m.def("add_outer_products",
+          py::overload_cast<const py::array_t<float>&, const Floats&, int>(&add_outer_products),
+          py::arg("sums").noconvert(), py::arg("x"), py::arg("threads") = 1);
     m.def("dequantize", &dequantize, py::arg("data"), py::arg("type"));
     m.def("isa", [] { return kernels().isa; });
     m.def("isa_levels", [] {

@@ -30,7 +30,7 @@ void check_count(const char* name, int64_t value, const char* zero) {
 
 // What the loops over a vocabulary go through at once, so that compilers make vectors of it: blocks
 // of lanes. Sums have this order, so no vector width shows.
-constexpr std::size_t kLanes = 32, kBlock = 64;
+constexpr std::size_t kLanes = 32, kBlock = kLogitBlock;
 
 std::size_t blocks(std::size_t n) { return (n + kBlock - 1) / kBlock; }
 
@@ -44,25 +44,6 @@ void each_block(std::span<const float> values, Look&& look) {
     last.fill(-kInfinity);
     std::copy(values.begin() + static_cast<std::ptrdiff_t>(i), values.end(), last.begin());
     look(last.data(), i / kBlock);
-}
-
-// Where e^x is as good as nothing, and still a normal number.
-constexpr float kLeastExponent = -87.0f;
-inline float exponent(float x) { return x > kLeastExponent ? x : kLeastExponent; }
-
-// e^x for kLeastExponent <= x <= 0, to 2^-23 of itself: 2^n e^r with |r| <= ln 2 / 2 and the
-// polynomial of Cephes' expf.
-inline float exp_of(float x) {
-    constexpr float kLog2e = 1.44269504f, kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
-    constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves a whole number
-    const float shifted = x * kLog2e + kRound;
-    const float n = shifted - kRound;
-    const float r = (x - n * kLn2High) - n * kLn2Low;
-    float p = 1.9875691500e-4f * r + 1.3981999507e-3f;
-    p = (p * r + 8.3334519073e-3f) * r + 4.1665795894e-2f;
-    p = (p * r + 1.6666665459e-1f) * r + 5.0000001201e-1f;
-    p = (p * r + 1.0f) * r + 1.0f;
-    return p * std::bit_cast<float>((std::bit_cast<uint32_t>(shifted) << 23) + 0x3f800000);
 }
 
 // The sum of a block, in the order of a tree.
@@ -80,8 +61,8 @@ template <class Use>
 void each_weight(std::span<const float> values, float top, float factor, Use&& use) {
     each_block(values, [&](const float* x, std::size_t block) {
         float powers[kBlock], weights[kBlock];
-        for (std::size_t j = 0; j < kBlock; ++j) powers[j] = exponent((x[j] - top) * factor);
-        for (std::size_t j = 0; j < kBlock; ++j) weights[j] = exp_of(powers[j]);
+        for (std::size_t j = 0; j < kBlock; ++j) powers[j] = exponent_of(x[j], top, factor);
+        for (std::size_t j = 0; j < kBlock; ++j) weights[j] = logit_weight(powers[j]);
         use(powers, weights, block);
     });
 }
@@ -91,7 +72,7 @@ class Sum {
 public:
     void add(const float* block) {
         for (std::size_t j = 0; j < kBlock; ++j) lanes_[j] += block[j];
-        if (++added_ % 16 == 0) flush();
+        if (++added_ % kSumBlocks == 0) flush();
     }
     double total() {
         flush();
@@ -134,6 +115,22 @@ void weigh(std::span<const float> values, float top, float factor, std::vector<f
     });
 }
 
+[[noreturn]] void throw_no_maximum() {
+    throw std::invalid_argument(
+        "the logits have no finite maximum: the weights or the state hold NaN or infinity. "
+        "Was the model's file changed while it was open?");
+}
+
+// The largest of the best of all blocks. Throws where one is NaN or infinity.
+float largest_of(std::span<const float> best) {
+    float top = -kInfinity;
+    for (const float value : best) {
+        if (!(value < kInfinity)) throw_no_maximum();
+        top = std::max(top, value);
+    }
+    return top;
+}
+
 // The largest value; `best` gets those of the blocks. Throws where one is NaN or infinity.
 float largest(std::span<const float> values, std::vector<float>& best) {
     best.resize(blocks(values.size()));
@@ -150,12 +147,8 @@ float largest(std::span<const float> values, std::vector<float>& best) {
                 most[j] = most[j] > most[j + half] ? most[j] : most[j + half];
         best[block] = most[0];
     });
-    const float top = best.empty() ? -kInfinity : *std::max_element(best.begin(), best.end());
-    if (top == kInfinity || std::any_of(nan, nan + kLanes, std::identity{}))
-        throw std::invalid_argument(
-            "the logits have no finite maximum: the weights or the state hold NaN or infinity. "
-            "Was the model's file changed while it was open?");
-    return top;
+    if (std::any_of(nan, nan + kLanes, std::identity{})) throw_no_maximum();
+    return largest_of(best);
 }
 
 // A value that at least `count` values reach, and not many more; `best` is of the blocks.
@@ -245,22 +238,28 @@ Sampler::Sampler(const SamplerOptions& options) : options_(options), random_(opt
     check_count("penalty_window", options.penalty_window, "all");
 }
 
-// Takes the logits over, with all that changes single ones.
+// All that changes single logits, in order.
+void Sampler::list_changes(std::size_t n_vocab) {
+    changes_.clear();
+    const auto change = [&](int32_t token, float add) {
+        if (static_cast<std::size_t>(token) < n_vocab) changes_.push_back({token, add});
+    };
+    for (const auto& [token, bias] : options_.logit_bias) change(token, static_cast<float>(bias));
+    for (const auto& [token, seen] : occurrences_) {
+        const double penalty = options_.presence_penalty + seen.count * options_.frequency_penalty;
+        change(token, -static_cast<float>(penalty));
+    }
+    for (const int32_t token : options_.banned) change(token, -kInfinity);
+}
+
+// Takes the logits over, with the changes.
 void Sampler::adjust(std::span<const float> logits,
                      std::optional<std::span<const uint8_t>> allowed) {
     logits_.assign(logits.begin(), logits.end());
-    const auto change = [&](int32_t token, auto&& to) {
-        const auto i = static_cast<std::size_t>(token);
-        if (i < logits_.size()) logits_[i] = to(logits_[i]);
-    };
-    for (const auto& [token, bias] : options_.logit_bias)
-        change(token, [&](float logit) { return logit + static_cast<float>(bias); });
-    for (const auto& [token, seen] : occurrences_) {
-        const double penalty = options_.presence_penalty + seen.count * options_.frequency_penalty;
-        change(token, [&](float logit) { return logit - static_cast<float>(penalty); });
+    for (const auto& [token, add] : changes_) {
+        float& logit = logits_[static_cast<std::size_t>(token)];
+        logit = add == -kInfinity ? add : logit + add;
     }
-    const auto exclude = [](float) { return -kInfinity; };
-    for (const int32_t token : options_.banned) change(token, exclude);
     if (!allowed) return;
     // Most bytes are of one kind.
     for (std::size_t i = 0; i < logits_.size(); i += 8) {
@@ -274,33 +273,51 @@ void Sampler::adjust(std::span<const float> logits,
     }
 }
 
-int32_t Sampler::sample(std::span<const float> logits,
-                        std::optional<std::span<const uint8_t>> allowed) {
-    if (forced_ < options_.forced.size()) {
-        const int32_t token = options_.forced[forced_];
-        const auto i = static_cast<std::size_t>(token);
-        if (i >= logits.size())
-            throw std::invalid_argument(
-                cat("forced token ", token, " is outside the vocabulary of ", logits.size()));
-        if (allowed && (i / 8 >= allowed->size() || ((*allowed)[i / 8] >> i % 8 & 1) == 0))
-            throw std::invalid_argument(cat("forced token ", token, " is not allowed here"));
-        ++forced_;
-        return token;
-    }
-    adjust(logits, allowed);
-    const float top = largest(logits_, best_);
+std::optional<int32_t> Sampler::next_forced(std::size_t n_vocab,
+                                            std::optional<std::span<const uint8_t>> allowed) {
+    if (forced_ >= options_.forced.size()) return {};
+    const int32_t token = options_.forced[forced_];
+    const auto i = static_cast<std::size_t>(token);
+    if (i >= n_vocab)
+        throw std::invalid_argument(
+            cat("forced token ", token, " is outside the vocabulary of ", n_vocab));
+    if (allowed && (i / 8 >= allowed->size() || ((*allowed)[i / 8] >> i % 8 & 1) == 0))
+        throw std::invalid_argument(cat("forced token ", token, " is not allowed here"));
+    ++forced_;
+    return token;
+}
+
+// The block of the likeliest token, where that is the choice.
+std::optional<std::size_t> Sampler::greedy(float top) const {
     if (top == -kInfinity)
         throw std::invalid_argument(
             "no token is left to choose: all are banned, not allowed, or have a logit of "
             "-infinity");
-    if (options_.temperature == 0.0 ||
-        (options_.typical_p == 1.0 && (options_.top_k == 1 || options_.top_p == 0.0))) {
-        const auto block = std::find(best_.begin(), best_.end(), top) - best_.begin();
-        const auto begin = logits_.begin() + block * static_cast<std::ptrdiff_t>(kBlock);
+    if (options_.temperature != 0.0 &&
+        (options_.typical_p < 1.0 || (options_.top_k != 1 && options_.top_p != 0.0)))
+        return {};
+    return static_cast<std::size_t>(std::find(best_.begin(), best_.end(), top) - best_.begin());
+}
+
+int32_t Sampler::sample(std::span<const float> logits,
+                        std::optional<std::span<const uint8_t>> allowed) {
+    if (const std::optional<int32_t> token = next_forced(logits.size(), allowed)) return *token;
+    list_changes(logits.size());
+    adjust(logits, allowed);
+    const float top = largest(logits_, best_);
+    if (const std::optional<std::size_t> block = greedy(top)) {
+        const auto begin = logits_.begin() + static_cast<std::ptrdiff_t>(*block * kBlock);
         return static_cast<int32_t>(std::find(begin, logits_.end(), top) - logits_.begin());
     }
+    if (needs_sums())
+        total_ = sum_of_exp(logits_, top, options_.typical_p < 1.0 ? &products_ : nullptr);
+    gather(logits_, best_, bound(top, logits_.size()), candidates_, ids_);
+    return draw(top);
+}
 
-    const float best = choose_candidates(top);
+// One of the candidates.
+int32_t Sampler::draw(float top) {
+    const float best = cut(top);
     // Further apart than 1 / 1e30, two logits have nothing to share.
     const double factor = std::min(1.0 / options_.temperature, 1e30);
     weigh(candidates_, best, static_cast<float>(factor), weights_, sums_);
@@ -316,6 +333,75 @@ int32_t Sampler::sample(std::span<const float> logits,
                                          candidates_.begin())];
 }
 
+void sample(Shortlist& shortlist, std::span<const Choice> choices, std::span<int32_t> tokens) {
+    const auto n_vocab = static_cast<std::size_t>(shortlist.n_vocab());
+    std::vector<std::size_t> left;  // choices that the shortlist is for
+    for (std::size_t i = 0; i < choices.size(); ++i) {
+        const Choice& choice = choices[i];
+        Sampler& sampler = *choice.sampler;
+        if (const auto token = sampler.next_forced(n_vocab, choice.allowed)) {
+            tokens[i] = *token;
+            continue;
+        }
+        sampler.list_changes(n_vocab);
+        std::ranges::stable_sort(sampler.changes_, {}, &LogitChange::token);
+        if (std::ssize(sampler.changes_) <= shortlist.most_changes()) {
+            left.push_back(i);
+            continue;
+        }
+        std::vector<float> logits(n_vocab);
+        shortlist.copy(logits, choice.logits);
+        tokens[i] = sampler.sample(logits, choice.allowed);
+    }
+
+    std::vector<Shortlist::Row> rows;
+    std::vector<float> tops, least;
+    const auto most = static_cast<std::size_t>(shortlist.most_rows());
+    for (std::size_t done = 0; done < left.size(); done += rows.size()) {
+        const std::span some = std::span(left).subspan(done, std::min(most, left.size() - done));
+        rows.clear();
+        for (const std::size_t i : some)
+            rows.push_back({choices[i].logits, choices[i].sampler->changes_, choices[i].allowed});
+        shortlist.survey(rows);
+        tops.assign(some.size(), 0.0f);
+        least.assign(some.size(), kInfinity);
+        for (std::size_t j = 0; j < some.size(); ++j) {
+            Sampler& sampler = *choices[some[j]].sampler;
+            const Shortlist::Survey survey = shortlist.surveyed(j);
+            sampler.best_.assign(survey.best.begin(), survey.best.end());
+            tops[j] = largest_of(survey.best);
+            if (const std::optional<std::size_t> block = sampler.greedy(tops[j])) {
+                tokens[some[j]] = survey.first[*block];
+                continue;
+            }
+            sampler.total_ = std::accumulate(survey.sums.begin(), survey.sums.end(), 0.0);
+            sampler.products_ =
+                std::accumulate(survey.products.begin(), survey.products.end(), 0.0);
+            least[j] = sampler.bound(tops[j], n_vocab);
+        }
+        // Where nothing is cut, all are candidates.
+        std::vector<float> asked = least;
+        std::ranges::replace(asked, -kInfinity, kInfinity);
+        if (std::ranges::any_of(asked, [](float bound) { return bound < kInfinity; }))
+            shortlist.gather(asked);
+        for (std::size_t j = 0; j < some.size(); ++j) {
+            if (least[j] == kInfinity) continue;
+            Sampler& sampler = *choices[some[j]].sampler;
+            const bool asked_for = asked[j] < kInfinity;
+            if (const auto found = asked_for ? shortlist.gathered(j) : Shortlist::Candidates{};
+                found.all) {
+                sampler.candidates_.assign(found.logits.begin(), found.logits.end());
+                sampler.ids_.assign(found.tokens.begin(), found.tokens.end());
+            } else {
+                sampler.logits_.resize(n_vocab);
+                shortlist.copy(sampler.logits_, shortlist.changed(j));
+                gather(sampler.logits_, sampler.best_, least[j], sampler.candidates_, sampler.ids_);
+            }
+            tokens[some[j]] = sampler.draw(tops[j]);
+        }
+    }
+}
+
 template <class Keep>
 void Sampler::keep_if(Keep&& keep) {
     std::size_t n = 0;
@@ -329,35 +415,36 @@ void Sampler::keep_if(Keep&& keep) {
     ids_.resize(n);
 }
 
-// Leaves the candidates that all options leave, in the order of their ids; returns the largest.
-float Sampler::choose_candidates(float top) {
-    const bool has_typical = options_.typical_p < 1.0, has_top_p = options_.top_p < 1.0;
-    const auto most = static_cast<std::size_t>(options_.top_k);
-    double total = 0.0, products = 0.0;
-    if (has_typical || has_top_p)
-        total = sum_of_exp(logits_, top, has_typical ? &products : nullptr);
+bool Sampler::needs_sums() const { return options_.typical_p < 1.0 || options_.top_p < 1.0; }
+
+// What all tokens that the options leave reach: most are below and need not be looked at.
+float Sampler::bound(float top, std::size_t n_vocab) const {
     // All tokens below this together have less than a share of the probability. The last term is
     // for rounding.
     const auto negligible = [&](double share) {
-        const double each = share * total / static_cast<double>(logits_.size());
+        const double each = share * total_ / static_cast<double>(n_vocab);
         return top + static_cast<float>(std::log(each)) - 0.01f;
     };
-    // Most tokens are below this and need not be looked at.
-    float least = -kInfinity, expected = 0.0f;
-    if (has_typical) {
-        expected = static_cast<float>(products / total);
-        // Those above this hold typical_p, and no token outside is closer to the expected one.
-        least = std::min(negligible(1.0 - options_.typical_p), top + 2.0f * expected - 0.01f);
-    } else {
-        if (has_top_p) least = negligible(1.0 - options_.top_p);
-        if (most > 0) least = std::max(least, reached_by(best_, most));
-        if (options_.min_p > 0.0)
-            least = std::max(least, top + static_cast<float>(std::log(options_.min_p)));
-    }
-    gather(logits_, best_, least, candidates_, ids_);
+    // Those above the first hold typical_p, and no token outside is closer to the expected one.
+    if (options_.typical_p < 1.0)
+        return std::min(negligible(1.0 - options_.typical_p),
+                        top + 2.0f * static_cast<float>(products_ / total_) - 0.01f);
+    float least = -kInfinity;
+    if (options_.top_p < 1.0) least = negligible(1.0 - options_.top_p);
+    if (options_.top_k > 0)
+        least = std::max(least, reached_by(best_, static_cast<std::size_t>(options_.top_k)));
+    if (options_.min_p > 0.0)
+        least = std::max(least, top + static_cast<float>(std::log(options_.min_p)));
+    return least;
+}
 
-    if (has_typical) {
+// Leaves the candidates that all options leave, in the order of their ids; returns the largest.
+float Sampler::cut(float top) {
+    const auto most = static_cast<std::size_t>(options_.top_k);
+    double total = total_;
+    if (options_.typical_p < 1.0) {
         // How far a token's information is from the expected one
+        const auto expected = static_cast<float>(products_ / total_);
         weigh(candidates_, top, 1.0f, weights_, sums_);
         keys_.resize(ids_.size());
         for (std::size_t i = 0; i < ids_.size(); ++i)
@@ -374,7 +461,7 @@ float Sampler::choose_candidates(float top) {
         keep_if([&](std::size_t i) { return candidates_[i] >= last; });
         return last;
     };
-    if (has_top_p) {
+    if (options_.top_p < 1.0) {
         weigh(candidates_, top, 1.0f, weights_, sums_);
         keep_best(options_.top_p * total);
     }

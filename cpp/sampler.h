@@ -12,6 +12,8 @@
 #include <utility>
 #include <vector>
 
+#include "backend/shortlist.h"
+
 namespace rwkv_edge {
 
 // Biases, penalties and bans change the logits. Then typical_p cuts, then top_p, top_k and min_p,
@@ -31,6 +33,8 @@ struct SamplerOptions {
     std::vector<int32_t> banned = {};                         // never chosen
     std::vector<int32_t> forced = {};  // the first choices, whatever the logits say
 };
+
+struct Choice;
 
 class Sampler {
 public:
@@ -53,8 +57,17 @@ private:
         double count = 0.0;
         int64_t times = 0;
     };
+    friend void sample(Shortlist& shortlist, std::span<const Choice> choices,
+                       std::span<int32_t> tokens);
+    std::optional<int32_t> next_forced(std::size_t n_vocab,
+                                       std::optional<std::span<const uint8_t>> allowed);
+    void list_changes(std::size_t n_vocab);
     void adjust(std::span<const float> logits, std::optional<std::span<const uint8_t>> allowed);
-    float choose_candidates(float top);
+    std::optional<std::size_t> greedy(float top) const;
+    bool needs_sums() const;
+    float bound(float top, std::size_t n_vocab) const;
+    float cut(float top);
+    int32_t draw(float top);
     template <class Keep>
     void keep_if(Keep&& keep);
     double uniform();
@@ -65,10 +78,22 @@ private:
     std::unordered_map<int32_t, Occurrences> occurrences_;
     std::deque<std::pair<int32_t, double>> window_;  // the last tokens and what is left of each
     // Scratch memory. Candidates are in the order of their ids, so that nothing depends on a sort.
+    std::vector<LogitChange> changes_;
+    double total_ = 0.0, products_ = 0.0;  // of e^(x - top) and (x - top) e^(x - top), before cuts
     std::vector<float> logits_, best_, candidates_, weights_, keys_;
     std::vector<double> sums_;
     std::vector<int32_t> ids_;
 };
+
+// Logits of a model on a device, and who chooses from them.
+struct Choice {
+    Sampler* sampler;
+    const float* logits;  // [n_vocab], the device's
+    std::optional<std::span<const uint8_t>> allowed = {};
+};
+// The tokens that Sampler::sample would choose from copies of these logits: the device leaves a few
+// candidates of each. Samplers are different ones. Throws what it throws.
+void sample(Shortlist& shortlist, std::span<const Choice> choices, std::span<int32_t> tokens);
 
 struct Logprob {
     int32_t token;

@@ -53,11 +53,16 @@ private:
 }  // namespace
 
 Runner::Runner(std::shared_ptr<const Model> model)
-    : model_(std::move(model)), ops_(model_->backend().make_ops()), scratch_(model_->backend()) {}
+    : model_(std::move(model)),
+      ops_(model_->backend().make_ops()),
+      shortlist_(model_->backend().make_shortlist(model_->config().n_vocab)),
+      scratch_(model_->backend()) {}
 
-void Runner::step(std::span<const Feed> feeds, std::span<float* const> logits,
-                  const std::function<void()>& between, const Tap& tap) {
+void Runner::step(std::span<const Feed> feeds, std::span<float* const> logits, bool stay,
+                  const std::function<void()>& between, const Tap& tap, const MatmulTap& products) {
     const std::lock_guard lock(mutex_);
+    TappedOps tapped(*ops_, products);
+    Ops& ops = products ? static_cast<Ops&>(tapped) : *ops_;
     Backend& backend = model_->backend();
     const auto floats = [&](std::size_t i) { return feeds[i].n_logits * model_->config().n_vocab; };
     // Logits that go to one place, one after the other, need no memory on the way.
@@ -69,15 +74,20 @@ void Runner::step(std::span<const Feed> feeds, std::span<float* const> logits,
         scattered |= logits[i] != end;
         end += floats(i);
     }
-    float* direct = begin == nullptr || scattered ? nullptr : backend.direct(begin);
-    const float* found = model_->forward(*ops_, scratch_, feeds, direct, between, tap);
+    float* direct = begin == nullptr || scattered || stay ? nullptr : backend.direct(begin);
+    const float* found = model_->forward(ops, scratch_, feeds, direct, between, tap);
     if (begin != nullptr) settled_ = true;  // every verb has run, the head's product too
-    if (direct != nullptr) return;
-    for (std::size_t i = 0; i < feeds.size(); ++i) {
-        if (floats(i) == 0) continue;
-        backend.read({logits[i], static_cast<std::size_t>(floats(i))}, found);
-        found += floats(i);
-    }
+    if (direct != nullptr || begin == nullptr) return;
+    const auto take = [&](float* to, int64_t n) {
+        if (stay)
+            backend.copy(to, found, n);
+        else
+            backend.read({to, static_cast<std::size_t>(n)}, found);
+        found += n;
+    };
+    if (!scattered) return take(begin, end - begin);
+    for (std::size_t i = 0; i < feeds.size(); ++i)
+        if (floats(i) > 0) take(logits[i], floats(i));
 }
 
 bool Runner::can_fail() const {
@@ -89,6 +99,34 @@ void Runner::logits(const float* memory, float* to) {
     const std::lock_guard lock(mutex_);
     const float* found = model_->logits(*ops_, scratch_, memory);
     model_->backend().read({to, static_cast<std::size_t>(model_->config().n_vocab)}, found);
+}
+
+KeptLogits::KeptLogits(std::shared_ptr<Runner> runner, int64_t rows)
+    : runner_(std::move(runner)),
+      rows_(rows),
+      memory_(runner_->model().backend().allocate(rows * n_vocab())) {}
+
+const float* KeptLogits::at(int64_t row) const {
+    if (row < 0 || row >= rows_)
+        throw std::invalid_argument(cat("row ", row, " of logits, found ", rows_, " rows"));
+    return memory_.get() + row * n_vocab();
+}
+
+void KeptLogits::copy(int64_t row, std::span<float> to) const {
+    runner_->model().backend().read(to.first(static_cast<std::size_t>(n_vocab())), at(row));
+}
+
+std::vector<int32_t> KeptLogits::sample(std::span<const Choice> choices) const {
+    std::vector<rwkv_edge::Choice> found;
+    for (const auto& [sampler, row, allowed] : choices) {
+        if (std::ranges::find(found, sampler, &rwkv_edge::Choice::sampler) != found.end())
+            throw std::invalid_argument("a sampler occurs twice, expected different ones");
+        found.push_back({sampler, at(row), allowed});
+    }
+    std::vector<int32_t> tokens(choices.size());
+    const std::lock_guard lock(runner_->mutex_);
+    rwkv_edge::sample(*runner_->shortlist_, found, tokens);
+    return tokens;
 }
 
 Session::Session(std::shared_ptr<Runner> runner)
@@ -113,6 +151,91 @@ void Session::feed(std::span<const int32_t> ids, Logits mode, float* logits,
 }
 
 void Session::feed_together(std::span<const Part> parts, float* logits, const Progress& progress) {
+    feed_parts(parts, logits, false, progress, {});
+}
+
+void Session::feed_together(std::span<const Part> parts, KeptLogits& logits,
+                            const Progress& progress) {
+    int64_t wanted = 0;
+    for (const Part& part : parts) wanted += rows(part.mode, std::ssize(part.ids));
+    if (wanted != logits.rows())
+        throw std::invalid_argument(
+            cat("room for ", logits.rows(), " rows of logits, expected ", wanted));
+    feed_parts(parts, logits.data(), true, progress, {});
+}
+
+const TensorView& Session::matrix_named(const std::string& name) const {
+    const TensorView* tensor = model().file().find_tensor(name);
+    if (tensor == nullptr || tensor->shape.size() != 2)
+        throw std::invalid_argument(
+            cat(model().file().path(), ": no matrix '", name, "', expected one of the file's"));
+    return *tensor;
+}
+
+int64_t Session::input_floats(std::span<const std::string> tensors, int64_t tokens) const {
+    int64_t cols = 0;
+    for (const std::string& name : tensors) cols += matrix_named(name).shape[1];
+    return cols * tokens;
+}
+
+void Session::inputs(std::span<const int32_t> ids, std::span<const std::string> tensors, float* to,
+                     const Progress& progress) {
+    struct Wanted {
+        const TensorView* tensor;
+        float* to;
+        int64_t left;
+    };
+    std::vector<Wanted> wanted;
+    const int64_t tokens = std::ssize(ids);
+    Part part{this, ids, Logits::None};
+    for (const std::string& name : tensors) {
+        const TensorView& tensor = matrix_named(name);
+        wanted.push_back({&tensor, to, tokens});
+        to += tokens * tensor.shape[1];
+        if (name == "output.weight") part.mode = Logits::All;
+    }
+    Backend& backend = model().backend();
+    std::vector<float> target, mix;
+    const auto read = [&](std::vector<float>& values, const float* from, int64_t floats) {
+        values.resize(static_cast<std::size_t>(floats));
+        backend.read(values, from);
+    };
+    const auto tap = [&](const MatmulJob& job, int64_t step) {
+        for (Wanted& w : wanted) {
+            // A part of a matrix, or one that lies transposed, is another matrix.
+            const bool whole = job.w.data == w.tensor->data.data() && !job.w.by_input &&
+                               job.w.rows * job.w.cols == w.tensor->shape[0] * w.tensor->shape[1];
+            if (!whole || w.left < step) continue;
+            const int64_t cols = job.w.cols, floats = step * cols;
+            float* rows = w.to;
+            w.to += floats;
+            w.left -= step;
+            backend.read({rows, static_cast<std::size_t>(floats)}, job.x.x);
+            if (job.x.to == nullptr) continue;
+            read(target, job.x.to, floats);
+            read(mix, job.x.mix, job.x.mix_per_token ? floats : cols);
+            for (int64_t i = 0; i < floats; ++i) {
+                const auto at = static_cast<std::size_t>(i);
+                const float share = mix[job.x.mix_per_token ? at : at % mix.size()];
+                rows[i] += (target[at] - rows[i]) * share;
+            }
+        }
+    };
+    std::vector<float> logits(
+        static_cast<std::size_t>(rows(part.mode, tokens) * model().config().n_vocab));
+    const std::unique_ptr<Session> before = fork();
+    feed_parts({&part, 1}, logits.data(), false, progress, tap);
+    for (const Wanted& w : wanted)
+        if (w.left > 0) {
+            rewind(*before);
+            throw std::invalid_argument(cat(model().file().path(), ": no product on ",
+                                            backend.name(), " reads the matrix '", w.tensor->name,
+                                            "' as the file has it"));
+        }
+}
+
+void Session::feed_parts(std::span<const Part> parts, float* logits, bool stay,
+                         const Progress& progress, const MatmulTap& products) {
     if (parts.empty()) return;
     Runner& runner = *parts[0].session->runner_;
     const Model& model = runner.model();
@@ -164,7 +287,7 @@ void Session::feed_together(std::span<const Part> parts, float* logits, const Pr
             const Part& part = parts[i];
             const auto rest = part.ids.subspan(static_cast<std::size_t>(fed[i]));
             if (rest.empty()) continue;
-            const int64_t n = std::min(room, std::ssize(rest));
+            const int64_t n = std::min<int64_t>(room, std::ssize(rest));
             const int64_t wanted = part.mode == Logits::All                             ? n
                                    : part.mode == Logits::Last && n == std::ssize(rest) ? 1
                                                                                         : 0;
@@ -184,6 +307,7 @@ void Session::feed_together(std::span<const Part> parts, float* logits, const Pr
         }
         std::function<void()> between;
         Tap tap;
+        if (products) between = [] {};
         if (tapped) {
             between = [] {};
             tap = [&](int64_t layers, const float* residual) {
@@ -193,7 +317,7 @@ void Session::feed_together(std::span<const Part> parts, float* logits, const Pr
             };
         }
         if (interruptible) between = [&] { progress(done); };
-        runner.step(feeds, to, between, tap);
+        runner.step(feeds, to, stay, between, tap, products);
         done += chunk - room;
         left -= chunk - room;
     }

@@ -6,10 +6,13 @@
 #include <functional>
 #include <memory>
 #include <span>
+#include <string>
 #include <vector>
 
+#include "backend/tapped_ops.h"
 #include "base/lock.h"
 #include "model/model.h"
+#include "sampler.h"
 
 namespace rwkv_edge {
 
@@ -19,12 +22,16 @@ public:
     explicit Runner(std::shared_ptr<const Model> model);
 
     const Model& model() const { return *model_; }
+    // Whether tokens can be chosen from logits that stay where the model lives.
+    bool keeps_logits() const { return shortlist_ != nullptr; }
 
 private:
+    friend class KeptLogits;
     friend class Session;
-    // One step. `logits[i]` receives [n_logits, n_vocab] of feed i.
-    void step(std::span<const Feed> feeds, std::span<float* const> logits,
-              const std::function<void()>& between, const Tap& tap);
+    // One step. `logits[i]` receives [n_logits, n_vocab] of feed i: the host's memory, or, if they
+    // stay, the backend's.
+    void step(std::span<const Feed> feeds, std::span<float* const> logits, bool stay,
+              const std::function<void()>& between, const Tap& tap, const MatmulTap& products);
     // Whether a step can still fail for want of memory.
     bool can_fail() const;
     void logits(const float* memory, float* to);
@@ -32,8 +39,39 @@ private:
     std::shared_ptr<const Model> model_;
     mutable Lock mutex_;
     std::unique_ptr<Ops> ops_;
+    std::unique_ptr<Shortlist> shortlist_;
     Scratch scratch_;
     bool settled_ = false;
+};
+
+// Logits that stay where the model lives: [rows, n_vocab].
+class KeptLogits {
+public:
+    // For a runner that keeps them. Throws std::bad_alloc.
+    KeptLogits(std::shared_ptr<Runner> runner, int64_t rows);
+
+    int64_t rows() const { return rows_; }
+    int64_t n_vocab() const { return runner_->model().config().n_vocab; }
+    float* data() { return memory_.get(); }
+    // Of a row: [n_vocab]. Throws std::invalid_argument for one that is not there.
+    void copy(int64_t row, std::span<float> to) const;
+
+    struct Choice {
+        Sampler* sampler;
+        int64_t row;
+        std::optional<std::span<const uint8_t>> allowed = {};
+    };
+    // A token for each choice: what its sampler would sample from a copy of the row. Throws what
+    // that throws, and std::invalid_argument for a row that is not there or a sampler that occurs
+    // twice.
+    std::vector<int32_t> sample(std::span<const Choice> choices) const;
+
+private:
+    const float* at(int64_t row) const;
+
+    std::shared_ptr<Runner> runner_;
+    int64_t rows_;
+    Memory memory_;
 };
 
 // Calls from several threads wait for each other. In a forked process they throw
@@ -53,6 +91,7 @@ public:
     Session& operator=(const Session&) = delete;
 
     const Model& model() const { return runner_->model(); }
+    const std::shared_ptr<Runner>& runner() const { return runner_; }
 
     // Feeds tokens. `logits` receives [n_vocab] of the last token, [tokens, n_vocab], or nothing.
     // Throws std::invalid_argument for an id outside the vocabulary, std::bad_alloc, and what
@@ -74,6 +113,17 @@ public:
     };
     static void feed_together(std::span<const Part> parts, float* logits,
                               const Progress& progress = {});
+    // The same, and the logits stay.
+    static void feed_together(std::span<const Part> parts, KeptLogits& logits,
+                              const Progress& progress = {});
+
+    // Feeds tokens as `feed` does, and gives what matrices multiply on the way: of each of
+    // `tensors`, names in the model's file, [tokens, its inputs], one after the other. With the
+    // head among them every token is multiplied with it. Throws std::invalid_argument for a tensor
+    // that the file lacks, and for one that no product reads as the file has it.
+    int64_t input_floats(std::span<const std::string> tensors, int64_t tokens) const;
+    void inputs(std::span<const int32_t> ids, std::span<const std::string> tensors, float* to,
+                const Progress& progress = {});
 
     // How many tokens were fed since the session was reset or its state was set.
     int64_t tokens() const;
@@ -93,6 +143,9 @@ public:
     void reset();
 
 private:
+    static void feed_parts(std::span<const Part> parts, float* logits, bool stay,
+                           const Progress& progress, const MatmulTap& products);
+    const TensorView& matrix_named(const std::string& name) const;
     static void check_size(const char* what, std::size_t size, int64_t expected);
 
     std::shared_ptr<Runner> runner_;

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks what no compiler and no linter does: python tools/check_layers.py [OBJECT...]
+"""Checks what no compiler and no linter does: tools/check_layers.py [--unaligned] [OBJECT...]
 
 - A file includes or imports its own layer and lower ones only; the exceptions are stated once,
   below. In Python an import counts wherever it stands, in a function or for the type checker only.
@@ -7,6 +7,8 @@
 - The engine does not print, exit or swallow what it does not know.
 - Object files of kernels, where given, define no weak symbol: an inline function compiled for a
   newer CPU must not become the copy that the whole program calls.
+- With --unaligned, no object moves 32 or 64 bytes from or to memory by an instruction that asks for
+  alignment: GCC for Windows cannot align the stack, and such a move crashes every second time.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ C_SUBSET = re.compile(r"<(stdint|stddef|math|string|float|\w*intrin|arm_neon)\.h
 KERNEL_HEADERS = ("quant/blocks.h", "kernels/kernels.h", "kernels/levels.h")
 # The operating system is asked in one place; dispatch.cpp asks it about the CPU.
 SYSTEM = re.compile(r"<(unistd|fcntl|sched|pthread|windows|asm/\w+|sys/\w+)\.h>")
-MAY_ASK = ("base/system.cpp", "kernels/dispatch.cpp")
+MAY_ASK = ("base/system.cpp", "base/system_windows.cpp", "kernels/dispatch.cpp")
 # CUDA is the business of one folder, and what depends on the card of one file.
 CUDA = re.compile(r"<(cuda|cub/|mma|cooperative_groups)[\w/.]*>")
 CUDA_FOLDER, CARDS = "backend/cuda/", "backend/cuda/device.h"
@@ -43,12 +45,12 @@ FOLLOWS_POINTERS = re.compile(
 PYTHON_LAYERS = (
     ("_core",),
     ("files", "grammar", "lookup", "tokenizer"),
-    ("convert",),
+    ("batch", "convert", "hub"),
     ("model_file", "state"),
     ("asynchronous", "generation"),
     ("model",),
     ("prefix_cache",),
-    ("bench", "chat", "compat", "describe", "scoring"),
+    ("bench", "chat", "compat", "describe", "quantization", "scoring"),
     ("__init__", "harness"),
     ("server",),
     ("cli",),
@@ -186,17 +188,51 @@ def check_objects(objects: Sequence[str]) -> list[str]:
     ]
     if not kernels:
         return ["no kernel among the object files"]
-    command = ["nm", "--defined-only", "--demangle", "--print-file-name", *kernels]
-    listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    if all(path.endswith(".obj") for path in kernels):
+        return list(link_once(output_of("objdump", "--section-headers", *kernels)))
+    listing = output_of("nm", "--defined-only", "--demangle", "--print-file-name", *kernels)
     weak = re.findall(r"^(.*?):[0-9a-f]* [WVwvu] (.*)$", listing, re.MULTILINE)
     return [f"{path}: weak symbol {name}" for path, name in weak]
+
+
+def output_of(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def link_once(listing: str) -> Iterator[str]:
+    """What is weak in objects of Windows, by objdump: nm calls it T there, but the linker keeps
+    one section of several with the same name."""
+    path = name = ""
+    for line in listing.splitlines():
+        if found := re.match(r"(\S+):\s+file format", line):
+            path = found[1]
+        elif found := re.match(r"\s*\d+ (\S+) ", line):
+            name = found[1]
+        elif "LINK_ONCE" in line:
+            yield f"{path}: weak section {name}"
+
+
+ALIGNED = re.compile(
+    r"\tvmov(?:ap[sd]|dqa(?:32|64)?|nt(?:p[sd]|dqa?))\s+(?=.*%[yz]mm)(?=.*\().*$", re.MULTILINE
+)
+
+
+def aligned_moves(listing: str) -> Iterator[str]:
+    """Moves of wide vectors that ask for alignment, in what objdump disassembles."""
+    for part in re.split(r"\n(?=\S+:\s+file format)", listing):
+        path = part.lstrip().partition(":")[0]
+        for match in ALIGNED.finditer(part):
+            yield f"{path}: needs alignment: {' '.join(match[0].split())}"
 
 
 def main(arguments: Sequence[str]) -> int:
     root = Path(__file__).parents[1]
     errors = check_tree(root / "cpp") + check_package(root / "python" / "rwkv_edge")
-    if arguments:
-        errors += check_objects(arguments)
+    objects = [argument for argument in arguments if argument != "--unaligned"]
+    if objects:
+        errors += check_objects(objects)
+    if "--unaligned" in arguments:
+        errors += aligned_moves(output_of("objdump", "-d", "--no-show-raw-insn", *objects))
     print("\n".join(errors or ["layers: no violation"]))
     return 1 if errors else 0
 

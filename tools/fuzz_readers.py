@@ -24,7 +24,7 @@ import tiny
 from fuzz import Files, Reader
 from reference import Weights
 from rwkv_edge import FormatError, Model, State
-from rwkv_edge._core import ModelFile
+from rwkv_edge._core import ModelFile, feed_together
 from rwkv_edge.chat import TEMPLATES, Turn, load_template
 from rwkv_edge.chat.saved import Transcript, text_of, transcript_of
 from rwkv_edge.chat.templates import fields_of_template
@@ -40,7 +40,13 @@ from rwkv_edge.convert.vocab import read_vocabulary
 from rwkv_edge.describe import describe
 from rwkv_edge.files.form import printable
 from rwkv_edge.files.gguf_writer import header
-from rwkv_edge.tokenizer import tokenizer_from_file
+from rwkv_edge.server.fields import Fields, Refused, read_json
+from rwkv_edge.server.native import read_state
+from rwkv_edge.server.openai import read_chat, read_completions, read_stream
+from rwkv_edge.server.program import Rows
+from rwkv_edge.server.request import Caller
+from rwkv_edge.server.service import Options, Service
+from rwkv_edge.tokenizer import protobuf_fields, tokenizer_from_file
 from texts import TEXTS, train
 from web_rwkv import as_st
 
@@ -557,7 +563,8 @@ def ggmf(rng: random.Random) -> Files:
         if kind == 0:
             file.header[rng.randrange(6)] = int32(number(rng))
         elif kind == 1:
-            tensor.dims[rng.randrange(len(tensor.dims))] = int32(number(rng))
+            if tensor.dims:  # kind 2 takes one away each time
+                tensor.dims[rng.randrange(len(tensor.dims))] = int32(number(rng))
         elif kind == 2:
             tensor.dims = rng.choice((tensor.dims[::-1], [*tensor.dims, 1], tensor.dims[1:]))
         elif kind == 3:
@@ -774,7 +781,8 @@ def trained(kind: str) -> bytes:
 
 
 def sentencepiece(rng: random.Random) -> Files:
-    fields = protobuf(trained(rng.choice(("bpe", "unigram"))))
+    model = trained(rng.choice(("bpe", "unigram")))
+    fields = [(tag, data) for tag, data, _ in protobuf_fields(model) if isinstance(data, bytes)]
     for _ in range(rng.choice((0, 1, 1, 2, 4))):
         i = rng.randrange(len(fields))
         if rng.random() < 0.3:  # those after the pieces say how it works
@@ -802,26 +810,6 @@ def sentencepiece(rng: random.Random) -> Files:
             fields[i] = (tag, damage(rng, data, 2))
     data = b"".join(varint(tag << 3 | 2) + varint(len(data)) + data for tag, data in fields)
     return {"tokenizer.model": maybe(rng, data, 0.15)}
-
-
-def protobuf(data: bytes) -> list[tuple[int, bytes]]:
-    """The fields of a message, which are all messages themselves."""
-    fields, at = [], 0
-    while at < len(data):
-        tag, at = read_varint(data, at)
-        length, at = read_varint(data, at)
-        fields.append((tag >> 3, data[at : at + length]))
-        at += length
-    return fields
-
-
-def read_varint(data: bytes, at: int) -> tuple[int, int]:
-    found = shift = 0
-    while True:
-        found |= (data[at] & 127) << shift
-        shift, at = shift + 7, at + 1
-        if data[at - 1] < 128:
-            return found, at
 
 
 def varint(n: int) -> bytes:
@@ -907,6 +895,89 @@ def read_turns(path: Path) -> None:
     assert all(found.template.asked(turn.user) and turn.answer is not None for turn in found.turns)
 
 
+# ---- the server's JSON --------------------------------------------------------------------------
+
+ASKED: dict[str, Any] = {
+    "model": "m", "stream": True, "stream_options": {"include_usage": True}, "max_tokens": 3,
+    "temperature": 1.0, "top_p": 0.5, "top_k": 3, "min_p": 0.1, "presence_penalty": 0.1,
+    "penalty_decay": 0.9, "seed": 1, "logit_bias": {"5": -1, "7": 2.5}, "stop": ["a", ""],
+    "stop_token_ids": [3], "n": 2, "min_tokens": 1, "ignore_eos": True, "timeout": 5, "state": None,
+    "store": False, "cache": True,
+}  # fmt: skip
+TALKED: dict[str, Any] = {
+    "messages": [
+        {"role": "system", "content": "a"},
+        {"role": "user", "content": [{"type": "text", "text": "b"}]},
+        {"role": "assistant", "content": None, "tool_calls": [
+            {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}]},
+        {"role": "tool", "tool_call_id": "c", "content": "d"},
+        {"role": "assistant", "content": "e", "prefix": True},
+    ],
+    "tools": [{"type": "function", "function": {"name": "f", "description": "g", "parameters": {
+        "type": "object", "properties": {"x": {"enum": ["h"]}}, "required": ["x"]}}}],
+    "tool_choice": "auto", "response_format": {"type": "json_schema", "json_schema": {
+        "name": "s", "schema": {"type": "object", "properties": {"y": {"type": "integer"}}}}},
+    "logprobs": True, "top_logprobs": 2, "reasoning_effort": "low", "thinking_budget": 2,
+    "user_name": "U", "chat_template_kwargs": {"enable_thinking": True},
+}  # fmt: skip
+COMPLETED: dict[str, Any] = {
+    "prompt": ["a", [1, 2]], "echo": True, "logprobs": 1, "guided_regex": "a+", "suffix": None,
+}  # fmt: skip
+
+
+def request(rng: random.Random) -> Files:
+    part = rng.choice((TALKED, COMPLETED))
+    tree = {**ASKED, **{name: part[name] for name in part if rng.random() < 0.7}}
+    return {"body.json": maybe(rng, as_json(rng, change_json(rng, tree, 4)), 0.1)}
+
+
+@cache
+def service_of(folder: Path) -> Service:
+    return Service(model_of("7", folder), Options(max_prompt=1000, template=TEMPLATES["g1"]))
+
+
+def serve(path: Path) -> None:
+    """Answer as the server does, but for HTTP and its threads."""
+    service = service_of(beside(path, ""))
+    try:
+        body = Fields(read_json(path.read_bytes()))
+        if body.sent("messages"):
+            requests = read_chat(body, service.model.n_vocab)
+        else:
+            requests, _ = read_completions(body, service.model.n_vocab)
+        read_stream(body)
+        program = service._program(requests[0], Caller(""))
+    except Refused as error:
+        if error.status >= 500:
+            raise
+        raise FormatError(f"{path}: {error}") from None
+    steps, rows = program.steps(), None
+    for _ in range(40):
+        try:
+            feed = steps.send(rows)
+        except StopIteration:
+            return
+        assert feed is not None
+        logits = feed_together([(feed.session, feed.tokens, feed.logits)])
+        rows = Rows(logits, 0)
+        program.expired = program.expired or len(program.events) > 20
+    steps.close()
+
+
+def state_request(rng: random.Random) -> Files:
+    tree = {"messages": TALKED["messages"][:-1], "prompt": "a", "from": None, "ttl": 5}
+    return {"body.json": maybe(rng, as_json(rng, change_json(rng, tree)), 0.1)}
+
+
+def make_state(path: Path) -> None:
+    service = service_of(beside(path, ""))
+    try:
+        found = read_state(Fields(read_json(path.read_bytes())), service.model.n_vocab)
+        service._reading(found, Caller(""))
+    except Refused as error:
+        raise FormatError(f"{path}: {error}") from None
+
+
 # ---- all ----------------------------------------------------------------------------------------
 
 USES: Sequence[Callable[[Path], object]] = (describe, talk_with_vocabulary, converted)
@@ -933,5 +1004,7 @@ READERS = dict(
         reader("tokenizer", tokenizer, describe, in_a_file),
         reader("sentencepiece", sentencepiece, describe, in_a_file),
         reader("history", history, remember),
+        reader("request", request, serve),
+        reader("state-request", state_request, make_state),
     )
 )

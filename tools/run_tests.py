@@ -7,12 +7,16 @@ argument (asan, tsan, aarch64, ...) builds and runs the C++ tests so, instead of
 pyproject.toml allows, in an environment of its own, `build/oldest`. Where that Python is missing
 (on the PATH, and among pyenv's), `oldest` says so and takes the one that runs it. The whole list
 runs with the Python and the dependencies that are installed.
+
+`wheel` (Linux, with the extra `platforms`) builds a wheel that auditwheel accepts, and runs the
+tests that cibuildwheel runs on each of its own: in a new environment, away from the source.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -21,10 +25,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def run(*command: str) -> None:
+def run(*command: str, folder: Path = ROOT) -> None:
     """Run a command in the repository's root; stop everything if it fails."""
     print("$", *command[:8], "..." if len(command) > 8 else "", flush=True)
-    done = subprocess.run(command, cwd=ROOT, check=False)
+    done = subprocess.run(command, cwd=folder, check=False)
     if done.returncode != 0:
         sys.exit(f"failed: {' '.join(command[:8])}")
 
@@ -68,11 +72,46 @@ def oldest() -> None:
     run(python, "-m", "pytest")
 
 
+def wheel_tests(pyproject: str) -> tuple[list[str], list[str], list[str]]:
+    """What cibuildwheel's configuration names: what the tests require, their sources, and the
+    command that runs them."""
+    required, sources = (
+        re.findall(r'"([^"]+)"', line)
+        for line in re.findall(r"^test-(?:requires|sources) = \[(.*)\]$", pyproject, re.MULTILINE)
+    )
+    (command,) = re.findall(r'^test-command = "(.*)"$', pyproject, re.MULTILINE)
+    return required, sources, command.split()
+
+
+def wheel() -> None:
+    folder = ROOT / "build" / "wheel"
+    for old in ("plain", "manylinux", "away"):
+        shutil.rmtree(folder / old, ignore_errors=True)
+    pip = ("-m", "pip", "--disable-pip-version-check")
+    build = ("wheel", "--no-deps", f"-Cbuild-dir={folder / 'cmake'}", "-w", f"{folder / 'plain'}")
+    run(sys.executable, *pip, *build, ".")
+    (plain,) = (folder / "plain").iterdir()
+    run("auditwheel", "repair", "-w", str(folder / "manylinux"), str(plain))
+    (made,) = (folder / "manylinux").iterdir()
+    pyproject = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    required, sources, command = wheel_tests(pyproject)
+    away = folder / "away"
+    run(sys.executable, "-m", "venv", "--clear", str(away / "venv"))
+    python = str(away / "venv" / "bin" / "python")
+    run(python, *pip, "install", str(made), *required)
+    for name in sources:
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, away / name)
+    run(python, "-m", *command, folder=away)
+
+
 def main(presets: Sequence[str]) -> None:
     if presets:
         for preset in presets:
             if preset == "oldest":
                 oldest()
+            elif preset == "wheel":
+                wheel()
             else:
                 cpp_tests(preset)
         return

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "backend/ops.h"
+#include "backend/shortlist.h"
 
 namespace rwkv_edge {
 
@@ -57,6 +58,9 @@ public:
     // enough for the caches.
     virtual int64_t chunk() const = 0;
     virtual std::unique_ptr<Ops> make_ops() = 0;
+    // Null where logits are the host's, and a sampler needs no help. It uses the backend, which
+    // must outlive it.
+    virtual std::unique_ptr<Shortlist> make_shortlist(int64_t /*n_vocab*/) { return nullptr; }
 
 protected:
     friend GiveBack;

@@ -6,8 +6,8 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
 #include <memory>
+#include <new>
 #include <stdexcept>
 
 #include "base/error.h"
@@ -99,12 +99,14 @@ double read_bandwidth(int threads) {
     // A small board has small caches, and no room for more beside a model.
     const uint64_t room = std::clamp<uint64_t>(available_memory() / 4, kLeastBytes, kMostBytes);
     const std::size_t bytes = static_cast<std::size_t>(room) / kHugePage * kHugePage;
+    constexpr std::align_val_t kAlignment{kHugePage};
     double best = 0.0;
     // Small and huge pages differ by up to a quarter, in either direction; the wall is the better
     // one.
     for (const bool huge : {false, true}) {
-        const std::unique_ptr<void, void (*)(void*)> memory(std::aligned_alloc(kHugePage, bytes),
-                                                            std::free);
+        const std::unique_ptr<void, void (*)(void*)> memory(
+            ::operator new(bytes, kAlignment, std::nothrow),
+            [](void* p) { ::operator delete(p, kAlignment); });
         if (memory == nullptr)
             throw NoMemory(
                 cat("no memory left for the ", bytes >> 20, " MiB that measuring its speed takes"));

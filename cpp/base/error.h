@@ -49,7 +49,11 @@ template <class... Parts>
 std::string cat(const Parts&... parts) {
     std::ostringstream out;
     out.exceptions(std::ios::badbit);  // where memory runs out, no half of a string
-    (out << ... << parts);
+    try {
+        (out << ... << parts);
+    } catch (const std::ios_base::failure&) {  // which libc++ makes of it
+        throw std::bad_alloc();
+    }
     return out.str();
 }
 

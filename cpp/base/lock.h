@@ -4,6 +4,7 @@
 #pragma once
 
 #include <atomic>
+#include <cstdint>
 #include <stdexcept>
 
 #include "base/system.h"
@@ -15,16 +16,16 @@ public:
     // Throws std::runtime_error where a thread of the parent process held it when this one was
     // forked.
     void lock() {
-        for (int holder = 0; !take(holder); holder = 0) {
-            if (holder != process_id())
+        for (uint32_t holder = 0; !take(holder); holder = 0) {
+            if (holder != this_process())
                 throw std::runtime_error(
                     "this session, or another one of its model, was busy in another thread when "
                     "this process was forked: open the model again in the new process");
-            holder_.wait(holder, std::memory_order_relaxed);
+            holder_.wait(holder);
         }
     }
     bool try_lock() {
-        int holder = 0;
+        uint32_t holder = 0;
         return take(holder);
     }
     void unlock() {
@@ -33,12 +34,13 @@ public:
     }
 
 private:
-    bool take(int& holder) {
-        return holder_.compare_exchange_strong(holder, process_id(), std::memory_order_acquire,
+    static uint32_t this_process() { return static_cast<uint32_t>(process_id()); }
+    bool take(uint32_t& holder) {
+        return holder_.compare_exchange_strong(holder, this_process(), std::memory_order_acquire,
                                                std::memory_order_relaxed);
     }
 
-    std::atomic<int> holder_{0};  // the process of the thread that holds it
+    Waitable holder_{0};  // the process of the thread that holds it
 };
 
 }  // namespace rwkv_edge

@@ -7,7 +7,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 #if defined(__linux__)
+#include <linux/futex.h>
 #include <sched.h>
+#include <sys/syscall.h>
 #endif
 
 #include <algorithm>
@@ -73,6 +75,31 @@ int usable_cpus() {
 
 int process_id() { return ::getpid(); }
 
+void Waitable::wait(uint32_t old) {
+    // A notifier that misses this addition comes before it, and so does what it changed.
+    waiting_.fetch_add(1, std::memory_order_acq_rel);
+    while (load(std::memory_order_acquire) == old)
+#if defined(__linux__)
+        ::syscall(SYS_futex, static_cast<std::atomic<uint32_t>*>(this), FUTEX_WAIT_PRIVATE, old,
+                  nullptr);
+#else
+        std::atomic<uint32_t>::wait(old, std::memory_order_acquire);
+#endif
+    waiting_.fetch_sub(1, std::memory_order_relaxed);
+}
+
+void Waitable::notify(int threads) {
+    if (waiting_.fetch_add(0, std::memory_order_acq_rel) == 0) return;
+#if defined(__linux__)
+    ::syscall(SYS_futex, static_cast<std::atomic<uint32_t>*>(this), FUTEX_WAKE_PRIVATE, threads);
+#else
+    if (threads == 1)
+        std::atomic<uint32_t>::notify_one();
+    else
+        std::atomic<uint32_t>::notify_all();
+#endif
+}
+
 uint64_t available_memory(const std::string& root) {
     uint64_t bytes = static_cast<uint64_t>(sysconf(_SC_PHYS_PAGES)) *
                      static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
@@ -124,12 +151,13 @@ MappedFile::MappedFile(const std::string& path) {
 
 MappedFile::~MappedFile() {
     ::munmap(data_, size_);
-    ::close(file_);
+    ::close(static_cast<int>(file_));
 }
 
 void MappedFile::read(int64_t offset, std::span<std::byte> to, const std::string& path) const {
     while (!to.empty()) {
-        const ssize_t n = ::pread(file_, to.data(), to.size(), static_cast<off_t>(offset));
+        const ssize_t n =
+            ::pread(static_cast<int>(file_), to.data(), to.size(), static_cast<off_t>(offset));
         if (n < 0 && errno == EINTR) continue;
         if (n < 0) throw FileError(errno, path, std::strerror(errno));
         if (n == 0)
@@ -150,7 +178,7 @@ void say_on_bus_error(std::string text) {
         [[maybe_unused]] const auto written = ::write(STDERR_FILENO, said.data(), said.size());
         ::raise(signal);
     };
-    action.sa_flags = SA_RESETHAND;  // the second signal ends the process
+    action.sa_flags = static_cast<int>(SA_RESETHAND);  // the second signal ends the process
     ::sigaction(SIGBUS, &action, nullptr);
 }
 

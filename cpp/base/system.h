@@ -2,6 +2,7 @@
 // Everything that the engine asks the operating system, so that another system is one more file.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -23,6 +24,23 @@ inline void pause() {
     asm volatile("yield");
 #endif
 }
+
+// A number that threads can wait on, by the system's own call. std::atomic::wait is not that call
+// everywhere: GCC 12's loses wake-ups where the system has no futex.
+class Waitable : public std::atomic<uint32_t> {
+public:
+    using std::atomic<uint32_t>::atomic;
+    // Returns once the number is no longer `old`.
+    void wait(uint32_t old);
+    // After each change that someone may wait for. Costs no system call where nobody waits.
+    void notify_one() { notify(1); }
+    void notify_all() { notify(INT32_MAX); }
+
+private:
+    void notify(int threads);
+
+    std::atomic<uint32_t> waiting_{0};
+};
 
 // Bytes of memory that the system can give to this process, mapped files included: what is free or
 // can be freed, and no more than its control group may have, as Linux tells in files below `root`.
@@ -54,7 +72,7 @@ public:
     void forget() const;
 
 private:
-    int file_;
+    intptr_t file_;  // a descriptor, or a HANDLE
     void* data_;
     std::size_t size_;
 };

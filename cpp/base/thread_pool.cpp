@@ -17,8 +17,7 @@ namespace {
 constexpr int kSpins = 4000, kSpinsToYield = 20;
 
 // Returns once `value` is no longer `old`.
-template <class T>
-void wait_change(const std::atomic<T>& value, T old) {
+void wait_change(Waitable& value, uint32_t old) {
     for (int i = 1; i <= kSpins; ++i) {
         if (value.load(std::memory_order_acquire) != old) return;
         if (i % kSpinsToYield == 0)
@@ -26,7 +25,7 @@ void wait_change(const std::atomic<T>& value, T old) {
         else
             pause();
     }
-    value.wait(old, std::memory_order_acquire);
+    value.wait(old);
 }
 
 // Of Share::left: 32 bits of the region's number, 16 of the next unit, 16 of the last one's end.
@@ -75,7 +74,7 @@ void ThreadPool::start(int64_t units, Task task, void* context) {
     const std::lock_guard lock(region_);
     task_ = task;
     context_ = context;
-    unfinished_.store(static_cast<int32_t>(units), std::memory_order_relaxed);
+    unfinished_.store(static_cast<uint32_t>(units), std::memory_order_relaxed);
     const uint32_t region = generation_.load(std::memory_order_relaxed) + 1;
     for (int64_t i = 0; i < size(); ++i) {
         Share& share = shares_[static_cast<std::size_t>(i)];
@@ -86,14 +85,14 @@ void ThreadPool::start(int64_t units, Task task, void* context) {
     generation_.store(region, std::memory_order_release);
     generation_.notify_all();
     work_on_all(0);
-    for (int32_t left = unfinished_.load(std::memory_order_acquire); left != 0;
+    for (uint32_t left = unfinished_.load(std::memory_order_acquire); left != 0;
          left = unfinished_.load(std::memory_order_acquire)) {
         wait_change(unfinished_, left);
     }
 }
 
 void ThreadPool::work_on_all(int worker) {
-    int32_t done = 0;
+    uint32_t done = 0;
     for (int i = 0; i < size(); ++i)
         done += work_on(shares_[static_cast<std::size_t>((worker + i) % size())], worker, i == 0);
     if (done > 0 && unfinished_.fetch_sub(done, std::memory_order_acq_rel) == done)
@@ -102,8 +101,8 @@ void ThreadPool::work_on_all(int worker) {
 
 // Takes units of a share until there is none; returns how many. Its owner takes most of what is
 // left at a time, for long runs through memory; others take one.
-int32_t ThreadPool::work_on(Share& share, int worker, bool own) {
-    int32_t done = 0;
+uint32_t ThreadPool::work_on(Share& share, int worker, bool own) {
+    uint32_t done = 0;
     uint64_t left = share.left.load(std::memory_order_acquire);
     for (;;) {
         const uint64_t next = left >> 16 & 0xffff, end = left & 0xffff;
@@ -114,7 +113,7 @@ int32_t ThreadPool::work_on(Share& share, int worker, bool own) {
             continue;
         const int64_t begin = share.first + static_cast<int64_t>(next);
         task_(context_, begin, begin + static_cast<int64_t>(n), worker);
-        done += static_cast<int32_t>(n);
+        done += static_cast<uint32_t>(n);
         left = share.left.load(std::memory_order_acquire);
     }
 }

@@ -15,6 +15,8 @@
 #include <type_traits>
 #include <vector>
 
+#include "base/system.h"
+
 namespace rwkv_edge {
 
 class ThreadPool {
@@ -55,7 +57,7 @@ private:
     };
 
     void start(int64_t units, Task task, void* context);
-    int32_t work_on(Share& share, int worker, bool own);
+    uint32_t work_on(Share& share, int worker, bool own);
     void work_on_all(int worker);
     void worker_loop(int worker);
     void stop();
@@ -67,9 +69,9 @@ private:
     // Of the region; read only by who has taken a unit of it, which it outlives.
     Task task_ = nullptr;
     void* context_ = nullptr;
-    std::unique_ptr<Share[]> shares_;      // one per worker
-    std::atomic<int32_t> unfinished_{0};   // units of the region
-    std::atomic<uint32_t> generation_{0};  // a new value says that there is work
+    std::unique_ptr<Share[]> shares_;  // one per worker
+    Waitable unfinished_{0};           // units of the region
+    Waitable generation_{0};           // a new value says that there is work
     std::atomic<bool> stop_{false};
     std::vector<std::thread> workers_;
 };

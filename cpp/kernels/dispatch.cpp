@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/dispatch.h"
 
+#include <algorithm>
 #include <array>
 #include <cstdlib>
+#include <initializer_list>
 #include <string>
 
 #include "base/error.h"
@@ -13,6 +15,8 @@
 #include <sys/auxv.h>
 #elif defined(__aarch64__) && defined(__APPLE__)
 #include <sys/sysctl.h>
+#elif defined(__x86_64__)
+#include <cpuid.h>
 #endif
 
 namespace rwkv_edge {
@@ -42,24 +46,44 @@ bool has_dot_products() {
 }
 #endif
 
+#if defined(__x86_64__)
+struct X86 {
+    bool avx2, avxvnni, avx512;
+};
+
+// By cpuid and not by __builtin_cpu_supports, which says no to everything where nobody fills its
+// table, as in programs that zig links. macOS sets XCR0's bits of AVX-512 at its first use only, so
+// Macs that have it take avx2.
+X86 x86() {
+    enum { kEax, kEbx, kEcx, kEdx };
+    unsigned one[4] = {}, seven[4] = {}, seven_one[4] = {};
+    const auto read = [](unsigned leaf, unsigned subleaf, unsigned (&r)[4]) {
+        return __get_cpuid_count(leaf, subleaf, &r[kEax], &r[kEbx], &r[kEcx], &r[kEdx]) != 0;
+    };
+    const auto has = [](unsigned word, std::initializer_list<int> bits) {
+        return std::ranges::all_of(bits, [word](int bit) { return (word >> bit & 1) != 0; });
+    };
+    constexpr int kFma = 12, kOsXsave = 27, kAvx = 28, kF16c = 29;
+    if (!read(1, 0, one) || !has(one[kEcx], {kFma, kOsXsave, kAvx, kF16c})) return {};
+    if (!read(7, 0, seven) || (seven[kEax] >= 1 && !read(7, 1, seven_one))) return {};
+    unsigned saved, high;  // the registers that the system saves: XCR0
+    asm volatile("xgetbv" : "=a"(saved), "=d"(high) : "c"(0));
+    X86 cpu{};
+    cpu.avx2 = has(saved, {1, 2}) && has(seven[kEbx], {5});
+    cpu.avxvnni = cpu.avx2 && has(seven_one[kEax], {4});
+    cpu.avx512 = cpu.avx2 && has(saved, {5, 6, 7}) &&
+                 has(seven[kEbx], {16, 17, 30, 31}) &&  // f, dq, bw, vl
+                 has(seven[kEcx], {11});                // vnni
+    return cpu;
+}
+#endif
+
 constexpr Level kLevels[] = {
     {"scalar", true, [] { return true; }, scalar_kernels},
 #if defined(__x86_64__)
-    {"avx2", true,
-     [] {
-         return __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0 &&
-                __builtin_cpu_supports("f16c") != 0;
-     },
-     avx2_kernels},
-    {"avxvnni", true, [] { return __builtin_cpu_supports("avxvnni") != 0; }, avxvnni_kernels},
-    {"avx512", true,
-     [] {
-         return __builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("avx512bw") != 0 &&
-                __builtin_cpu_supports("avx512vl") != 0 &&
-                __builtin_cpu_supports("avx512dq") != 0 &&
-                __builtin_cpu_supports("avx512vnni") != 0;
-     },
-     avx512_kernels},
+    {"avx2", true, [] { return x86().avx2; }, avx2_kernels},
+    {"avxvnni", true, [] { return x86().avxvnni; }, avxvnni_kernels},
+    {"avx512", true, [] { return x86().avx512; }, avx512_kernels},
 #elif defined(__aarch64__)
     {"neon", true, [] { return true; }, neon_kernels},
     {"neon_dotprod", true, has_dot_products, neon_dotprod_kernels},

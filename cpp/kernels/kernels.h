@@ -64,6 +64,21 @@ struct InputMatmulArgs {
 enum : int { kInputScratch = 20480 };
 typedef void (*InputMatmul)(const InputMatmulArgs& args);
 
+// y[i * y_stride + l] += sum over k of a[k * a_stride + i] * b[k * b_stride + l], for i in [0,
+// rows), l in [0, kOuterLanes): what quantization with a Hessian is made of. Each sum is one chain:
+// it begins with what y holds and takes k in order. No two of y, a and b overlap.
+struct OuterArgs {
+    const float* a;
+    int64_t a_stride;
+    const float* b;
+    int64_t b_stride;
+    float* y;
+    int64_t y_stride;
+    int64_t rows;   // a multiple of 8
+    int64_t depth;  // of k
+};
+enum : int { kOuterLanes = 64 };
+
 // Some channels of RWKV-4 (paper arXiv:2305.13048, appendix D). Sums of exponentials are kept as
 // numerators a and denominators b, both divided by e^p with p the largest exponent so far, so that
 // nothing overflows. Per channel:
@@ -144,6 +159,8 @@ struct Kernels {
     void (*wkv4)(const Wkv4Args& args);
     void (*wkv6)(const Wkv6Args& args);
     void (*wkv7)(const Wkv7Args& args);
+
+    void (*outer_products)(const OuterArgs& args);
 
     // The arithmetic that products are made of, on data at hand: returns the operations done, a
     // product and a sum each being one.

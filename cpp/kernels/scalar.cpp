@@ -297,6 +297,13 @@ void wkv7(const Wkv7Args& p) {
 // --- peaks: what a compiler can make of plain loops, not what those above reach ---
 
 // Products and sums apart, as this file is compiled, in the vectors of four that every CPU has.
+void outer_products(const OuterArgs& a) {
+    for (int64_t i = 0; i < a.rows; ++i)
+        for (int64_t k = 0; k < a.depth; ++k)
+            for (int64_t l = 0; l < kOuterLanes; ++l)
+                a.y[i * a.y_stride + l] += a.a[k * a.a_stride + i] * a.b[k * a.b_stride + l];
+}
+
 int64_t float_peak(int64_t rounds) {
     typedef float Four __attribute__((vector_size(16)));
     enum { kSums = 12 };  // in flight, so that none waits for itself
@@ -367,6 +374,7 @@ void scalar_kernels(Kernels& table) {
     table.wkv4 = wkv4;
     table.wkv6 = wkv6;
     table.wkv7 = wkv7;
+    table.outer_products = outer_products;
     table.float_peak = float_peak;
     table.int8_peak = int8_peak;
 }

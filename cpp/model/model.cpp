@@ -166,6 +166,8 @@ std::shared_ptr<const Model> Model::open(std::shared_ptr<const ModelFile> file,
         const std::vector<int32_t> ids(static_cast<std::size_t>(rehearsal->chunk()), 0);
         const Feed feed{ids, nullptr, 1};
         model.forward(*ops, scratch, {&feed, 1});
+        const std::unique_ptr<Shortlist> shortlist =
+            rehearsal->make_shortlist(model.config().n_vocab);
         const auto bytes = static_cast<int64_t>(sizeof(float)) * model.memory_size();
         backend->prepare(*file, *rehearsal, bytes);
     }

@@ -2,9 +2,9 @@
 #include "quant/codecs.h"
 
 #include <algorithm>
-#include <cfloat>
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "quant/blocks.h"
 
@@ -51,7 +51,9 @@ Extremes extremes(const float* x) {
 }
 
 // A scale below the normal range becomes 0 as a half anyway.
-float inverse(float d) { return std::fabs(d) >= FLT_MIN ? 1.0f / d : 0.0f; }
+float inverse(float d) {
+    return std::fabs(d) >= std::numeric_limits<float>::min() ? 1.0f / d : 0.0f;
+}
 
 // `shifted` is the scaled value plus a half, so cutting it off rounds to nearest.
 uint8_t code(float shifted, int top) {

@@ -4,7 +4,7 @@
 from collections.abc import Callable, Sequence
 from enum import Enum
 from os import PathLike
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,40 @@ def quantize(x: NDArray[np.float32], type: str) -> NDArray[np.uint8]:
     """[..., cols] floats to [..., row_bytes] blocks, by round to nearest as ggml does it.
 
     ValueError for values that the type cannot hold and for rows that are no multiple of its block;
-    UnsupportedError for a type that can only be read.
+    UnsupportedError for q2_k to q6_k, which `quantize_matrix` writes (but for q2_k).
+    """
+
+def quantize_matrix(
+    weights: NDArray[np.float32],
+    type: str,
+    importance: NDArray[np.float32] | None = None,
+    hessian: NDArray[np.float32] | None = None,
+    damp: float = 0.1,
+    threads: int = 0,
+) -> NDArray[np.uint8]:
+    """[rows, cols] floats to [rows, row_bytes] blocks whose scales are searched.
+
+    The search minimizes the sum of importance[col] * (weight - value)^2. Without an importance,
+    squares are weighted with |x| plus the root mean square of 32 weights x in q4_k and q5_k, with
+    x^2 plus the mean square of 256 in q3_k and q6_k, and alike in q4_0 to q5_1.
+    The types f32, f16, bf16 and q8_0 are rounded to nearest, and take neither importance nor
+    hessian.
+
+    `hessian` [cols, cols] is the mean of x x^T over inputs x of the matrix, or a multiple of it.
+    With it all codes of a row are chosen together (GPTQ), to make tr (W - Q) H' (W - Q)^T small,
+    where H' = H + damp * mean(diag H) * I. It takes 4 * cols^2 bytes more, and at most some 160 MB
+    beside. `threads` 0 takes all CPUs; the bytes are always the same.
+
+    ValueError for values that the type cannot hold, for shapes that do not fit, for an importance
+    that is negative or not finite, for a hessian that is not finite, not symmetric, not positive
+    definite or zero; UnsupportedError for q2_k.
+    """
+
+def add_outer_products(sums: NDArray[np.float32], x: NDArray[np.float32], threads: int = 1) -> None:
+    """sums[i, j] += sum of x[t, i] * x[t, j] for i <= j, in place: sums [n, n], x [T, n].
+
+    Of the others, which are the same, some are added to. The bits depend neither on the threads nor
+    on the calls that the rows of x come in. ValueError for other shapes.
     """
 
 def dequantize(data: NDArray[np.uint8], type: str) -> NDArray[np.float32]:
@@ -173,6 +206,18 @@ class Session:
     ) -> bytearray:
         """As `feed`; gives the residual stream when so many layers have run, [layers, tokens,
         n_embd]."""
+    def inputs(
+        self,
+        tokens: list[int],
+        tensors: list[str],
+        progress: Callable[[int], object] | None = None,
+    ) -> bytearray:
+        """As `feed`; gives what matrices multiply on the way: of each of `tensors` [tokens, its
+        columns], one after the other. With the head among them each token is multiplied with it.
+
+        ValueError for a tensor that the file lacks, and for one that no product reads as the file
+        has it, such as a transposed one.
+        """
     @property
     def tokens(self) -> int:
         """Fed since the session was reset or its state was set."""
@@ -188,12 +233,33 @@ class Session:
     def rewind(self, to: Session) -> None:
         """Goes to where another session of the same runner stands."""
 
+@overload
 def feed_together(
     parts: Sequence[tuple[Session, list[int], Logits]],
     progress: Callable[[int], object] | None = None,
+    stay: Literal[False] = False,
 ) -> bytearray:
     """Feeds several sessions of one runner in the same steps; returns what each part asked for,
     one after the other."""
+
+@overload
+def feed_together(
+    parts: Sequence[tuple[Session, list[int], Logits]],
+    progress: Callable[[int], object] | None,
+    stay: bool,
+) -> bytearray | KeptLogits:
+    """The same; on a GPU the logits stay there."""
+
+class KeptLogits:
+    """Logits that stay where the model lives: [rows, n_vocab]."""
+
+    @property
+    def rows(self) -> int: ...
+    def row(self, row: int) -> bytearray:
+        """A copy of one, [n_vocab]; ValueError for one that is not there."""
+    def sample(self, choices: Sequence[tuple[Sampler, int, bytes | None]]) -> list[int]:
+        """A token for each sampler, a row and what is allowed: that of `Sampler.sample` from a copy
+        of the row. Errors as there, and ValueError for a sampler that occurs twice."""
 
 class Sampler:
     """Chooses tokens by the rules that `Session.generate` states; everything is off by default."""
@@ -217,7 +283,11 @@ class Sampler:
     ) -> None:
         """ValueError for an option out of range."""
     def sample(
-        self, logits: bytearray, row: int = 0, n_vocab: int = 0, allowed: bytes | None = None
+        self,
+        logits: bytearray | KeptLogits,
+        row: int = 0,
+        n_vocab: int = 0,
+        allowed: bytes | None = None,
     ) -> int:
         """From one row of [rows, n_vocab]; 0: all are one row. Of `allowed`, bit i % 8 of byte
         i // 8 says whether token i may be chosen.

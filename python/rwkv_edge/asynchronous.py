@@ -8,6 +8,7 @@ import contextlib
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
+from . import _core
 from .generation import Details, Piece, Stream, Work, flow
 
 
@@ -58,7 +59,7 @@ async def run(streams: Sequence[Stream], n_vocab: int) -> AsyncGenerator[Piece, 
         steps.close()
 
 
-def done(work: Work, streams: Sequence[Stream]) -> bytearray | None:
+def done(work: Work, streams: Sequence[Stream]) -> bytearray | _core.KeptLogits | None:
     """Do the work, after which the streams are free."""
     try:
         return work()

@@ -28,6 +28,9 @@ Floats = bytearray
 """Of 32 bits, as the engine takes and gives them. Text is generated without numpy, which takes
 longer to import than a model to open."""
 
+Choice = tuple[_core.Sampler, int, "bytes | None"]
+"""A sampler, a row of logits, and what is allowed."""
+
 MAX_SEED = 2**64 - 1
 
 # Where more sampled tokens wait to be fed again, none are drafted: long steps cost more.
@@ -213,15 +216,29 @@ class Answer:
         """Whether the text of all tokens was returned."""
         return self._given == (self._ends[-1] if self._ends else 0)
 
-    def take(self, logits: Floats, row: int, n_vocab: int) -> str:
-        """Sample the next token from a row of [rows, n_vocab] logits (0: all are one row).
+    def choice(self, row: int) -> Choice | None:
+        """What `KeptLogits.sample` takes to choose the next token from a row; None where no token
+        is chosen, or a copy of the row is needed.
+        """
+        if not self._left or self._needs_row:
+            return None
+        return self._sampler, row, self._allowed()
+
+    def take(
+        self, logits: Floats | _core.KeptLogits, row: int, n_vocab: int, token: int | None = None
+    ) -> str:
+        """Sample the next token from a row of [rows, n_vocab] logits (0: all are one row), or take
+        the one that was chosen from it.
 
         Returns the text that is now certain: whole characters that begin no stop string. Unless the
         answer is complete, the last of `tokens` is the one to feed next.
         """
         if not self._left:
             return self._finish("length", self._held)
-        token = self._sample(logits, row, n_vocab)
+        if self._needs_row and not isinstance(logits, bytearray):
+            logits, row, n_vocab = logits.row(row), 0, 0
+        if token is None:
+            token = self._sample(logits, row, n_vocab)
         if token in self._stop_tokens or token == END_OF_TEXT:
             asked = token in self._stop_tokens or self._constraint
             return self._finish("stop" if asked else "end", self._held)
@@ -230,6 +247,7 @@ class Answer:
         self._ends.append((self._ends[-1] if self._ends else 0) + len(data))
         self.tokens.append(token)
         if self.top is not None:
+            assert isinstance(logits, bytearray)
             own, *best = _core.logprobs(logits, row, n_vocab, token, self.top)
             self.logprobs.append(TokenLogprob(*own, best))
         self._sampler.accept(token, weight_of(data))
@@ -260,8 +278,17 @@ class Answer:
         """End the text where it is, as `max_tokens` does; returns what was held back."""
         return self._finish("length", self._held)
 
-    def _sample(self, logits: Floats, row: int, n_vocab: int) -> int:
+    @property
+    def _needs_row(self) -> bool:
+        """Whether it looks at all logits, on the host."""
+        return self._hook is not None or self.top is not None
+
+    def _allowed(self) -> bytes | None:
+        return None if self._constraint is None else self._constraint.allowed()
+
+    def _sample(self, logits: Floats | _core.KeptLogits, row: int, n_vocab: int) -> int:
         if self._hook is not None:
+            assert isinstance(logits, bytearray)
             import numpy as np
 
             rows = np.frombuffer(logits, np.float32).reshape(-1, n_vocab or len(logits) // 4)
@@ -271,8 +298,7 @@ class Answer:
                     f"logits_hook: it returned {type(result).__name__}, expected None: "
                     "it changes the array that it is given"
                 )
-        allowed = None if self._constraint is None else self._constraint.allowed()
-        return self._sampler.sample(logits, row, n_vocab, allowed)
+        return self._sampler.sample(logits, row, n_vocab, self._allowed())
 
     def _finish(self, reason: FinishReason, rest: bytes) -> str:
         self.finish_reason = reason
@@ -343,16 +369,27 @@ class Stream:
         self._skip = len(sampled) - 1 if draft else 0
         return self._core, sampled + draft, _core.Logits.all if draft else _core.Logits.last
 
-    def take(self, logits: Floats, row: int, n_vocab: int, seconds: float = 0.0) -> str:
+    def choice(self, row: int) -> Choice | None:
+        """Of the first token of `take`."""
+        return self.answer.choice(row + self._skip)
+
+    def take(
+        self,
+        logits: Floats | _core.KeptLogits,
+        row: int,
+        n_vocab: int,
+        seconds: float = 0.0,
+        token: int | None = None,
+    ) -> str:
         """The text that is certain after the logits of `part`, which begin at a row, and which took
-        so long.
+        so long. `token` is the first one, where it was chosen already.
         """
         start = time.perf_counter() - seconds
         begun = bool(self.answer.tokens)
         self._prompt = None
         known, draft = len(self.answer.tokens), self._draft
         row += self._skip
-        text = self.answer.take(logits, row, n_vocab)
+        text = self.answer.take(logits, row, n_vocab, token)
         accepted = 0
         while (
             accepted < len(draft)
@@ -444,9 +481,9 @@ class Stream:
             core.feed(rest, _core.Logits.none)
 
 
-Work = Callable[[], "bytearray | None"]
+Work = Callable[[], "bytearray | _core.KeptLogits | None"]
 Piece = tuple[int, str]  # the number of the stream, its text
-Flow = Generator[Work | Piece, bytearray | None, None]
+Flow = Generator[Work | Piece, "bytearray | _core.KeptLogits | None", None]
 
 
 def flow(
@@ -468,27 +505,39 @@ def flow(
                 (i, stream, len(ids) if mode == _core.Logits.all else 1)
                 for (i, stream), (_, ids, mode) in zip(active, parts, strict=True)
             ]
-            yield from step(members, partial(_core.feed_together, parts, progress), n_vocab)
+            yield from step(members, partial(_core.feed_together, parts, progress, True), n_vocab)
     finally:
         for stream in streams:
             stream.settle()
 
 
-def step(members: Iterable[tuple[int, Stream, int]], work: Work, n_vocab: int) -> Flow:
+def step(members: Sequence[tuple[int, Stream, int]], work: Work, n_vocab: int) -> Flow:
     """One step of some streams, given with their numbers and rows of logits."""
     start = time.perf_counter()
     logits = yield work
     assert logits is not None
+    chosen = {} if isinstance(logits, bytearray) else choose(members, logits)
     seconds = time.perf_counter() - start
     row = 0
     for i, stream, rows in members:
         # the one who got the text before may have ended this stream
         if not stream.ended:
-            if text := stream.take(logits, row, n_vocab, seconds):
+            if text := stream.take(logits, row, n_vocab, seconds, chosen.get(i)):
                 yield i, text
             if stream.answer.complete:
                 yield stream.settle
         row += rows
+
+
+def choose(members: Sequence[tuple[int, Stream, int]], logits: _core.KeptLogits) -> dict[int, int]:
+    """The first token of each stream where a GPU finds many together; {} for a single one."""
+    choices: dict[int, Choice] = {}
+    row = 0
+    for i, stream, rows in members:
+        if len(members) > 1 and (choice := stream.choice(row)):
+            choices[i] = choice
+        row += rows
+    return dict(zip(choices, logits.sample(list(choices.values())), strict=True))
 
 
 def run(streams: Sequence[Stream], n_vocab: int) -> Generator[Piece, None, None]:

@@ -51,6 +51,7 @@ MOST_LOOKED_UP = 8192
 
 # Of a long text; each takes n_embd floats.
 EMBEDDED_AT_ONCE = 512
+SCORED_AT_ONCE = 256  # rows of logits: 67 MB in a World model
 
 T = TypeVar("T")
 FeedProgress = Callable[[int, int], None]  # tokens fed, tokens in all
@@ -370,30 +371,63 @@ class Session:
         shape = (len(numbers), len(ids), self.model.n_embd)
         return np.frombuffer(found, np.float32).reshape(shape)
 
-    def hidden(
+    def inputs(
         self,
         tokens: Iterable[SupportsIndex],
-        layers: Iterable[SupportsIndex],
+        tensors: Iterable[str],
         *,
         progress: FeedProgress | None = None,
-    ) -> NDArray[np.float32]:
-        """Read tokens as `feed` does, and return what the model makes of them on the way.
+    ) -> dict[str, NDArray[np.float32]]:
+        """Read tokens as `feed` does, and return what matrices of the model multiply on the way.
 
-        That is the residual stream, float32 [len(layers), T, n_embd]: for each of `layers`, after
-        each token, what it holds when so many layers have run. 0 is the embedding after its norm,
-        what the first layer reads. `model.n_layer` or -1 is what the head reads before the last
-        norm, and other negative numbers count from there.
-        Raises ValueError for a layer that the model lacks, and as `feed` does.
+        `tensors` are names in the model's file, such as "blk.0.channel_mix_value.weight". Each has
+        an array, float32 [T, columns]. Quantization uses it to find out which columns matter. With
+        "output.weight" every token is multiplied with the head, which takes memory for its logits.
+
+        Raises ValueError for a tensor that is no matrix of the file, and for one that no product
+        reads as the file has it: the embedding, a transposed one, any on a GPU.
         """
         import numpy as np
 
-        last = self.model.n_layer
-        numbers = [whole("layer", layer, -last - 1, last) % (last + 1) for layer in layers]
-        ids = self._checked(tokens)
-        found = self._writable.hidden(ids, numbers, of_all(progress, len(ids)))
+        names, ids = list(tensors), self._checked(tokens)
+        found = np.frombuffer(
+            self._writable.inputs(ids, names, of_all(progress, len(ids))), np.float32
+        )
         self._note(ids)
-        shape = (len(numbers), len(ids), self.model.n_embd)
-        return np.frombuffer(found, np.float32).reshape(shape)
+        columns = {tensor.name: tensor.shape[-1] for tensor in self.model._file.tensors}
+        ends = list(accumulate(columns[name] * len(ids) for name in names))
+        return {
+            name: found[end - columns[name] * len(ids) : end].reshape(len(ids), -1)
+            for name, end in zip(names, ends, strict=True)
+        }
+
+    def score(self, text: str | bytes | Iterable[SupportsIndex]) -> NDArray[np.float64]:
+        """Read a text, or tokens, and return how likely it was: ln p of each of its T tokens,
+        float64 [T].
+
+        The first one follows what the session has read. At the very beginning it follows the token
+        that ends a document. If an exception ends the call, nothing was read.
+        Raises ValueError for no tokens, and where the last token's logits are not known.
+        """
+        import numpy as np
+
+        if isinstance(text, (str, bytes)):
+            text = self.model.tokenizer.encode(text)
+        ids = self._checked(text)
+        twin = self.fork()
+        if not twin._engine.tokens:
+            if twin._before != 0:
+                raise ValueError("the last token's logits are not known")
+            twin.read([END_OF_TEXT])
+        last = np.frombuffer(twin._engine.logits(), np.float32)[None]
+        found = []
+        for start in range(0, len(ids), SCORED_AT_ONCE):
+            part = ids[start : start + SCORED_AT_ONCE]
+            rows = twin.feed(part, logits="all")
+            found.append(logprobs_of(np.concatenate([last, rows[:-1]]), part))
+            last = rows[-1:]
+        self.rewind(twin)
+        return np.concatenate(found)
 
     def _checked(self, tokens: Iterable[SupportsIndex]) -> list[int]:
         ids = self._ids(tokens)
@@ -761,6 +795,17 @@ def rows_of(
 
     flat = mode == _core.Logits.last and rows is None
     return np.frombuffer(found, np.float32).reshape((n_vocab,) if flat else (-1, n_vocab))
+
+
+def logprobs_of(rows: NDArray[np.float32], tokens: Sequence[int]) -> NDArray[np.float64]:
+    """ln p of a token after each of the logits, [T, n_vocab]: [T]."""
+    import numpy as np
+
+    top = rows.max(axis=1)
+    total = np.exp(rows - top[:, None]).sum(axis=1, dtype=np.float64)
+    chosen = rows[np.arange(len(rows)), np.asarray(tokens)].astype(np.float64)
+    found: NDArray[np.float64] = chosen - top - np.log(total)
+    return found
 
 
 def of_all(progress: FeedProgress | None, total: int) -> Callable[[int], None] | None:

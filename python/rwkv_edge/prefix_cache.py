@@ -19,6 +19,7 @@ import os
 import re
 import stat
 import struct
+import sys
 import threading
 import time
 import warnings
@@ -32,6 +33,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, SupportsIndex
 
 from . import _core
+from .files.output import NO_LINK, PLAIN
 from .model import FeedProgress, Model, Session, checked_ids
 from .model_file import stamp
 from .state import OUTPUT, State, StateShape
@@ -47,7 +49,7 @@ CREATE TABLE IF NOT EXISTS states (
     key TEXT PRIMARY KEY, root BLOB NOT NULL, tokens BLOB NOT NULL, digest BLOB NOT NULL,
     bytes INTEGER NOT NULL, used REAL NOT NULL)
 """
-OURS = re.compile(r"[0-9a-f]{64}\.state|\.[0-9a-f]{64}\.state\.[0-9a-f]{8}\.part")
+OURS = re.compile(r"[0-9a-f]{64}\.state|\.[0-9a-f]{64}\.state\.[0-9a-f]{8}\.(part|old)")
 # Seconds to wait for other processes, one of which may be stopped in the middle: before a text is
 # read again, which seldom takes longer, and before nothing more of it is kept.
 HASTE, PATIENCE = 1.0, 10.0
@@ -197,7 +199,7 @@ class PrefixCache:
             return None
         try:
             self._keep_on_disk(self._folder, text.beginnings[number - 1].key, entry, state)
-        except (OSError, self._sqlite.Error) as error:
+        except (OSError, ValueError, self._sqlite.Error) as error:  # a state may hold NaN
             return f"{self._folder}: a state was not kept, so it is read again: {error}"
         return None
 
@@ -253,7 +255,7 @@ class PrefixCache:
         """
         path = folder / INDEX
         try:
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | NO_LINK | PLAIN, 0o600))
             made = self._sqlite.connect(path, timeout=patience, isolation_level=None)
             with closing(made) as index:
                 index.text_factory = partial(str, encoding="utf-8", errors="replace")
@@ -386,6 +388,8 @@ def own_folder(path: Path) -> Path:
     """A folder that only this user can read and write, made where it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.mkdir(mode=0o700, exist_ok=True)
+    if sys.platform == "win32":  # where the folder of a user is closed to others
+        return path
     found = path.stat()
     if found.st_uid not in (0, os.geteuid()) or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         text = "others can write there, and so decide what a model has read"
@@ -398,7 +402,8 @@ def sweep(folder: Path, names: set[str]) -> None:
     with os.scandir(folder) as entries:
         ours = [entry.name for entry in entries if OURS.fullmatch(entry.name) and entry.is_file()]
     for name in set(ours) - names:
-        (folder / name).unlink(missing_ok=True)
+        with suppress(PermissionError):  # on Windows, while another process reads it
+            (folder / name).unlink(missing_ok=True)
 
 
 def read_values(path: Path, shape: StateShape) -> tuple[bytearray, bytearray] | None:

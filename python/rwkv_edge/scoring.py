@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
-from .model import Model, Session
+from .model import Model, Session, logprobs_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,14 +32,9 @@ class Continuation:
 
     def score(self, rows: NDArray[np.float32]) -> None:
         """Take the next tokens from the logits [T, n_vocab] that precede them."""
-        import numpy as np
-
-        ids = np.asarray(self.tokens[self.done : self.done + len(rows)])
-        top = rows.max(axis=1)
-        total = np.exp(rows - top[:, None]).sum(axis=1, dtype=np.float64)
-        chosen = rows[np.arange(len(ids)), ids].astype(np.float64)
-        self.logprobs += (chosen - top - np.log(total)).tolist()
-        self.greedy = self.greedy and bool((rows.argmax(axis=1) == ids).all())
+        ids = self.tokens[self.done : self.done + len(rows)]
+        self.logprobs += logprobs_of(rows, ids).tolist()
+        self.greedy = self.greedy and bool((rows.argmax(axis=1) == list(ids)).all())
         self.done += len(ids)
 
 

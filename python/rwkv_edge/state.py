@@ -148,8 +148,11 @@ class State:
         Equal states give equal files.
 
         Raises FileExistsError for a file that is not to be replaced, OSError if the state cannot be
-        written, ValueError for another type and for values beyond f16, which ends at 65504.
+        written, ValueError for another type, for NaN and infinity, which `load` would refuse, and
+        for values beyond f16, which ends at 65504.
         """
+        import numpy as np
+
         from .files.gguf_writer import GGUFWriter, TensorPlan, Value, string, uint32
 
         if not replace and not replaceable(Path(path)):
@@ -173,6 +176,8 @@ class State:
         plans = [TensorPlan(name, part.shape, types[name]) for name, part in parts.items()]
         with GGUFWriter(Path(path), metadata, plans, mode=0o600) as writer:
             for name, part in parts.items():
+                if not np.isfinite(part).all():
+                    raise ValueError(f"{path}: {name} of this state holds NaN or infinity")
                 values = part.astype("<f4")
                 if types[name] == "f16":
                     try:
@@ -260,8 +265,8 @@ class State:
             raise _core.FormatError(
                 f"{self.source}: a state of another model, or of the same in other types: "
                 f"{shown(self.model)} with fingerprint {self.fingerprint:.16}, expected {model} "
-                f"with {fingerprint:.16}; --any-model, or State.load(path, any_model=True), takes "
-                "it nevertheless"
+                f"with {fingerprint:.16}; --any-model, /load! in a chat, or any_model=True in "
+                "Python takes it nevertheless"
             )
         return self
 
@@ -289,7 +294,9 @@ def read_keys(file: _core.ModelFile) -> dict[str, Any]:
             )
     found["sampler"] = read_sampler(file)
     version = found.pop("version")
-    if version is not None and not 0 < version <= VERSION:
+    if version == 0:
+        raise _core.FormatError(f"{file.path}: a saved state of version 0, expected 1 to {VERSION}")
+    if version is not None and version > VERSION:
         raise _core.UnsupportedError(
             f"{file.path}: a saved state of version {version}, expected 1 to {VERSION}; "
             "a later rwkv-edge may read it"

@@ -7,7 +7,7 @@ import codecs
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from . import _core
@@ -121,28 +121,66 @@ class PieceTokenizer(Tokenizer):
         return [self._byte_tokens[bytes([byte])] for byte in data]
 
 
-# A protobuf appended to another overrides its fields. These hold a normalizer_spec (3) and a
-# denormalizer_spec (5) with an empty precompiled_charsmap (2), which releases of sentencepiece
-# before 0.2.2 read beyond its end.
-NO_CHARSMAP = bytes([0x1A, 2, 0x12, 0, 0x2A, 2, 0x12, 0])
-# And then one that changes nothing: no add_dummy_prefix (3), no remove_extra_whitespaces (4), but
-# escape_whitespaces (5), as the pieces are written so.
-IDENTITY_NORMALIZER = NO_CHARSMAP + bytes([0x1A, 6, 0x18, 0, 0x20, 0, 0x28, 1])
+# Fields of a sentencepiece model, a protobuf message.
+PIECES, NORMALIZER, DENORMALIZER = 1, 3, 5
+# A normalizer_spec that changes nothing: no precompiled_charsmap (2), no add_dummy_prefix (3), no
+# remove_extra_whitespaces (4), but escape_whitespaces (5), as the pieces are written so.
+IDENTITY_NORMALIZER = bytes([0x1A, 8, 0x12, 0, 0x18, 0, 0x20, 0, 0x28, 1])
 
 # sentencepiece writes a space as U+2581, so a real U+2581 must go round it, and so must bytes that
 # are not UTF-8, which surrogateescape decodes to these surrogates.
 NOT_FOR_SENTENCEPIECE = re.compile("([\u2581\udc80-\udcff]+)")
 
 
+def protobuf_fields(data: bytes) -> Iterator[tuple[int, int | bytes, bytes]]:
+    """The fields of a protobuf message: number, value and the bytes that say both.
+
+    Raises KeyError or IndexError where it is none.
+    """
+    at = 0
+    while at < len(data):
+        begin = at
+        key, at = _varint(data, at)
+        value: int | bytes
+        if key & 7 == 0:
+            value, at = _varint(data, at)
+        else:
+            size, at = _varint(data, at) if key & 7 == 2 else ({1: 8, 5: 4}[key & 7], at)
+            value, at = data[at : at + size], at + size
+        if at > len(data):
+            raise IndexError
+        yield key >> 3, value, data[begin:at]
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    value = 0
+    for i in range(10):
+        value |= (data[at + i] & 127) << 7 * i
+        if data[at + i] < 128:
+            return value, at + i + 1
+    raise IndexError
+
+
 def load_sentencepiece(model: bytes, source: str) -> Any:
-    """A processor of a sentencepiece model. Raises FormatError, beginning with `source`."""
+    """A processor of a sentencepiece model that leaves the characters of a text as they are.
+
+    Raises FormatError, beginning with `source`.
+    """
     from sentencepiece import SentencePieceProcessor
 
     processor = SentencePieceProcessor()
     try:
-        processor.LoadFromSerializedProto(model)
+        # The file's own normalizers are cut out: what they hold never runs.
+        kept = [
+            field
+            for number, _, field in protobuf_fields(model)
+            if number not in (NORMALIZER, DENORMALIZER)
+        ]
+        processor.LoadFromSerializedProto(IDENTITY_NORMALIZER + b"".join(kept))
         for token in range(processor.vocab_size()):
             processor.id_to_piece(token)  # which need not be UTF-8, and no message either
+    except (KeyError, IndexError):
+        raise _core.FormatError(f"{source}: not a sentencepiece model (no protobuf)") from None
     except (RuntimeError, OSError, UnicodeDecodeError) as error:
         raise _core.FormatError(f"{source}: not a sentencepiece model ({error})") from None
     return processor
@@ -158,7 +196,7 @@ class SentencePieceTokenizer(PieceTokenizer):
 
     def __init__(self, model: bytes, source: str) -> None:
         """`model` is a sentencepiece model file; errors (FormatError) begin with `source`."""
-        self._processor = load_sentencepiece(model + IDENTITY_NORMALIZER, source)
+        self._processor = load_sentencepiece(model, source)
         self.n_vocab = self._processor.vocab_size()
         if self._is_text(END_OF_TEXT):
             raise _core.FormatError(
@@ -171,6 +209,8 @@ class SentencePieceTokenizer(PieceTokenizer):
             for token in range(self.n_vocab)
             if self._processor.is_byte(token)
         }
+        # What stands for a space where the vocabulary has no piece for it.
+        self._escaped = [self._byte_tokens.get(bytes([byte]), -1) for byte in "\u2581".encode()]
 
     def _is_text(self, token: int) -> bool:
         model = self._processor
@@ -196,10 +236,21 @@ class SentencePieceTokenizer(PieceTokenizer):
 
     def _encode_text(self, text: str) -> list[int]:
         tokens: list[int] = self._processor.encode(text)
+        if self._escaped[0] in tokens:  # of a curly quote, say
+            tokens = self._with_spaces(tokens)
         if self._processor.unk_id() in tokens:
             missing = next(c for c in text if self._processor.unk_id() in self._processor.encode(c))
             raise ValueError(f"the vocabulary has no token for '{missing}' of the text")
         return tokens
+
+    def _with_spaces(self, tokens: list[int]) -> list[int]:
+        """With a space's byte instead of the three of U+2581, which the text itself cannot hold."""
+        found: list[int] = []
+        for token in tokens:
+            found.append(token)
+            if found[-3:] == self._escaped:
+                found[-3:] = self._encode_bytes(" ")
+        return found
 
 
 # ---- Hugging Face -------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The verbs on a GPU, or on its emulation, against double precision; and what the emulator finds.
 // Models on it are in the tests of models (RWKV_EDGE_DEVICE=cuda). Without CUDA there is one test.
+#include <algorithm>
 #include <cmath>
 #include <functional>
 #include <random>
@@ -8,6 +9,7 @@
 #include "backend/backend.h"
 #include "base/error.h"
 #include "check.h"
+#include "sampler.h"
 #ifdef RWKV_EDGE_EMULATE
 #include "backend/cuda/launch.h"
 #include "backend/cuda/sums.h"
@@ -247,6 +249,209 @@ TEST(inputs_beyond_their_range_show) {
     }
 }
 
+// --- choosing ---
+
+namespace {
+
+const std::vector<SamplerOptions> kSettings = {
+    {.temperature = 0.0},
+    {.top_k = 1},
+    {.top_p = 0.0},
+    {.top_p = 0.3},
+    {.temperature = 1.5, .top_p = 0.9, .presence_penalty = 0.4, .frequency_penalty = 0.4},
+    {.temperature = 0.7, .top_k = 40, .top_p = 1.0},
+    {.top_k = 7, .top_p = 0.99, .min_p = 0.01},
+    {.top_p = 1.0, .min_p = 0.1},
+    {.top_p = 1.0, .typical_p = 0.8},
+    {.top_p = 0.9, .typical_p = 0.6, .logit_bias = {{3, 2.0}, {1, -9.0}, {3, -0.1}}},
+    {.top_p = 1.0},  // nothing is cut
+    {.top_p = 0.6, .presence_penalty = 1.0, .penalty_window = 3, .banned = {0, 5, 1 << 30}},
+    {.top_p = 0.5, .forced = {2, 0}},
+};
+
+// Logits as a device has them, and the rows as the host has them.
+struct Rows {
+    std::vector<std::vector<float>> host;
+    std::vector<const float*> device;
+
+    void add(OnDevice& on, std::vector<float> row) {
+        device.push_back(on.floats(row));
+        host.push_back(std::move(row));
+    }
+};
+
+}  // namespace
+
+// Both choose the same tokens from the same logits, one by one and many together.
+TEST(choices_are_those_of_the_host) {
+    if (!why_no_cuda().empty()) return;
+    for (const int64_t n : {4, 63, 64, 65, 1024, 1100, 9000}) {
+        OnDevice on;
+        const auto shortlist = on.backend->make_shortlist(n);
+        Rows rows;
+        for (const float spread : {0.01f, 1.0f, 4.0f}) rows.add(on, normal(n, spread));
+        std::vector<float> steps = normal(n);  // many are equal
+        for (float& v : steps) v = std::round(2.0f * v);
+        rows.add(on, steps);
+        std::vector<float> holes = normal(n);
+        for (std::size_t i = 0; i + 4 < holes.size(); ++i)
+            if (i % 3 != 2) holes[i] = -INFINITY;
+        rows.add(on, holes);
+        std::vector<uint8_t> allowed(static_cast<std::size_t>((n + 7) / 8));
+        for (uint8_t& bits : allowed) bits = static_cast<uint8_t>(rng() | 5);
+
+        std::vector<Sampler> here, there;
+        for (SamplerOptions options : kSettings) {
+            options.seed = rng();
+            here.emplace_back(options);
+            there.emplace_back(options);
+        }
+        for (std::size_t step = 0; step < 3 * rows.host.size(); ++step) {
+            std::vector<Choice> choices;
+            for (std::size_t i = 0; i < there.size(); ++i) {
+                const std::size_t row = (step + i) % rows.host.size();
+                choices.push_back({&there[i], rows.device[row]});
+                if (step % 3 == 1) choices.back().allowed = allowed;
+                if (step % 3 == 2) choices.back().allowed = std::span(allowed).first(1);
+            }
+            std::vector<int32_t> tokens(choices.size());
+            if (step % 2 == 0)
+                sample(*shortlist, choices, tokens);
+            else
+                for (std::size_t i = 0; i < choices.size(); ++i)
+                    sample(*shortlist, {&choices[i], 1}, {&tokens[i], 1});
+            for (std::size_t i = 0; i < choices.size(); ++i) {
+                const std::size_t row = (step + i) % rows.host.size();
+                const int32_t right = here[i].sample(rows.host[row], choices[i].allowed);
+                CHECK_CASE(tokens[i] == right, std::to_string(n) + ", setting " +
+                                                   std::to_string(i) + ", step " +
+                                                   std::to_string(step));
+                CHECK(here[i].seed() == there[i].seed());
+                here[i].accept(right);
+                there[i].accept(right);
+            }
+        }
+    }
+}
+
+// More of everything than a shortlist takes: the host's way, and the same tokens.
+TEST(choices_that_a_shortlist_has_no_room_for) {
+    if (!why_no_cuda().empty()) return;
+    const int64_t n = 9000;
+    OnDevice on;
+    const auto shortlist = on.backend->make_shortlist(n);
+    Rows rows;
+    for (int i = 0; i < 40; ++i) rows.add(on, normal(n, 0.01f));
+    SamplerOptions many{.top_p = 0.7};
+    for (int64_t i = 0; i < shortlist->most_changes() + 1; ++i)
+        many.logit_bias.emplace_back(static_cast<int32_t>(i), 1.0);
+    for (const SamplerOptions& options : {SamplerOptions{.top_p = 0.95}, many}) {
+        std::vector<Sampler> here(rows.host.size(), Sampler(options)), there = here;
+        std::vector<Choice> choices;
+        for (std::size_t i = 0; i < there.size(); ++i)
+            choices.push_back({&there[i], rows.device[i]});
+        CHECK(std::ssize(choices) > 2 * shortlist->most_rows());
+        std::vector<int32_t> tokens(choices.size());
+        sample(*shortlist, choices, tokens);
+        for (std::size_t i = 0; i < here.size(); ++i)
+            CHECK(tokens[i] == here[i].sample(rows.host[i]));
+    }
+}
+
+TEST(choices_that_there_are_not) {
+    if (!why_no_cuda().empty()) return;
+    OnDevice on;
+    const auto shortlist = on.backend->make_shortlist(100);
+    const auto choose = [&](std::vector<float> row, const SamplerOptions& options = {},
+                            std::optional<std::span<const uint8_t>> allowed = {}) {
+        Sampler sampler(options);
+        const Choice choice{&sampler, on.floats(row), allowed};
+        int32_t token = -1;
+        sample(*shortlist, {&choice, 1}, {&token, 1});
+        return token;
+    };
+    for (const float wrong : {NAN, INFINITY})
+        for (const std::size_t at : {0, 40, 99}) {
+            std::vector<float> row = normal(100);
+            row[at] = wrong;
+            CHECK_THROWS(std::invalid_argument, "no finite maximum", choose(row));
+            const auto token = static_cast<int32_t>(at);
+            CHECK(choose(row, {.banned = {token}}) != token);
+            CHECK(choose(row, {.logit_bias = {{token, 1.0}}, .banned = {token}}) != token);
+        }
+    const std::vector<float> none(100, -INFINITY);
+    CHECK_THROWS(std::invalid_argument, "no token is left", choose(none));
+    const std::vector<uint8_t> nothing(13);
+    CHECK_THROWS(std::invalid_argument, "no token is left", choose(normal(100), {}, nothing));
+    CHECK_THROWS(std::invalid_argument, "no token is left",
+                 choose(normal(100), {}, std::span<const uint8_t>()));
+    CHECK_THROWS(std::invalid_argument, "outside the vocabulary of 100",
+                 choose(normal(100), {.forced = {100}}));
+}
+
+// What a device finds of a row, to the bit, in plain loops.
+TEST(surveys_and_candidates) {
+    if (!why_no_cuda().empty()) return;
+    for (const int64_t n : {1, 64, 1000, 3000}) {
+        OnDevice on;
+        const auto shortlist = on.backend->make_shortlist(n);
+        const std::vector<float> row = normal(n, 3.0f);
+        const LogitChange changes[] = {{0, 1.5f}, {0, -0.25f}, {static_cast<int32_t>(n - 1), 0.1f}};
+        const Shortlist::Row asked{on.floats(row), std::span(changes).first(n > 1 ? 3 : 2), {}};
+        shortlist->survey({&asked, 1});
+        std::vector<float> right(static_cast<std::size_t>((n + 63) / 64 * 64), -INFINITY);
+        std::ranges::copy(row, right.begin());
+        right[0] = (right[0] + 1.5f) + -0.25f;
+        if (n > 1) right[static_cast<std::size_t>(n - 1)] += 0.1f;
+        CHECK(on.read(shortlist->changed(0), n) ==
+              std::vector<float>(right.begin(), right.begin() + n));
+
+        const Shortlist::Survey found = shortlist->surveyed(0);
+        const float top = *std::ranges::max_element(right);
+        CHECK(found.best.size() * 64 == right.size());
+        for (std::size_t b = 0; b < found.best.size(); ++b) {
+            const auto block = std::span(right).subspan(64 * b, 64);
+            const auto best = std::ranges::max_element(block);
+            CHECK(found.best[b] == *best);
+            CHECK(found.first[b] == static_cast<int32_t>(64 * b) + (best - block.begin()));
+        }
+        CHECK(found.sums.size() == (found.best.size() + 15) / 16);
+        for (std::size_t g = 0; g < found.sums.size(); ++g) {
+            float sums[64] = {}, products[64] = {};
+            for (std::size_t i = 1024 * g; i < std::min(right.size(), 1024 * (g + 1)); ++i) {
+                const float power = exponent_of(right[i], top, 1.0f);
+                const float weight = logit_weight(power), product = weight * power;
+                sums[i % 64] += weight;
+                products[i % 64] += product;
+                CHECK(std::fabs(weight - std::exp(static_cast<double>(power))) <= 2e-7 * weight);
+            }
+            for (float* lanes : {sums, products}) {
+                for (int j = 0; j < 16; ++j)
+                    lanes[j] = (lanes[j] + lanes[j + 16]) + (lanes[j + 32] + lanes[j + 48]);
+                for (const int half : {8, 4, 2, 1})
+                    for (int j = 0; j < half; ++j) lanes[j] += lanes[j + half];
+            }
+            CHECK(found.sums[g] == sums[0]);
+            CHECK(found.products[g] == products[0]);
+        }
+
+        for (const float least : {top, top - 3.0f, -INFINITY, INFINITY}) {
+            shortlist->gather({&least, 1});
+            const Shortlist::Candidates candidates = shortlist->gathered(0);
+            std::vector<float> logits;
+            std::vector<int32_t> tokens;
+            for (std::size_t i = 0; i < right.size(); ++i)
+                if (right[i] >= least && right[i] > -INFINITY) {
+                    logits.push_back(right[i]);
+                    tokens.push_back(static_cast<int32_t>(i));
+                }
+            CHECK(candidates.all);
+            CHECK(std::ranges::equal(candidates.logits, logits));
+            CHECK(std::ranges::equal(candidates.tokens, tokens));
+        }
+    }
+}
+
 #ifdef RWKV_EDGE_EMULATE
 
 // --- the emulator sees what is wrong with a kernel ---
@@ -367,6 +572,15 @@ TEST(the_order_of_threads_changes_no_bit) {
             found.insert(found.end(), values.begin(), values.end());
         }
         for (const float v : found) CHECK(std::isfinite(v));
+        const auto shortlist = on.backend->make_shortlist(3000);
+        const Shortlist::Row row{on.floats(normal(3000)), {}, {}};
+        shortlist->survey({&row, 1});
+        for (const auto part : {shortlist->surveyed(0).sums, shortlist->surveyed(0).products})
+            found.insert(found.end(), part.begin(), part.end());
+        const float least = 1.0f;
+        shortlist->gather({&least, 1});
+        for (const auto token : shortlist->gathered(0).tokens)
+            found.push_back(static_cast<float>(token));
         if (first.empty()) first = found;
         CHECK(found == first);
     }

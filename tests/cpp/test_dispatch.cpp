@@ -1,8 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // RWKV_EDGE_ISA takes effect, and a wrong name fails. ctest runs this once per level.
+#include <algorithm>
 #include <cstddef>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
+#include <iterator>
+#include <sstream>
+#include <string>
+#include <vector>
 
 #include "base/error.h"
 #include "check.h"
@@ -12,6 +18,14 @@
 using namespace rwkv_edge;
 
 namespace {
+
+void set_wanted(const char* name) {
+#ifdef _WIN32
+    _putenv_s("RWKV_EDGE_ISA", name);
+#else
+    setenv("RWKV_EDGE_ISA", name, 1);
+#endif
+}
 
 std::string wanted() {
     const char* name = std::getenv("RWKV_EDGE_ISA");
@@ -23,10 +37,10 @@ std::string wanted() {
 // First in the file: the level is chosen once, at the first call that succeeds.
 TEST(a_wrong_name_fails_and_says_what_there_is) {
     const std::string before = wanted();
-    setenv("RWKV_EDGE_ISA", "sse9", 1);
+    set_wanted("sse9");
     CHECK_THROWS(UnsupportedError, "sse9", kernels());
     CHECK_THROWS(UnsupportedError, "scalar", kernels());
-    setenv("RWKV_EDGE_ISA", before.c_str(), 1);  // empty means none
+    set_wanted(before.c_str());  // empty means none
 }
 
 TEST(the_wanted_level_is_active) {
@@ -54,6 +68,34 @@ TEST(levels_begin_with_scalar_and_lack_no_entry) {
             CHECK_CASE((entry(k, i) != nullptr) == wanted_here, k.isa + std::to_string(i));
         }
 }
+
+#if defined(__x86_64__) && defined(__linux__)
+// By what Linux says of this CPU: a build that overlooks a level would report its tests as skipped.
+TEST(every_level_of_this_cpu_is_there) {
+    if (std::getenv("QEMU_CPU") != nullptr) return;  // the file is the real CPU's
+    const std::vector<std::pair<std::string, std::vector<std::string>>> levels = {
+        {"scalar", {}},
+        {"avx2", {"avx2", "fma", "f16c"}},
+        {"avxvnni", {"avx2", "fma", "f16c", "avx_vnni"}},
+        {"avx512",
+         {"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"}},
+    };
+    std::ifstream file("/proc/cpuinfo");
+    std::string line;
+    while (std::getline(file, line) && !line.starts_with("flags")) continue;
+    std::istringstream words(line);
+    const std::vector<std::string> flags(std::istream_iterator<std::string>(words), {});
+    CHECK(std::ranges::count(flags, "sse2") == 1);
+    std::string expected, found;
+    for (const auto& [name, needs] : levels)
+        if (std::ranges::all_of(needs, [&](const std::string& flag) {
+                return std::ranges::find(flags, flag) != flags.end();
+            }))
+            expected += name + " ";
+    for (const Kernels& level : available_kernels()) found += std::string(level.isa) + " ";
+    CHECK_CASE(found == expected, found + "expected " + expected);
+}
+#endif
 
 // Level by level, something is faster than below.
 TEST(levels_differ) {

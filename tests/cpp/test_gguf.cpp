@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The reader on whole, cut and altered files. The handcrafted malformed kinds, each with its
 // message, are in tests/python/test_gguf.py.
-#include <unistd.h>
 
 #include <algorithm>
 #include <filesystem>
@@ -9,6 +8,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/system.h"
 #include "check.h"
 #include "model/model.h"
 #include "tiny_model.h"
@@ -61,7 +61,7 @@ TEST(a_tensor_beyond_32_bits_is_not_cut_to_them) {
 }
 
 TEST(a_file_beyond_32_bits_opens_or_says_why_not) {
-    const auto path = std::filesystem::temp_directory_path() / cat("rwkv-edge-", getpid());
+    const auto path = std::filesystem::temp_directory_path() / cat("rwkv-edge-", process_id());
     const auto bytes = tiny_model("7", 7, kSmallest).bytes();
     std::ofstream(path, std::ios::binary)
         .write(reinterpret_cast<const char*>(bytes.data()),
@@ -69,10 +69,10 @@ TEST(a_file_beyond_32_bits_opens_or_says_why_not) {
     constexpr uint64_t kSize = uint64_t{5} << 30;  // all but the model is a hole
     std::filesystem::resize_file(path, kSize);
     if (std::in_range<std::size_t>(kSize))
-        CHECK(ModelFile::open(path)->size() == kSize);
+        CHECK(ModelFile::open(path.string())->size() == kSize);
     else
         CHECK_THROWS(FileError, path.string() + ": its 5368709120 bytes do not fit",
-                     ModelFile::open(path));
+                     ModelFile::open(path.string()));
     std::filesystem::remove(path);
 }
 

@@ -2,6 +2,8 @@
 // The vector kernels of the active level; products are in test_matmul.cpp. ctest runs this once per
 // level.
 #include <algorithm>
+#include <cmath>
+#include <cstring>
 #include <functional>
 #include <numeric>
 
@@ -162,6 +164,31 @@ TEST(bonus_is_exact) {
             y, [&](float* out) { kernels().bonus(r.data(), k.data(), u.data(), v.data(), n, out); },
             [&](size_t i) { return y[i] + total * v[i]; });
     }
+}
+
+TEST(outer_products_are_chains_in_order) {
+    Random rng(12);
+    const bool fused = kernels().isa != std::string("scalar");
+    for (int64_t rows : {8, 24, 128})
+        for (int64_t depth : {0, 1, 7, 130}) {
+            const int64_t a_stride = rows + 3, b_stride = kOuterLanes + 1, stride = kOuterLanes + 5;
+            const Floats a = normals(rng, depth * a_stride + 1),
+                         b = normals(rng, depth * b_stride + 1);
+            Floats y = normals(rng, rows * stride), expected = y;
+            for (int64_t i = 0; i < rows; ++i)
+                for (int64_t l = 0; l < kOuterLanes; ++l)
+                    for (int64_t k = 0; k < depth; ++k) {
+                        float& sum = expected[static_cast<size_t>(i * stride + l)];
+                        const float factor = a[static_cast<size_t>(k * a_stride + i)];
+                        const float x = b[static_cast<size_t>(k * b_stride + l)];
+                        // volatile: a compiler may not fuse what the scalar level does not.
+                        volatile float product = factor * x;
+                        sum = fused ? std::fma(factor, x, sum) : sum + product;
+                    }
+            kernels().outer_products(
+                {a.data(), a_stride, b.data(), b_stride, y.data(), stride, rows, depth});
+            CHECK(std::memcmp(y.data(), expected.data(), y.size() * sizeof(float)) == 0);
+        }
 }
 
 TEST(activations_keep_their_relative_error) {

@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // The products of the active kernel level, every type. ctest runs this once per level.
+#ifdef _WIN32
+#include <windows.h>
+#else
 #include <sys/mman.h>
 #include <unistd.h>
+#endif
 
 #include <algorithm>
 
@@ -36,15 +40,32 @@ int64_t odd_width(Type type) { return is_plain(type) ? 1100 : is_super(type) ? 1
 class AtPageEnd {
 public:
     AtPageEnd(const void* data, int64_t bytes) {
+#ifdef _WIN32
+        const size_t page = 4096;
+#else
         const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+#endif
         const auto n = static_cast<size_t>(bytes), used = (n + page - 1) / page * page;
         size_ = used + page;
+#ifdef _WIN32
+        DWORD before = 0;
+        map_ = static_cast<char*>(
+            VirtualAlloc(nullptr, size_, MEM_RESERVE | MEM_COMMIT, PAGE_READWRITE));
+        CHECK(map_ != nullptr && VirtualProtect(map_ + used, page, PAGE_NOACCESS, &before) != 0);
+#else
         map_ = static_cast<char*>(
             mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
         CHECK(map_ != MAP_FAILED && mprotect(map_ + used, page, PROT_NONE) == 0);
+#endif
         copy_ = static_cast<char*>(std::memcpy(map_ + used - n, data, n));
     }
-    ~AtPageEnd() { munmap(map_, size_); }
+    ~AtPageEnd() {
+#ifdef _WIN32
+        VirtualFree(map_, 0, MEM_RELEASE);
+#else
+        munmap(map_, size_);
+#endif
+    }
     AtPageEnd(const AtPageEnd&) = delete;
     AtPageEnd& operator=(const AtPageEnd&) = delete;
     const void* data() const { return copy_; }

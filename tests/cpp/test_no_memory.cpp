@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Memory that runs out, at each allocation in turn: an error and nothing worse, and what was there
 // before goes on as if nothing had been.
-#include <malloc.h>
-
+#include <algorithm>
 #include <atomic>
 #include <cstddef>
 #include <cstdlib>
 #include <map>
+#include <memory>
 #include <new>
 #include <utility>
 
@@ -21,17 +21,30 @@ namespace {
 std::atomic<int64_t> left{-1};   // allocations until one fails; below 0 none does
 std::atomic<int64_t> in_use{0};  // bytes
 
+// Lies before the memory that is given, because not every system says how large a block is.
+struct Header {
+    void* block;
+    std::size_t size;
+};
+
 void* allocate(std::size_t size, std::size_t alignment) {
     if (left.load() >= 0 && left.fetch_sub(1) == 0) throw std::bad_alloc();
-    void* memory = std::aligned_alloc(alignment, (size + alignment) / alignment * alignment);
-    if (memory == nullptr) throw std::bad_alloc();
-    in_use += static_cast<int64_t>(malloc_usable_size(memory));
+    alignment = std::max(alignment, sizeof(Header));
+    std::size_t room = size + 2 * alignment;
+    void* const block = std::malloc(room);
+    if (block == nullptr) throw std::bad_alloc();
+    void* memory = static_cast<char*>(block) + alignment;
+    std::align(alignment, size, memory, room);
+    static_cast<Header*>(memory)[-1] = {block, size};
+    in_use += static_cast<int64_t>(size);
     return memory;
 }
 
 void release(void* memory) {
-    in_use -= static_cast<int64_t>(malloc_usable_size(memory));
-    std::free(memory);
+    if (memory == nullptr) return;
+    const Header header = static_cast<Header*>(memory)[-1];
+    in_use -= static_cast<int64_t>(header.size);
+    std::free(header.block);
 }
 
 // Calls body with the first, the second ... allocation failing, until none does; returns how many

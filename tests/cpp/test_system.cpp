@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <cerrno>
 #include <filesystem>
 #include <fstream>
+#include <string>
+#include <vector>
 
 #include "base/error.h"
 #include "base/system.h"
@@ -10,6 +13,37 @@ using namespace rwkv_edge;
 
 namespace {
 
+// Removed at the end.
+class Folder {
+public:
+    Folder() { std::filesystem::create_directories(path_); }
+    ~Folder() { std::filesystem::remove_all(path_); }
+    // Of a file there that holds `text`; as the engine takes paths, in UTF-8.
+    std::string put(const std::u8string& name, const std::string& text) const {
+        std::ofstream(path_ / name, std::ios::binary) << text;
+        return of(name);
+    }
+    std::string of(const std::u8string& name) const {
+        const std::u8string text = (path_ / name).u8string();
+        return {text.begin(), text.end()};
+    }
+
+private:
+    std::filesystem::path path_ =
+        std::filesystem::temp_directory_path() / cat("rwkv-edge-files-", process_id());
+};
+
+int code_of(const std::string& path) {
+    try {
+        const MappedFile file(path);
+        return 0;
+    } catch (const FileError& error) {
+        CHECK_CASE(error.path == path, error.path);
+        return error.code;
+    }
+}
+
+#ifndef _WIN32
 // A folder with files as Linux shows them below /, removed at the end.
 class Root {
 public:
@@ -27,9 +61,56 @@ public:
 private:
     std::string path_;
 };
+#endif
 
 }  // namespace
 
+TEST(a_file_is_mapped_and_read_whatever_its_name) {
+    const Folder folder;
+    for (const std::u8string name : {u8"plain", u8"Gr\u00fc\u00dfe \u4f60\u597d \U0001f600"}) {
+        const std::string path = folder.put(name, "0123456789");
+        const MappedFile file(path);
+        const auto bytes = file.bytes();
+        CHECK(std::string(reinterpret_cast<const char*>(bytes.data()), bytes.size()) ==
+              "0123456789");
+        std::vector<char> part(3);
+        file.read(6, std::as_writable_bytes(std::span(part)), path);
+        CHECK(std::string(part.begin(), part.end()) == "678");
+        CHECK_THROWS(FileError, "the file ends after 10 bytes",
+                     file.read(8, std::as_writable_bytes(std::span(part)), path));
+        file.forget();
+        CHECK(file.bytes()[9] == std::byte{'9'});
+    }
+}
+
+TEST(what_is_no_file_is_refused) {
+    const Folder folder;
+    CHECK(code_of(folder.of(u8"missing")) == ENOENT);
+    CHECK(code_of(folder.of(u8"missing/too")) == ENOENT);
+    CHECK(code_of(folder.of(u8".")) == EISDIR);
+    CHECK(code_of("") == ENOENT);
+    const std::string empty = folder.put(u8"empty", "");
+    CHECK_THROWS(FormatError, empty + ": the file is empty", MappedFile(empty));
+}
+
+// A writer renames the old file, and gives the new one its name, while the old one is mapped.
+TEST(a_mapped_file_can_be_renamed) {
+    const Folder folder;
+    const std::string path = folder.put(u8"model", "old");
+    const MappedFile file(path);
+    std::filesystem::rename(path, folder.of(u8"aside"));
+    folder.put(u8"model", "new!");
+    CHECK(file.bytes().size() == 3 && file.bytes()[0] == std::byte{'o'});
+    CHECK(MappedFile(path).bytes()[0] == std::byte{'n'});
+}
+
+TEST(the_system_answers) {
+    CHECK(usable_cpus() >= 1);
+    CHECK(process_id() != 0);
+    CHECK(available_memory() > 1 << 20);
+}
+
+#ifndef _WIN32
 TEST(available_memory_is_the_least_that_anything_grants) {
     CHECK(available_memory("/nowhere") == available_memory("/nowhere/else"));  // all there is
     Root root;
@@ -47,3 +128,4 @@ TEST(available_memory_is_the_least_that_anything_grants) {
     root.put("/sys/fs/cgroup/memory/memory.limit_in_bytes", "300000\n");  // seen from inside
     CHECK(root.memory() == 300000);
 }
+#endif

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
+#ifndef _WIN32
 #include <sys/wait.h>
 #include <unistd.h>
+#endif
 
 #include <algorithm>
 #include <atomic>
@@ -25,6 +27,7 @@ void each_unit(ThreadPool& pool, int64_t units, Body&& body) {
 
 }  // namespace
 
+#ifndef _WIN32  // which has no fork
 // multiprocessing forks by default on Linux: the child has the pool, but none of its threads.
 TEST(a_forked_child_works_alone_and_ends) {
     auto pool = std::make_unique<ThreadPool>(3);
@@ -41,6 +44,7 @@ TEST(a_forked_child_works_alone_and_ends) {
     CHECK(waitpid(child, &status, 0) == child);
     CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
 }
+#endif
 
 TEST(every_unit_is_done_once_and_there_when_run_returns) {
     for (int threads = 1; threads <= 5; ++threads) {

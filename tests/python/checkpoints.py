@@ -19,6 +19,7 @@ import numpy as np
 import tiny
 from numpy.typing import NDArray
 from reference import Weights
+from rwkv_edge import _core
 from rwkv_edge._core import ModelFile
 from rwkv_edge.convert.open import open_checkpoint
 
@@ -361,3 +362,11 @@ def in_rwkv_cpp(weights: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray
             x = -exp(x)
         found[name] = x
     return found
+
+
+def written(values: NDArray[np.float32], kind: str) -> bytes:
+    """What a file holds of values [rows, columns]: ggml's own rounding, or what a search found, of
+    which test_search.py tells whether it is good."""
+    if kind in ggml.PLAIN or kind == "q8_0":
+        return ggml.encode(values, kind).tobytes()
+    return _core.quantize_matrix(values, kind).tobytes()

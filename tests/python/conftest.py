@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import inspect
 import signal
+import sys
 import zlib
 from functools import partialmethod
 from pathlib import Path
@@ -22,6 +23,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 if "mix_stderr" in inspect.signature(CliRunner).parameters:
     made = partialmethod(CliRunner.__init__, mix_stderr=False)
     CliRunner.__init__ = made  # type: ignore[assignment, method-assign]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    mark = item.get_closest_marker("posix")
+    if mark is not None and sys.platform == "win32":
+        pytest.skip(f"Windows has no {mark.args[0]}")
 
 
 class GetModel(Protocol):

@@ -50,7 +50,7 @@ def test_other_tasks_run_meanwhile(model: Model, monkeypatch: pytest.MonkeyPatch
     """The engine waits for another task of the loop: it would wait forever in the loop's thread."""
     feed, said = _core.feed_together, threading.Event()
 
-    def waiting(*arguments: Any) -> bytearray:
+    def waiting(*arguments: Any) -> object:
         assert threading.current_thread() is not threading.main_thread()
         assert said.wait(60)
         return feed(*arguments)
@@ -112,11 +112,11 @@ def test_cancelled_at_any_moment(model: Model, monkeypatch: pytest.MonkeyPatch) 
     assert cancelled > 40
 
 
-def waiting_feed() -> tuple[Callable[..., bytearray], threading.Event, threading.Event]:
+def waiting_feed() -> tuple[Callable[..., object], threading.Event, threading.Event]:
     """A `feed_together` that says when it has begun, and goes on when it may."""
     feed, begun, may = _core.feed_together, threading.Event(), threading.Event()
 
-    def slow(*arguments: Any) -> bytearray:
+    def slow(*arguments: Any) -> object:
         begun.set()
         assert may.wait(60)
         return feed(*arguments)

@@ -106,6 +106,7 @@ def test_an_interrupt_feeds_nobody(model: Model) -> None:
     assert [bits(s) for s in together] == [bits_after(model, ids) for ids in ([THE], [], [])]
 
 
+@pytest.mark.posix("SIGALRM")
 def test_ctrl_c_in_a_long_prompt(path: Path) -> None:
     """A prompt of minutes ends when the signal comes, and was not read."""
     session = Model(path, threads=1).session()

@@ -161,3 +161,37 @@ def test_a_weak_symbol_in_a_kernel_is_found(tmp_path: Path) -> None:
     assert run("kernels/clean.o").returncode == 0
     assert run("other/clean.o").returncode == 1  # nothing to check is not success
     assert run("kernels/missing.o").returncode != 0
+
+
+def test_weak_sections_and_aligned_moves_of_windows_are_found() -> None:
+    """In what objdump says of the objects a.obj and b.obj."""
+    sections = """
+a.obj:     file format pe-x86-64
+
+Sections:
+Idx Name          Size      VMA               LMA               File off  Algn
+  0 .text         00000010  0000000000000000  0000000000000000  0000012c  2**4
+                  CONTENTS, ALLOC, LOAD, READONLY, CODE
+  3 .text$_Z1fi   00000010  0000000000000000  0000000000000000  0000012c  2**4
+                  CONTENTS, ALLOC, LOAD, READONLY, CODE, LINK_ONCE_DISCARD (COMDAT _Z1fi 6)
+"""
+    assert list(tool.link_once(sections)) == ["a.obj: weak section .text$_Z1fi"]
+    code = """
+a.obj:     file format pe-x86-64
+
+   0:\tvmovups %ymm6,0x20(%rsp)
+   6:\tvmovaps %xmm6,0x20(%rsp)
+   c:\tvmovaps %ymm1,%ymm2
+  10:\tvaddps 0x20(%rsp),%ymm1,%ymm2
+
+b.obj:     file format pe-x86-64
+
+   0:\tvmovaps %ymm6,0x20(%rsp)
+   6:\tvmovdqa64 (%rax),%zmm3{%k1}
+   c:\tvmovntdqa (%rax),%ymm3
+"""
+    assert list(tool.aligned_moves(code)) == [
+        "b.obj: needs alignment: vmovaps %ymm6,0x20(%rsp)",
+        "b.obj: needs alignment: vmovdqa64 (%rax),%zmm3{%k1}",
+        "b.obj: needs alignment: vmovntdqa (%rax),%ymm3",
+    ]

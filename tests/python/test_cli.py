@@ -185,6 +185,7 @@ def test_where_generate_stops(endless: Path) -> None:
     assert text("--stop", "b", "--stop", "aaa") == b""
 
 
+@pytest.mark.posix("signals from other processes")
 def test_ctrl_c_ends_generate(endless: Path) -> None:
     command = [*PROGRAM, "generate", str(endless), "-p", "x", "-n", "100000000"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
@@ -355,6 +356,7 @@ def test_bench_of_sessions(model: Path) -> None:
     ), three
 
 
+@pytest.mark.posix("pipes with names")
 def test_save_replaces_saved_conversations_only(model: Path, tmp_path: Path) -> None:
     notes, fifo, other = tmp_path / "notes.txt", tmp_path / "fifo", tmp_path / "other.gguf"
     notes.write_text("my notes")
@@ -378,9 +380,11 @@ def test_save_replaces_saved_conversations_only(model: Path, tmp_path: Path) -> 
     assert State.load(notes).source == str(notes)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=["SIGTERM", "SIGHUP"])
-def test_signals_leave_nothing(tmp_path: Path, number: signal.Signals) -> None:
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+@pytest.mark.posix("signals from other processes")
+def test_signals_leave_nothing(tmp_path: Path, name: str) -> None:
     """In the middle of a conversion, which a pipe would not even begin: the target stays."""
+    number = signal.Signals[name]
     target = tmp_path / "target"
     target.write_bytes(b"old")
     slow = f"""
@@ -433,7 +437,10 @@ COMMANDS: dict[str, Callable[[Path], list[str | Path]]] = {
     "tokenize": lambda path: ["tokenize", path, "-p", "x"],
     "embed": lambda path: ["embed", path, "-p", "x"],
     "serve": lambda path: ["serve", path, "--port", "0"],
+    "batch": lambda path: ["batch", __file__, path.parent / "out", "--model", path],
     "bench": lambda path: ["bench", path],
+    "perplexity": lambda path: ["perplexity", path, __file__],
+    "imatrix": lambda path: ["imatrix", path, __file__, "-o", path.parent / "out"],
     "quantize": lambda path: ["quantize", path, path.parent / "out", "--type", "q8_0"],
     "convert": lambda path: ["convert", path, path.parent / "out"],
 }
@@ -485,7 +492,7 @@ def test_an_error_has_no_traceback(tmp_path: Path) -> None:
         ["generate"],
         ["generate", "-p", "x", "-n", "-1"],
         ["quantize", "a", "b"],
-        ["quantize", "a", "b", "--type", "q3_k"],
+        ["quantize", "a", "b", "--type", "q2_k"],
         ["bench", "-t", "1,x"],
         ["bench", "-t", "0"],
         ["bench", "--sessions", "1,"],
@@ -500,7 +507,7 @@ def test_wrong_usage(arguments: list[str]) -> None:
 
 
 def test_help_lists_the_commands() -> None:
-    assert sorted(commands()) == sorted(COMMANDS)
+    assert sorted(commands()) == sorted([*COMMANDS, "pull"])
     result = CliRunner().invoke(cli.main, ["--help"])
     assert result.exit_code == 0
     for name, command in commands().items():

@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import ggml_types as ggml
 import numpy as np
@@ -23,7 +24,9 @@ from conftest import GetModel
 from reference import comparable, oracle
 from rwkv_edge import Model, UnsupportedError, _core, cli
 from rwkv_edge.convert import quantize
+from rwkv_edge.generation import Options, Sampling
 from rwkv_edge.model_file import open_model_file
+from scripted import talkative_model
 from tolerances import F32_BOUND, worst
 
 WHY = _core.why_no_cuda()
@@ -131,6 +134,154 @@ def test_company_and_interruption_change_no_bit(tiny_model: GetModel) -> None:
         alone = model.session()
         rows = [alone.feed(prompt), *(alone.feed([token]) for token in (4, 5, 6))]
         assert bits(np.array(rows)) == bits(np.array([step[i] for step in together]))
+
+
+def stay_or_copy(monkeypatch: pytest.MonkeyPatch, stay: bool) -> list[object]:
+    """Where the logits of generated texts are; what the engine gave comes to the list."""
+    feed, given = _core.feed_together, list[object]()
+
+    def feeding(parts: Any, progress: Any = None, _stay: bool = False) -> object:
+        given.append(feed(parts, progress, stay))
+        return given[-1]
+
+    monkeypatch.setattr(_core, "feed_together", feeding)
+    return given
+
+
+def upside_down(logits: np.ndarray[Any, np.dtype[np.float32]], _tokens: list[int]) -> None:
+    logits *= -1
+
+
+SETTINGS: list[Sampling] = [
+    {"temperature": 0},
+    {"top_p": 0.9, "presence_penalty": 0.5, "frequency_penalty": 0.5},
+    {"top_p": 1, "top_k": 9, "temperature": 1.5, "logit_bias": {7: 3.0, 8: -3.0}},
+    {"top_p": 0.8, "typical_p": 0.9, "min_p": 0.02, "banned": [1, 2, 3]},
+    {"top_p": 0.9, "logprobs": 3},
+    {"top_p": 0.9, "logits_hook": upside_down},
+    {"top_p": 0.9, "max_tokens": 0},
+    {"top_p": 0.9, "forced": [4, 5], "penalty_window": 4, "frequency_penalty": 2.0},
+]
+
+
+@on_gpu
+@pytest.mark.parametrize("lookup", [0, 4])
+def test_texts_are_those_from_a_copy_of_the_logits(
+    tiny_model: GetModel, monkeypatch: pytest.MonkeyPatch, lookup: int
+) -> None:
+    """One by one and together; the rows of logits that are copied are those that were asked for."""
+    path = tiny_model("f32", "d128")[0]
+    model = Model(talkative_model(path.parent), device="cuda")
+    options: list[Options] = [
+        cast(Options, {"max_tokens": 24, "seed": i, "lookup": lookup, **setting})
+        for i, setting in enumerate(SETTINGS)
+    ]
+    found: dict[bool, list[object]] = {}
+    for stay in (True, False):
+        with monkeypatch.context() as patched:
+            given = stay_or_copy(patched, stay)
+            pieces = [model.session().generate("abcabc", **each) for each in options]
+            texts = ["".join(each) for each in pieces]
+            sessions = [model.session() for _ in options]
+            together = model.batch(sessions).generate("abcabc", each=options)
+            shared = [""] * len(options)
+            for i, piece in together:
+                shared[i] += piece
+            assert shared == texts
+            assert [each.tokens for each in together.details] == [
+                each.details.tokens for each in pieces
+            ]
+            found[stay] = [texts, [each.details.logprobs for each in pieces]]
+            found[stay] += [bits(session.state.data) for session in sessions]
+            kind = _core.KeptLogits if stay else bytearray
+            assert given
+            assert all(isinstance(each, kind) for each in given)
+    assert found[True] == found[False]
+    assert len(set(found[True][0])) > 5  # type: ignore[call-overload]
+
+
+@on_gpu
+def test_forms_of_texts_in_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("llguidance")
+    model = Model(device="cuda")
+    each: list[Options] = [{"regex": "[0-9]{6}"}, {}, {"choices": ["north", "south"]}]
+    found = []
+    for stay in (True, False):
+        with monkeypatch.context() as patched:
+            stay_or_copy(patched, stay)
+            texts = [""] * 3
+            batch = model.batch(model.session() for _ in each)
+            for i, piece in batch.generate("a", each=each, seed=5, top_p=0.9, max_tokens=8):
+                texts[i] += piece
+        found.append(texts)
+    assert found[0] == found[1]
+    assert re.fullmatch("[0-9]{6}", found[0][0])
+    assert found[0][2] in ("north", "south")
+
+
+@on_gpu
+def test_kept_logits_and_their_refusals(tiny_model: GetModel) -> None:
+    model = Model(tiny_model("f16", "d128")[0], device="cuda")
+    core = model.session()._engine
+    kept = _core.feed_together([(core, TOKENS, _core.Logits.all)], None, True)
+    assert isinstance(kept, _core.KeptLogits)
+    assert kept.rows == len(TOKENS)
+    right = model.session().feed(TOKENS, logits="all")
+    assert all(kept.row(i) == bits(row) for i, row in enumerate(right))
+    model.session().feed([1, 2, 3], logits="all")  # another step does not touch them
+    assert kept.row(2) == bits(right[2])
+    greedy = [_core.Sampler(temperature=0) for _ in TOKENS]
+    choices = [(sampler, i, None) for i, sampler in enumerate(greedy)]
+    assert kept.sample(choices) == right.argmax(1).tolist()
+    assert kept.sample([]) == []
+    for row in (-1, len(TOKENS)):
+        with pytest.raises(ValueError, match=f"row {row} of logits, found 22 rows"):
+            kept.row(row)
+        with pytest.raises(ValueError, match=f"row {row} of logits, found 22 rows"):
+            greedy[0].sample(kept, row)
+    with pytest.raises(ValueError, match="a sampler occurs twice"):
+        kept.sample([choices[0], choices[0]])
+    on_cpu = Model(tiny_model("f16", "d128")[0], device="cpu").session()._engine
+    parts = [(on_cpu, TOKENS, _core.Logits.last)]
+    assert _core.feed_together(parts, None, True) == _core.Session.feed(
+        Model(tiny_model("f16", "d128")[0], device="cpu").session()._engine,
+        TOKENS,
+        _core.Logits.last,
+    )
+    with pytest.raises(ValueError, match="sessions of several models"):
+        _core.feed_together([(core, [1], _core.Logits.last), *parts], None, True)
+
+
+@on_gpu
+def test_an_exception_in_the_middle_of_a_batch_that_generates(
+    tiny_model: GetModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hook of one, and then the engine, raise: every session stands where its text ends."""
+    model = Model(talkative_model(tiny_model("f32", "d128")[0].parent), device="cuda")
+
+    def hook(_logits: object, tokens: list[int]) -> None:
+        if len(tokens) == 3:
+            raise KeyError
+
+    def broken(*_: object) -> None:
+        raise KeyError
+
+    for who in ("hook", "engine"):
+        sessions = [model.session() for _ in range(3)]
+        each: list[Options] = [{}, {"logits_hook": hook} if who == "hook" else {}, {}]
+        pieces = model.batch(sessions).generate("ab", each=each, seed=3, top_p=0.9)
+        while len(pieces.details[2].tokens) < 3:
+            next(pieces)
+        with monkeypatch.context() as patched:
+            if who == "engine":
+                patched.setattr(_core, "feed_together", broken)
+            with pytest.raises(KeyError):
+                list(pieces)
+        for session, details in zip(sessions, pieces.details, strict=True):
+            assert details.tokens
+            expected = model.session()
+            expected.read([*model.tokenizer.encode("ab"), *details.tokens])
+            assert bits(session.state.data) == bits(expected.state.data)
 
 
 def test_a_device_that_is_not_there() -> None:
@@ -246,18 +397,46 @@ print(len(sessions) > 5, said)
 
 
 @emulated
+def test_no_memory_for_logits_that_stay() -> None:
+    code = """
+from rwkv_edge import Model, _core
+model = Model(device="cuda")
+session = model.session()
+text = "".join(session.generate("a", max_tokens=3, temperature=0))
+before = session.state.data.tobytes()
+tokens = [1] * (1 + (24 << 20) // (4 * model.n_vocab))
+try:
+    _core.feed_together([(session._engine, tokens, _core.Logits.all)], None, True)
+except MemoryError as error:
+    said = str(error)
+assert session.state.data.tobytes() == before
+again = "".join(model.session().generate("a", max_tokens=3, temperature=0))
+print(text == again, said)
+"""
+    said = child(code, RWKV_EDGE_EMULATED_MEMORY=str(24 << 20))
+    assert said.startswith("True cuda:0 emulated GPU: no memory left for ")
+
+
+@emulated
+@pytest.mark.posix("fork")
 def test_after_a_fork_the_gpu_is_not_touched() -> None:
     code = """
 import os
-from rwkv_edge import Model
+from rwkv_edge import Model, _core
 model = Model(device="cuda")
 session = model.session()
+kept = _core.feed_together([(session._engine, [1], _core.Logits.last)], None, True)
 if os.fork() == 0:
     try:
         session.feed([1])
     except RuntimeError as error:
         print(error, flush=True)
-    del session, model
+    try:
+        kept.sample([(_core.Sampler(), 0, None)])
+        print("sampled", flush=True)
+    except RuntimeError:
+        pass
+    del session, model, kept
     os._exit(0)
 os.wait()
 session.feed([1])

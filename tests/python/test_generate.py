@@ -243,6 +243,7 @@ def test_an_error_leaves_what_was_yielded(model: Model, monkeypatch: pytest.Monk
     assert bits(session) == bits_after(model, [*PROMPT, THE])
 
 
+@pytest.mark.posix("SIGALRM")
 def test_ctrl_c_at_any_moment(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = byte_tokens("abcdefgh" * 200)
     states = [bits_after(model, PROMPT)]

@@ -232,6 +232,7 @@ READERS: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("reader", READERS)
+@pytest.mark.posix("pipes with names")
 def test_a_pipe_or_a_device(tmp_path: Path, reader: str) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
@@ -243,6 +244,7 @@ def test_a_pipe_or_a_device(tmp_path: Path, reader: str) -> None:
 @pytest.mark.parametrize(
     "name", ["config.json", "adapter_config.json", "model.safetensors", "20B_tokenizer.json"]
 )
+@pytest.mark.posix("pipes with names")
 def test_a_pipe_in_a_folder(tmp_path: Path, name: str) -> None:
     """A pipe there counts as missing; what matters is that nothing waits for it."""
     ck.write(tmp_path, ck.safetensors_of(ck.weights_of(SHAPE)), "model.safetensors")
@@ -442,8 +444,12 @@ def test_a_state_that_is_not_finite(tmp_path: Path) -> None:
     for value in (np.nan, np.inf):
         state = session.state
         data = state.data.copy()
-        data[70] = value
+        data[70] = mark = np.float32(1.2345e30)  # no other value has these bytes
         State(data, state.shape).save(tmp_path / "a.state")
+        saved = (tmp_path / "a.state").read_bytes()
+        assert saved.count(mark.tobytes()) == 1
+        spoilt = saved.replace(mark.tobytes(), np.float32(value).tobytes())
+        (tmp_path / "a.state").write_bytes(spoilt)
         with refuses(FormatError, tmp_path / "a.state", "tensor .* holds NaN or infinity"):
             State.load(tmp_path / "a.state")
     done = run("chat", path, "--state", tmp_path / "a.state", stdin="hello")

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 
@@ -98,7 +97,7 @@ fork("after")
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="not on this system")
+@pytest.mark.posix("fork")
 def test_forked_processes_never_hang(tiny_model: GetModel) -> None:
     path = str(tiny_model("q4_0", "d192")[0])
     command = [sys.executable, "-c", FORK, path]

@@ -114,6 +114,7 @@ def test_the_history(tmp_path: Path) -> None:
     assert found[-1] == f"line {2 * lines.HISTORY_LINES - 1}"
 
 
+@pytest.mark.posix("pipes with names")
 def test_a_strange_history(tmp_path: Path) -> None:
     path = tmp_path / "history"
     path.write_bytes(b"\xff\x1b[2J\0\n\n" + b"x" * lines.HISTORY_BYTES + b"\nlast")

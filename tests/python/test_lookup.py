@@ -109,6 +109,7 @@ def test_leaving_and_looking_in_the_middle(model: Model, monkeypatch: pytest.Mon
     assert bits(session) == bits_after(model, [1, *byte_tokens(text)])
 
 
+@pytest.mark.posix("SIGALRM")
 def test_ctrl_c_at_any_moment(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     said = byte_tokens("abcdefg, ")
     tokens = [*said, *said[:5], TURN_END] * 30

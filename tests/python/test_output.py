@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rwkv_edge import State
-from rwkv_edge.files.output import OutputFile
+from rwkv_edge.files.output import OutputFile, replace_mapped
 from rwkv_edge.state import StateShape
 
 
@@ -59,6 +60,7 @@ def make_null(path: Path) -> None:
     ],
     ids=["device", "pipe", "socket", "folder", "loop"],
 )
+@pytest.mark.posix("pipes, sockets and devices with names")
 def test_only_files_are_replaced(
     tmp_path: Path, make: Callable[[Path], None], what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,6 +89,7 @@ def test_a_link_is_followed(tmp_path: Path, exists: bool) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o755])
+@pytest.mark.posix("modes of files")
 def test_an_existing_file_keeps_its_mode(tmp_path: Path, mode: int) -> None:
     target = tmp_path / "target"
     target.write_bytes(b"old")
@@ -98,6 +101,7 @@ def test_an_existing_file_keeps_its_mode(tmp_path: Path, mode: int) -> None:
     assert (target.read_bytes(), mode_of(target)) == (b"new", mode)
 
 
+@pytest.mark.posix("modes of files")
 def test_the_mode_of_a_new_file(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
@@ -108,6 +112,7 @@ def test_the_mode_of_a_new_file(tmp_path: Path) -> None:
     assert (mode_of(tmp_path / "a"), mode_of(tmp_path / "b")) == (0o640, 0o600)
 
 
+@pytest.mark.posix("modes of files")
 def test_a_saved_state_is_private(tmp_path: Path) -> None:
     shape = StateShape("rwkv4", 1, (("aa", (4,)),))
     path = tmp_path / "state"
@@ -134,6 +139,7 @@ with OutputFile(Path(sys.argv[1])) as file:
 
 
 @pytest.mark.parametrize("name", ["target", "y" * 250])
+@pytest.mark.posix("SIGKILL")
 def test_what_a_killed_writer_left_is_swept(tmp_path: Path, name: str) -> None:
     target = tmp_path / name
     for _ in range(2):
@@ -156,6 +162,7 @@ def test_a_writer_that_lives_is_left_alone(tmp_path: Path) -> None:
     assert (target.read_bytes(), names(tmp_path)) == (b"first", ["target"])
 
 
+@pytest.mark.posix("fork")
 def test_a_child_leaves_the_file_to_its_writer(tmp_path: Path) -> None:
     program = """
 import os, sys
@@ -175,6 +182,36 @@ with OutputFile(Path(sys.argv[1])) as file:
     assert (target.read_bytes(), names(tmp_path)) == (b"whole", ["target"])
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_mapped_file_of_windows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    """It cannot be replaced, nor removed, but renamed: as Windows does it, on any system."""
+    target, part = tmp_path / "target", tmp_path / ".target.0123abcd.part"
+    target.write_bytes(b"old")
+    part.write_bytes(b"new")
+    rename = Path.rename
+
+    def refuse(*_: object) -> None:
+        raise PermissionError
+
+    def rename_old(path: Path, to: Path) -> None:
+        if fails and path == part:
+            raise FileNotFoundError
+        rename(path, to)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", refuse)
+        patch.setattr(Path, "unlink", refuse)
+        patch.setattr(Path, "rename", rename_old)
+        with pytest.raises(FileNotFoundError) if fails else contextlib.nullcontext():
+            replace_mapped(part, target)
+    assert target.read_bytes() == (b"old" if fails else b"new")
+    write(target)  # sweeps
+    assert names(tmp_path) == ["target"]
+
+
+@pytest.mark.posix("fsync of folders")
 def test_the_folder_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After the rename, so that the name outlives a power failure."""
     synced: list[tuple[bool, bool]] = []

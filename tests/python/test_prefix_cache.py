@@ -439,6 +439,16 @@ def test_an_index_of_others_is_a_warning(model: Model, tmp_path: Path) -> None:
         assert read(cache, model, "a") == 0
 
 
+def test_a_state_of_nan_is_a_warning(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an overflow in a model of f16 leaves it."""
+    finite = np.isfinite
+    monkeypatch.setattr(np, "isfinite", lambda values: finite(values) & False)
+    with pytest.warns(UserWarning, match="was not kept, .* holds NaN or infinity"):
+        assert read(PrefixCache(tmp_path), model, "a") == 0
+
+
 def test_a_locked_index(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What another process writes does not keep this one from reading."""
     monkeypatch.setattr(prefix_cache, "PATIENCE", 0.05)
@@ -479,6 +489,7 @@ def test_a_full_disk_is_a_warning(
     assert len([*inside(tmp_path).iterdir()]) == 3
 
 
+@pytest.mark.posix("modes of files")
 def test_only_the_owner_reads_and_writes(model: Model, tmp_path: Path) -> None:
     read(PrefixCache(tmp_path / "new" / "folder"), model, "a")
     folder = inside(tmp_path / "new" / "folder")

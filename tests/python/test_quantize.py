@@ -16,10 +16,10 @@ import tiny
 from conftest import GetModel
 from numpy.typing import NDArray
 from refusal import refuses
-from rwkv_edge import FormatError, UnsupportedError, _core
+from rwkv_edge import FormatError, Model, UnsupportedError, _core
 from rwkv_edge._core import ModelFile
 from rwkv_edge.convert import convert, quantize
-from rwkv_edge.convert.policy import KEPT_FILE_TYPES, Types
+from rwkv_edge.convert.policy import KEPT_FILE_TYPES, Known, Types
 from rwkv_edge.files.gguf_writer import TensorPlan, uint32
 
 KINDS = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1")
@@ -135,7 +135,49 @@ def test_matrices_are_quantized_and_nothing_else(
             expected = "q8_0"
         assert (new_kind, new_shape) == (expected, shape), name
         values = ggml.decode(np.frombuffer(old, np.uint8).reshape(shape[0], -1), old_kind)
-        assert new == ggml.encode(values, expected).tobytes(), name
+        assert new == ck.written(values, expected), name
+
+
+@pytest.mark.parametrize(
+    ("kind", "narrow", "ends"),
+    [
+        ("q3_k", "q4_0", "q5_k"),
+        ("q4_k", "q5_0", "q5_k"),
+        ("q5_k", "q5_1", "q6_k"),
+        ("q6_k", "q8_0", "q6_k"),
+    ],
+)
+def test_k_types_and_what_stands_for_them(
+    tmp_path: Path, kind: str, narrow: str, ends: str
+) -> None:
+    """Blocks of 256 columns; matrices that are narrower get the type that llama.cpp gives them."""
+    shape = dataclasses.replace(tiny.SHAPES["d256"], ffn=416)
+    path = tiny.write(tmp_path, "in.gguf", tiny.tiny_model(shape, "f16", seed=1))
+    target = tmp_path / "out.gguf"
+    quantize(path, target, type=kind)
+    written = ck.tensors_of(target)
+    assert written["token_embd.weight"][0] == written["output.weight"][0] == ends
+    assert written["blk.2.channel_mix_value.weight"][0] == narrow
+    assert written["blk.2.channel_mix_key.weight"][0] == kind
+    assert (
+        ModelFile(target).get("general.file_type")
+        == gguf.LlamaFileType["MOSTLY_Q6_K" if kind == "q6_k" else f"MOSTLY_{kind.upper()}_M"]
+    )
+    before = ck.tensors_of(path)
+    for tensor in gguf.GGUFReader(target).tensors:  # what llama.cpp's package reads
+        found, dims, data = written[tensor.name]
+        values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        ours = _core.dequantize(tensor.data, found) if is_matrix(tensor.name) else values
+        assert ours.tobytes() == values.tobytes()
+        if is_matrix(tensor.name):
+            old = ggml.decode(
+                np.frombuffer(before[tensor.name][2], np.uint8), before[tensor.name][0]
+            )
+            assert data == ck.written(old.reshape(dims), found), tensor.name
+    kept = Model(path).session().feed([1, 2, 3], logits="all")
+    got = Model(target).session().feed([1, 2, 3], logits="all")
+    assert np.isfinite(got).all()
+    assert np.corrcoef(kept.ravel(), got.ravel())[0, 1] > 0.5
 
 
 def test_types_of_head_and_embedding(tmp_path: Path, tiny_model: GetModel) -> None:
@@ -244,12 +286,75 @@ def test_what_has_its_type_already_is_copied(tmp_path: Path, tiny_model: GetMode
     assert ck.tensors_of(target) == ck.tensors_of(again)
 
 
-@pytest.mark.parametrize("make", [lambda: ck.pth_of(ck.weights_of()), lambda: b"hello"])
-def test_other_files_are_for_convert(tmp_path: Path, make: Callable[[], bytes]) -> None:
-    path = ck.write(tmp_path, make())
-    for source in (path, tmp_path):
-        with refuses(FormatError, source, "not a GGUF file; `convert` makes one"):
-            quantize(source, tmp_path / "out.gguf", type="q4_0")
+def test_a_checkpoint_is_converted(tmp_path: Path) -> None:
+    path = ck.write(tmp_path, ck.pth_of(ck.weights_of()))
+    vocab = tmp_path / "vocab.txt"
+    vocab.write_text(ck.VOCABULARY, "utf-8")
+    quantize(path, tmp_path / "one.gguf", type="q4_0", vocab=vocab)
+    convert(path, tmp_path / "two.gguf", type="q4_0", vocab=vocab)
+    assert (tmp_path / "one.gguf").read_bytes() == (tmp_path / "two.gguf").read_bytes()
+    with refuses(ValueError, tmp_path / "one.gguf", "vocabulary inside"):
+        quantize(tmp_path / "one.gguf", tmp_path / "three.gguf", type="q8_0", vocab=vocab)
+
+
+@pytest.mark.parametrize("version", ["4", "7"])
+@pytest.mark.parametrize("kind", ["q3_k", "q4_k", "q5_k", "q6_k"])
+def test_k_types(tmp_path: Path, tiny_model: GetModel, kind: str, version: str) -> None:
+    """What each matrix becomes, and that its scales are searched for."""
+    path, made = tiny_model("f32", "d256", version)
+    quantize(path, tmp_path / "out.gguf", type=kind)
+    file = ModelFile(tmp_path / "out.gguf")
+    assert (
+        file.get("general.file_type")
+        == gguf.LlamaFileType[f"MOSTLY_{kind.upper()}{'' if kind == 'q6_k' else '_M'}"]
+    )
+    sources = {tensor.name: tensor for tensor in ModelFile(path).tensors}
+    ends = {"q5_k": "q6_k", "q6_k": "q6_k"}.get(kind, "q5_k")
+    special = {"token_embd.weight": ends, "output.weight": ends}
+    if version == "7" and kind != "q6_k":
+        special["blk.0.time_mix_output.weight"] = "q8_0"
+    matrices = {tiny.gguf_name(name) for name in made.weights if tiny.is_quantized(name)}
+    for tensor in file.tensors:
+        source = sources[tensor.name]
+        if tensor.name not in matrices:
+            assert tensor.data.tobytes() == source.data.tobytes()
+            continue
+        expected = special.get(tensor.name, kind)
+        assert tensor.type == expected, tensor.name
+        values = source.data.view("<f4").reshape(source.shape)
+        blocks = _core.quantize_matrix(values, expected)
+        assert tensor.data.tobytes() == blocks.tobytes()
+    assert np.isfinite(Model(tmp_path / "out.gguf").session().feed([1, 2, 3])).all()
+
+
+def test_k_types_need_whole_blocks(tmp_path: Path, tiny_model: GetModel) -> None:
+    """Columns that are no multiple of 256 get llama.cpp's choice; those of no block become f16."""
+    path, _ = tiny_model("f32", "d128", "7")
+    for kind, narrow in (("q3_k", "q4_0"), ("q4_k", "q5_0"), ("q5_k", "q5_1"), ("q6_k", "q8_0")):
+        quantize(path, tmp_path / "out.gguf", type=kind)
+        types = {tensor.name: tensor.type for tensor in ModelFile(tmp_path / "out.gguf").tensors}
+        assert types["blk.1.time_mix_key.weight"] == narrow
+    assert Types.choose("q4_k", None, None).of("x", "blk.0.a.weight", (64, 40), "f32") == "f16"
+
+
+def test_an_importance_changes_what_it_is_of(tmp_path: Path, tiny_model: GetModel) -> None:
+    path, _ = tiny_model("f32", "d256", "7")
+    name = "blk.1.time_mix_key.weight"
+    importance = rng().uniform(0, 1, 256).astype(np.float32) ** 4
+    for kind in ("q4_0", "q4_k", "q8_0"):
+        quantize(path, tmp_path / "plain.gguf", type=kind)
+        known = Known(importance={name: importance})
+        quantize(path, tmp_path / "known.gguf", type=kind, known=known)
+        plain, other = (
+            {t.name: t.data.tobytes() for t in ModelFile(tmp_path / file).tensors}
+            for file in ("plain.gguf", "known.gguf")
+        )
+        changed = {each for each in plain if plain[each] != other[each]}
+        assert changed == ({name} if kind != "q8_0" else set())
+        source = next(t for t in ModelFile(path).tensors if t.name == name)
+        values = source.data.view("<f4").reshape(source.shape)
+        if kind != "q8_0":
+            assert other[name] == _core.quantize_matrix(values, kind, importance).tobytes()
 
 
 def test_other_architectures_are_refused(tmp_path: Path) -> None:
@@ -285,8 +390,8 @@ def test_values_that_fit_no_type(tmp_path: Path) -> None:
 def test_files_and_names_that_do_not_fit(tmp_path: Path, tiny_model: GetModel) -> None:
     path, _ = tiny_model("f16", "d128")
     target = tmp_path / "out.gguf"
-    for kind, head in (("q3_k", None), ("f16", "int5")):
-        with pytest.raises(ValueError, match=r"type '(q3_k|int5)': expected one of f32, f16, q4_0"):
+    for kind, head in (("q2_k", None), ("f16", "int5")):
+        with pytest.raises(ValueError, match=r"type '(q2_k|int5)': expected one of f32, f16, q4_0"):
             quantize(path, target, type=kind, head_type=head)
     with pytest.raises(ValueError, match="input and output are the same file"):
         quantize(path, path, type="q4_0")

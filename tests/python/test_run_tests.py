@@ -28,3 +28,12 @@ def test_every_dependency_has_one() -> None:
         patches = [Version(f"{bound.version}{end}") for end in ("", ".0", ".7")]
         assert any(patch in oldest[wanted.name] for patch in patches)
         assert Version("9999") not in oldest[wanted.name]
+
+
+def test_what_is_run_on_a_wheel() -> None:
+    required, sources, command = tool.wheel_tests((ROOT / "pyproject.toml").read_text())
+    assert required == ["pytest>=8"]
+    assert {"tests", "pyproject.toml"} <= set(sources)
+    assert command[:2] == ["pytest", "-q"]
+    files = [ROOT / name for name in (*sources, *command[2:])]
+    assert [path for path in files if not path.exists()] == []

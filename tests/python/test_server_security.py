@@ -243,6 +243,8 @@ def test_the_server_is_well_after_all_that(client: httpx.Client, service: Servic
 @pytest.mark.parametrize(
     "body",
     [b"", b"{", b"[]", b"5", b'"a"', b"{'a': 1}", b'{"a": NaN}', b'{"a": -Infinity}', b"\xff{}",
+     b'{"a": ["\\uD800"]}', b'{"\\ud800": 1}', b'{"a": "\xed\xa0\x80"}',
+     '{"a": 1}'.encode("utf-16"),
      b'{"a": "' + b"[" * 1000 + b'"}', b'{"a":' * 100_000, b"[" * 1_000_000,
      b'{"a": ' + b"9" * 10_000 + b"}"],
     ids=lambda body: repr(body[:12]),

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from rwkv_edge import Conversation, Model, State
 from rwkv_edge.chat import TEMPLATES
 from rwkv_edge.chat.tools import Tools
 from rwkv_edge.server.calls import CallReader
+from rwkv_edge.server.fields import Refused
 from rwkv_edge.server.request import CallBegin, CallText, Event, Text
 from rwkv_edge.server.service import Options, Service
 from rwkv_edge.server.states import BESIDE, States, size_of
@@ -249,12 +252,7 @@ def test_files_that_are_no_state(client: httpx.Client, model: Model, tmp_path: P
     path = tmp_path / "a.state"
     good.save(path)
     data = path.read_bytes()
-    broken = good.data.copy()
-    broken[7] = np.nan
-    from dataclasses import replace
-
-    replace(good, data=broken).save(path, replace=True)
-    nan = path.read_bytes()
+    nan = data[:-64] + bytes(np.full(16, np.nan, np.float32))
     replace(good, fingerprint="0" * 64).save(path, replace=True)
     other = path.read_bytes()
     for bad in (b"", b"GGUF", data[:-1], data[: len(data) // 2], nan, other, b"PK" + data[2:],
@@ -268,6 +266,31 @@ def test_files_that_are_no_state(client: httpx.Client, model: Model, tmp_path: P
 
 
 # ---- where they are kept ------------------------------------------------------------------------
+
+
+def test_a_state_that_cannot_be_kept(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client learns of it, and nothing of the folder."""
+    with client_of(Service(model, Options(state_dir=tmp_path))) as client:
+
+        def full(_: State, path: Path, **_more: Any) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+        monkeypatch.setattr(State, "save", full)
+        expected = "the state could not be written: No space left on device"
+        found = client.post(CHAT, json=ask(ANNA, store=True))
+        assert (found.status_code, found.json()["error"]["message"]) == (503, expected)
+        assert client.post(STATES, json={"prompt": "a"}).status_code == 503
+        error = streamed(client, CHAT, ask(ANNA, store=True))[-1]["error"]
+        assert (error["message"], error["type"]) == (expected, "server_error")
+        assert client.get(STATES).json()["data"] == []
+    session = model.session()
+    session.read([1])
+    state = session.state
+    state.data[7] = np.nan
+    with pytest.raises(Refused, match="NaN"):
+        States(model).put("", state)
 
 
 def test_states_outlive_the_server(model: Model, tmp_path: Path) -> None:

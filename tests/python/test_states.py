@@ -277,11 +277,20 @@ def test_a_file_of_the_first_version(tmp_path: Path, tiny_model: GetModel) -> No
     assert resumed.state.output is not None
 
 
-def test_a_file_of_a_later_version(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("version", "error", "message"),
+    [
+        (0, FormatError, "a saved state of version 0, expected 1 to 2$"),
+        (3, UnsupportedError, "a saved state of version 3, expected 1 to 2; a later"),
+    ],
+)
+def test_a_file_of_another_version(
+    tmp_path: Path, version: int, error: type[Exception], message: str
+) -> None:
     file = saved_state()
-    key("version", tiny.U32, 3)(file)
+    key("version", tiny.U32, version)(file)
     path = ck.write(tmp_path, file.to_bytes(), "a.state")
-    with refuses(UnsupportedError, path, "a saved state of version 3, expected 1 to 2; a later"):
+    with refuses(error, path, message):
         State.load(path)
 
 
@@ -518,7 +527,7 @@ def test_a_state_of_another_training(tmp_path: Path) -> None:
     state = State.load(tmp_path / "a.state")
     message = (
         f"of another model, .*'one.gguf' with fingerprint {one.fingerprint[:16]}, expected "
-        f".*other.gguf with {other.fingerprint[:16]}; --any-model, or State.load"
+        f".*other.gguf with {other.fingerprint[:16]}; --any-model, /load! "
     )
     with refuses(FormatError, tmp_path / "a.state", message):
         other.session(state)
@@ -536,6 +545,22 @@ def test_a_state_of_another_training(tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert "a state of another model" in result.stderr
     assert CliRunner().invoke(main, [*arguments, "--any-model"]).exit_code == 0
+    chat = ["chat", str(tmp_path / "other.gguf")]
+    for load, said in (("/load", "a state of another model"), ("/load!", "")):
+        result = CliRunner().invoke(main, chat, input=f"{load} {tmp_path / 'a.state'}\n")
+        assert said in result.stderr
+        assert bool(said) == ("Error" in result.stderr)
+
+
+def test_a_state_of_nan_is_not_saved(tmp_path: Path, tiny_model: GetModel) -> None:
+    """Which could not be loaded; the earlier file stays."""
+    model = Model(tiny_model("f32", "d128")[0])
+    state = model.session().state
+    state.save(tmp_path / "a.state")
+    state.data[3] = np.nan
+    with refuses(ValueError, tmp_path / "a.state", "of this state holds NaN or infinity"):
+        state.save(tmp_path / "a.state")
+    assert not State.load(tmp_path / "a.state").data.any()
 
 
 # ---- state info, state diff ---------------------------------------------------------------------

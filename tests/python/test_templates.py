@@ -197,6 +197,7 @@ def test_a_template_that_is_wrong(tmp_path: Path, found: object, message: str) -
         load_template(path)
 
 
+@pytest.mark.posix("pipes with names")
 def test_a_template_that_is_no_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with refuses(FormatError, tmp_path / "pipe", "a pipe or a device"):

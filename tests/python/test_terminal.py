@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import pty
 import re
 import select
 import subprocess
@@ -24,6 +23,7 @@ import fcntl, os, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 os.execv(sys.argv[1], sys.argv[1:])
 """
+pytestmark = pytest.mark.posix("pseudo-terminal")
 CTRL_C, CTRL_D = "\x03", "\x04"
 
 
@@ -48,7 +48,7 @@ class Terminal:
     """A program that runs in a pseudo-terminal."""
 
     def __init__(self, *arguments: str | Path) -> None:
-        self.fd, inside = pty.openpty()
+        self.fd, inside = os.openpty()
         command = [sys.executable, "-c", IN_TERMINAL, *PROGRAM, *map(str, arguments)]
         self.process = subprocess.Popen(
             command, stdin=inside, stdout=inside, stderr=inside, start_new_session=True

@@ -15,9 +15,11 @@ import tiny
 from refusal import refuses
 from rwkv_edge import FormatError, StreamDecoder, Tokenizer, UnsupportedError, _core
 from rwkv_edge.tokenizer import (
+    PIECES,
     HuggingFaceTokenizer,
     SentencePieceTokenizer,
     WorldTokenizer,
+    protobuf_fields,
     tokenizer_from_file,
 )
 from texts import TEXTS, train
@@ -192,9 +194,21 @@ def test_a_model_without_byte_pieces_says_what_it_lacks() -> None:
 
 
 def test_a_damaged_model() -> None:
-    for model in (b"", b"junk", train()[:-100]):
+    # However little is cut. Bytes put after such a model could complete its last field.
+    for model in (b"", b"junk", *(train()[:-missing] for missing in (1, 2, 8, 16, 100))):
         with refuses(FormatError, "a.gguf", r"^a\.gguf: not a sentencepiece model"):
             SentencePieceTokenizer(model, "a.gguf")
+
+
+def test_a_space_without_a_piece() -> None:
+    model = b"".join(
+        field
+        for number, value, field in protobuf_fields(train())
+        if not (number == PIECES and isinstance(value, bytes) and b"\xe2\x96\x81" in value)
+    )
+    tokenizer = SentencePieceTokenizer(model, "a.model")
+    text = "def  test \u2581 \u201ca\u201d "
+    assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
 def test_token_0_must_end_a_document() -> None:

@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // A model on one GPU: its weights, states and scratch memory there, and the verbs as launches.
 #include <algorithm>
+#include <cstring>
 #include <deque>
+#include <limits>
 #include <map>
 #include <mutex>
+#include <numeric>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -65,6 +68,22 @@ struct Inputs {
     }
 };
 
+// What a shortlist takes on the device: the logits after their changes, what was found of them,
+// their candidates, and what the host says of each row. In units of 4 bytes.
+struct ShortlistSizes {
+    int64_t values, survey, gather, changes, allowed;
+
+    explicit ShortlistSizes(int64_t n)
+        : values(blocks_of_logits(n) * kLogitBlock),
+          survey(2 * blocks_of_logits(n) + 2 * groups_of_logits(n)),
+          gather(blocks_of_logits(n) + 2 * kMostFound),
+          changes(2 * kMostChanges),
+          allowed((n + 31) / 32) {}
+    int64_t told() const { return kMostRows * (changes + allowed); }
+    int64_t found() const { return kMostRows * std::max(survey, gather); }
+    int64_t all() const { return kMostRows * (values + survey + gather) + told(); }
+};
+
 // Follows a model through its binding and a step, and does nothing but count.
 class Rehearsal final : public Backend {
 public:
@@ -95,6 +114,10 @@ public:
     float* direct(float*) override { return nullptr; }
     int64_t chunk() const override { return chunk_; }
     std::unique_ptr<Ops> make_ops() override;
+    std::unique_ptr<Shortlist> make_shortlist(int64_t n_vocab) override {
+        scratch += aligned(ShortlistSizes(n_vocab).all() * kFloat);
+        return nullptr;
+    }
 
 private:
     void give_back(float*) noexcept override {}
@@ -257,6 +280,7 @@ public:
 
     int64_t chunk() const override { return gpu_.step_tokens(); }
     std::unique_ptr<Ops> make_ops() override;
+    std::unique_ptr<Shortlist> make_shortlist(int64_t n_vocab) override;
 
     Gpu& gpu() { return gpu_; }
     // Held through a step: what is asked for meanwhile would become part of a recording.
@@ -568,32 +592,27 @@ private:
         products.tokens = prepare.tokens;
         for (std::size_t i = 0; i < jobs.size(); ++i) {
             const MatmulJob& job = jobs[i];
-            if (job.w.by_input) {
+            const Finish finish{.y = job.y,
+                                .bias = job.bias,
+                                .gate = job.gate,
+                                .residual = job.residual,
+                                .scale = job.scale,
+                                .activate = job.activate};
+            if (job.w.by_input)
                 cuda::matmul_by_input(gpu_, {.w = job.w.data,
                                              .row_bytes = job.w.row_bytes(),
                                              .type = job.w.type,
                                              .x = job.x.x,
-                                             .y = job.y,
-                                             .bias = job.bias,
-                                             .gate = job.gate,
-                                             .residual = job.residual,
-                                             .scale = job.scale,
-                                             .activate = job.activate,
+                                             .finish = finish,
                                              .inputs = static_cast<int32_t>(job.w.rows),
                                              .outputs = static_cast<int32_t>(job.w.cols),
                                              .tokens = prepare.tokens});
-                continue;
-            }
-            products.jobs[products.count++] = {.w = *static_cast<const Weights*>(job.w.data),
-                                               .x = prepare.inputs[inputs.of_job[i]].to,
-                                               .y = job.y,
-                                               .bias = job.bias,
-                                               .gate = job.gate,
-                                               .residual = job.residual,
-                                               .scale = job.scale,
-                                               .activate = job.activate,
-                                               .rows = static_cast<int32_t>(job.w.rows),
-                                               .end = 0};
+            else
+                products.jobs[products.count++] = {.w = *static_cast<const Weights*>(job.w.data),
+                                                   .x = prepare.inputs[inputs.of_job[i]].to,
+                                                   .finish = finish,
+                                                   .rows = static_cast<int32_t>(job.w.rows),
+                                                   .end = 0};
         }
         if (products.count > 0) cuda::matmul(gpu_, products);
     }
@@ -633,6 +652,118 @@ private:
 };
 
 std::unique_ptr<Ops> CudaBackend::make_ops() { return std::make_unique<CudaOps>(*this); }
+
+// --- choosing ---
+
+class CudaShortlist final : public Shortlist {
+public:
+    CudaShortlist(CudaBackend& backend, int64_t n_vocab)
+        : backend_(backend),
+          gpu_(backend.gpu()),
+          n_(n_vocab),
+          sizes_(n_vocab),
+          told_(gpu_.allocate_pinned(sizes_.told() * kFloat), PinnedFree{&gpu_}),
+          found_(gpu_.allocate_pinned(sizes_.found() * kFloat), PinnedFree{&gpu_}),
+          device_(backend.allocate(sizes_.all())) {}
+
+    int64_t n_vocab() const override { return n_; }
+    int64_t most_rows() const override { return kMostRows; }
+    int64_t most_changes() const override { return kMostChanges; }
+
+    void survey(std::span<const Row> rows) override {
+        const auto lock = backend_.locked();
+        SurveyArgs args{};
+        args.values = values();
+        args.best = surveys();
+        args.stride = sizes_.survey;
+        args.n = static_cast<int32_t>(n_);
+        float* to = gathers() + kMostRows * sizes_.gather;
+        auto* told = static_cast<std::byte*>(told_.get());
+        // one row after the other, and only what there is
+        int64_t at = 0;
+        const auto tell = [&](const void* from, std::size_t bytes, int64_t room) {
+            std::memcpy(told + at * kFloat, from, bytes);
+            std::memset(told + at * kFloat + bytes, 0,
+                        static_cast<std::size_t>(room * kFloat) - bytes);
+            return to + std::exchange(at, at + room);
+        };
+        for (const Row& row : rows) {
+            SurveyRow& told_of = args.rows[args.row_count++];
+            told_of.logits = row.logits;
+            told_of.change_count = static_cast<int32_t>(row.changes.size());
+            told_of.changes = reinterpret_cast<const LogitChange*>(
+                tell(row.changes.data(), row.changes.size_bytes(), 2 * std::ssize(row.changes)));
+            if (!row.allowed) continue;
+            const auto bytes = static_cast<std::size_t>(sizes_.allowed * kFloat);
+            told_of.allowed = reinterpret_cast<const uint8_t*>(
+                tell(row.allowed->data(), std::min(row.allowed->size(), bytes), sizes_.allowed));
+        }
+        if (at > 0) gpu_.write(to, told, at * kFloat);
+        cuda::survey(gpu_, args);
+        read(args.best, args.row_count * sizes_.survey);
+    }
+    Survey surveyed(std::size_t row) const override {
+        const auto blocks = static_cast<std::size_t>(blocks_of_logits(n_));
+        const auto groups = static_cast<std::size_t>(groups_of_logits(n_));
+        const float* best = found(row, sizes_.survey);
+        const float* sums = best + 2 * blocks;
+        return {{best, blocks},
+                {reinterpret_cast<const int32_t*>(best + blocks), blocks},
+                {sums, groups},
+                {sums + groups, groups}};
+    }
+
+    void gather(std::span<const float> least) override {
+        const auto lock = backend_.locked();
+        GatherArgs args{};
+        for (std::size_t i = 0; i < least.size(); ++i)
+            args.least[i] = std::max(least[i], std::numeric_limits<float>::lowest());
+        args.values = values();
+        args.counts = reinterpret_cast<int32_t*>(gathers());
+        args.stride = sizes_.gather;
+        args.row_count = static_cast<int32_t>(least.size());
+        args.n = static_cast<int32_t>(n_);
+        cuda::gather(gpu_, args);
+        read(gathers(), args.row_count * sizes_.gather);
+    }
+    Candidates gathered(std::size_t row) const override {
+        const auto blocks = static_cast<std::size_t>(blocks_of_logits(n_));
+        const float* logits = found(row, sizes_.gather) + blocks;
+        const std::span counts(reinterpret_cast<const int32_t*>(logits - blocks), blocks);
+        const auto count = std::accumulate(counts.begin(), counts.end(), std::size_t{0});
+        if (count > kMostFound) return {{}, {}, false};
+        return {
+            {logits, count}, {reinterpret_cast<const int32_t*>(logits + kMostFound), count}, true};
+    }
+
+    const float* changed(std::size_t row) const override {
+        return values() + static_cast<int64_t>(row) * sizes_.values;
+    }
+    void copy(std::span<float> to, const float* from) override { backend_.read(to, from); }
+
+private:
+    float* values() const { return device_.get(); }
+    float* surveys() const { return values() + kMostRows * sizes_.values; }
+    float* gathers() const { return surveys() + kMostRows * sizes_.survey; }
+    const float* found(std::size_t row, int64_t stride) const {
+        return static_cast<const float*>(found_.get()) + static_cast<int64_t>(row) * stride;
+    }
+    void read(const float* from, int64_t floats) {
+        gpu_.read(found_.get(), from, floats * kFloat);
+        gpu_.wait();
+    }
+
+    CudaBackend& backend_;
+    Gpu& gpu_;
+    int64_t n_;
+    ShortlistSizes sizes_;
+    PinnedMemory told_, found_;
+    Memory device_;
+};
+
+std::unique_ptr<Shortlist> CudaBackend::make_shortlist(int64_t n_vocab) {
+    return std::make_unique<CudaShortlist>(*this, n_vocab);
+}
 
 }  // namespace
 

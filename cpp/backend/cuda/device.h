@@ -29,6 +29,7 @@ DEVICE T shuffle_xor(T value, int lanes) {
     return __shfl_xor_sync(0xffffffffu, value, lanes);
 }
 DEVICE uint32_t ballot(bool mine) { return __ballot_sync(0xffffffffu, mine); }
+DEVICE int bits_set(uint32_t word) { return __popc(word); }
 
 // The integers in both halves of `v` (each below 1024), less `zero`, as two halves: a half of 1024
 // and more has a last place of one.

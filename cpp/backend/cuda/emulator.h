@@ -8,6 +8,7 @@
 // depend on it. Each of these ends the launch with std::logic_error.
 #pragma once
 
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -18,6 +19,7 @@
 #define __global__
 #define __device__
 #define __forceinline__ inline
+#define __grid_constant__
 #define __launch_bounds__(...)
 #define __restrict__
 
@@ -183,6 +185,7 @@ DEVICE uint32_t ballot(bool mine,
         where);
     return word;
 }
+DEVICE int bits_set(uint32_t word) { return std::popcount(word); }
 // The integers in both halves of `v` (each below 1024), less `zero`, as two halves.
 uint32_t integers_to_halves(uint32_t v, int zero);
 // D += A B: 16 x 16 times 16 x 8, halves in and floats out, from the lanes' fragments.

@@ -78,14 +78,19 @@ inline int64_t prepared_bytes(int64_t cols, int64_t tokens) {
     return (cols + kTileCols - 1) / kTileCols * ((tokens + kTileTokens - 1) / kTileTokens) * 1024;
 }
 
-struct Product {
-    Weights w;
-    const void* x;  // prepared
+// Where a product goes, and what it becomes on the way, as MatmulJob says it.
+struct Finish {
     float* y;
     const float *bias, *gate;
     float* residual;
     float scale;
     Activate activate;
+};
+
+struct Product {
+    Weights w;
+    const void* x;  // prepared
+    Finish finish;
     int32_t rows;
     int32_t end;  // of its blocks, among those of all
 };
@@ -103,11 +108,7 @@ struct InputProduct {
     int64_t row_bytes;
     Type type;
     const float* x;
-    float* y;
-    const float *bias, *gate;
-    float* residual;
-    float scale;
-    Activate activate;
+    Finish finish;
     int32_t inputs, outputs, tokens;
 };
 void matmul_by_input(Gpu& gpu, const InputProduct& args);
@@ -199,6 +200,40 @@ struct Wkv7Args {
     int32_t heads, size, run_count;
 };
 void wkv7(Gpu& gpu, const Wkv7Args& args);
+
+// --- logits to choose from ---
+
+enum : int { kMostRows = 16, kMostChanges = 4096, kMostFound = 4096 };
+
+inline int64_t blocks_of_logits(int64_t n) { return (n + kLogitBlock - 1) / kLogitBlock; }
+inline int64_t groups_of_logits(int64_t n) {
+    return (blocks_of_logits(n) + kSumBlocks - 1) / kSumBlocks;
+}
+
+// What Shortlist says, for some rows of n logits. All arrays are [rows, ..].
+struct SurveyRow {
+    const float* logits;
+    const LogitChange* changes;
+    const uint8_t* allowed;  // or null
+    int32_t change_count;
+};
+struct SurveyArgs {
+    SurveyRow rows[kMostRows];
+    float* values;   // [blocks, 64]: the logits after their changes
+    float* best;     // [blocks], and so are the first tokens; [groups] the sums and the products;
+    int64_t stride;  // so many floats from row to row
+    int32_t row_count, n;
+};
+void survey(Gpu& gpu, const SurveyArgs& args);
+
+struct GatherArgs {
+    float least[kMostRows];
+    const float* values;  // [blocks, 64]
+    int32_t* counts;      // [blocks] of candidates; then [kMostFound] their logits and tokens
+    int64_t stride;       // so many numbers from row to row
+    int32_t row_count, n;
+};
+void gather(Gpu& gpu, const GatherArgs& args);
 
 // Takes a quarter of a second. Throws NoMemory.
 DeviceLimits limits_of(Gpu& gpu);

@@ -301,7 +301,7 @@ __global__ void __launch_bounds__(32 * kMostSplits) few_kernel(Products p) {
         float total = parts[i];
         for (int part = 1; part < job.w.splits; ++part)
             total += parts[part * kTileRows * kTileTokens * kTiles + i];
-        finish(job, total * kInput, row, static_cast<int64_t>(token) * job.rows + row);
+        finish(job.finish, total * kInput, row, static_cast<int64_t>(token) * job.rows + row);
     }
 }
 
@@ -332,7 +332,7 @@ __global__ void __launch_bounds__(32 * kMostSplits) many_kernel(Products p) {
             const int row = row_tile * kTileRows + lane / 4 + 8 * e;
             const int64_t token = (first_tile + t) * kTileTokens + lane % 4;
             if (row < job.rows && token < p.tokens)
-                finish(job, totals[t][e] * kInput, row, token * job.rows + row);
+                finish(job.finish, totals[t][e] * kInput, row, token * job.rows + row);
         }
 }
 
@@ -402,7 +402,7 @@ __global__ void __launch_bounds__(32 * kInputParts) input_kernel(InputProduct p)
         float total = parts[i];
         for (int part = 1; part < kInputParts; ++part)
             total += parts[part * kInputTokens * kInputOutputs + i];
-        finish(p, total, output, static_cast<int64_t>(token + t) * p.outputs + output);
+        finish(p.finish, total, output, static_cast<int64_t>(token + t) * p.outputs + output);
     }
 }
 

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "backend/cuda/device.h"
-#include "backend/ops.h"
+#include "backend/cuda/kernels.h"
 
 namespace rwkv_edge::cuda {
 
@@ -60,15 +60,14 @@ DEVICE float activated(Activate function, float x) {
     return x;
 }
 
-// What follows a product, as MatmulJob says it: output `row` of `rows`, at `at` in [tokens, rows].
-template <class Job>
-DEVICE void finish(const Job& job, float v, int row, int64_t at) {
-    if (job.scale != 1.0f) v *= job.scale;
-    if (job.bias != nullptr) v += job.bias[row];
-    v = activated(job.activate, v);
-    if (job.gate != nullptr) v *= job.gate[at];
-    job.y[at] = v;
-    if (job.residual != nullptr) job.residual[at] += v;
+// What follows a product: output `row` of `rows`, at `at` in [tokens, rows].
+DEVICE void finish(const Finish& p, float v, int row, int64_t at) {
+    if (p.scale != 1.0f) v *= p.scale;
+    if (p.bias != nullptr) v += p.bias[row];
+    v = activated(p.activate, v);
+    if (p.gate != nullptr) v *= p.gate[at];
+    p.y[at] = v;
+    if (p.residual != nullptr) p.residual[at] += v;
 }
 
 }  // namespace rwkv_edge::cuda

@@ -11,6 +11,7 @@
 #include "kernels/generic/float_kernels.inl"
 #include "kernels/generic/float_matmul.inl"
 #include "kernels/generic/input_matmul.inl"
+#include "kernels/generic/outer_products.inl"
 #include "kernels/levels.h"
 
 namespace rwkv_edge {
@@ -72,6 +73,7 @@ void neon_kernels(Kernels& table) {
     products_by_input<Widen>(table);
     table.rounded_bytes = rounded_bytes;
     table.round_activations = round_activations;
+    table.outer_products = outer_products<UsualVectors, 4, 2>;
     table.float_peak = float_peak;
     table.int8_peak = int8_peak;
 }

@@ -7,6 +7,7 @@
 #include "kernels/generic/float_kernels.inl"
 #include "kernels/generic/float_matmul.inl"
 #include "kernels/generic/input_matmul.inl"
+#include "kernels/generic/outer_products.inl"
 #include "kernels/levels.h"
 #include "kernels/x86/avx2_blocks.inl"
 #include "kernels/x86/avx2_inputs.inl"
@@ -96,6 +97,7 @@ void avx2_kernels(Kernels& table) {
     products_by_input<Widen>(table);
     table.rounded_bytes = rounded_bytes;
     table.round_activations = round_activations;
+    table.outer_products = outer_products<UsualVectors, 4, 2>;
     table.float_peak = float_peak;
     table.int8_peak = int8_peak;
 }

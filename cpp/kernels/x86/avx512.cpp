@@ -3,6 +3,7 @@
 // of 512 bits, with the results of AVX2 to the bit. Everything else is AVX2's.
 #include <immintrin.h>
 
+#include "kernels/generic/outer_products.inl"
 #include "kernels/levels.h"
 #include "kernels/x86/avx512_blocks.inl"
 #include "kernels/x86/avx512_floats.inl"
@@ -50,6 +51,7 @@ void avx512_kernels(Kernels& table) {
     block_products(table);
     products_by_input<WideWiden>(table);
     table.wkv7 = wkv7;
+    table.outer_products = outer_products<WideVectors, 8, 2>;
     table.float_peak = float_peak;
     table.int8_peak = int8_peak;
     table.rounded_bytes = rounded_bytes;

@@ -269,8 +269,8 @@ struct WideWiden<BlockQ6_K> {
             for (int run = 0; run < 4; ++run) {
                 Ints low = wide_bytes_at(ql + 32 * (run % 2) + 16 * v);
                 if (run >= 2) low = _mm512_srli_epi32(low, 4);
-                const Ints up = run < 2 ? _mm512_slli_epi32(bits, 4 - 2 * run)
-                                        : _mm512_srli_epi32(bits, 2 * run - 4);
+                const Ints up = run < 2 ? _mm512_slli_epi32(bits, (unsigned)(4 - 2 * run))
+                                        : _mm512_srli_epi32(bits, (unsigned)(2 * run - 4));
                 const Ints high = _mm512_and_si512(up, upper);
                 // low & 15 | high
                 const Ints codes = _mm512_ternarylogic_epi32(low, nibble, high, 0xea);

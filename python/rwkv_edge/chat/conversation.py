@@ -487,14 +487,14 @@ class Conversation:
         text = text_of(Transcript(self.template, self._system, turns, begin))
         dataclasses.replace(session.state, text=text).save(path, replace=replace)
 
-    def load(self, path: str | PathLike[str]) -> None:
+    def load(self, path: str | PathLike[str], *, any_model: bool = False) -> None:
         """Go on with a saved conversation, and with its template and system text. Its turns are
-        known where it was saved with its text.
+        known where it was saved with its text. `any_model` is that of `State.load`.
 
         Raises FormatError for a file that is no state or of another model, OSError where it cannot
         be read; the conversation is then what it was.
         """
-        state = State.load(path)
+        state = State.load(path, any_model=any_model)
         found = None if state.text is None else transcript_of(state.text)
         first = self._first[0]
         self._session.reset(state)

@@ -18,16 +18,20 @@ from .. import __version__, _core
 from .terminal import error_text, prepare_streams
 
 COMMANDS = (
+    "batch",
     "chat",
     "generate",
     "convert",
     "quantize",
     "info",
+    "pull",
     "state",
     "tokenize",
     "embed",
     "serve",
     "bench",
+    "perplexity",
+    "imatrix",
 )
 INTERRUPTED = 130  # as the shell has it for a program that Ctrl-C ended
 LOST_FILE = (
@@ -70,6 +74,12 @@ class Program(click.Group):
             ctx.exit(INTERRUPTED)
 
 
+if sys.platform == "win32":
+    HANG_UP = signal.SIGBREAK
+else:
+    HANG_UP = signal.SIGHUP
+
+
 class Ended(BaseException):
     """A signal asked the program to end."""
 
@@ -79,7 +89,8 @@ class Ended(BaseException):
 
 @contextlib.contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the program as an exception does: nothing half-written stays behind.
+    """SIGTERM and SIGHUP (on Windows SIGBREAK, which a window that is closed sends too) end the
+    program as an exception does: nothing half-written stays behind.
     One that is ignored, as after `nohup`, stays so.
     """
 
@@ -89,7 +100,7 @@ def ended_by_signals() -> Iterator[None]:
 
     before = {}
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGHUP):
+        for number in (signal.SIGTERM, HANG_UP):
             if signal.getsignal(number) is signal.SIG_DFL:
                 before[number] = signal.signal(number, end)
     try:
@@ -104,5 +115,6 @@ def ended_by_signals() -> Iterator[None]:
 def main() -> None:
     """Run RWKV language models on the CPU.
 
-    Without MODEL, a command uses the small demo model that comes with the program.
+    MODEL is a file or a name such as g1:0.4b (see `rwkv-edge pull`). Without MODEL, a command uses
+    the small demo model that comes with the program.
     """

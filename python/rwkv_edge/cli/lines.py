@@ -39,6 +39,7 @@ COMMANDS = {
     "/save": ("FILE", "save the conversation to a file"),
     "/save!": ("FILE", "the same, and replace any file"),
     "/load": ("FILE", "continue a saved conversation"),
+    "/load!": ("FILE", "the same, and accept one of another model of the same shape"),
     "/export": ("FILE", "write the conversation as Markdown"),
     "/export!": ("FILE", "the same, and replace a file"),
     "/exit": ("", "leave (or press Ctrl-D)"),

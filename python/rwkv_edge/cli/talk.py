@@ -284,13 +284,16 @@ class Talk:
     def _save_over(self, rest: str) -> None:
         self._save(rest, replace=True)
 
-    def _load(self, rest: str) -> None:
+    def _load(self, rest: str, *, any_model: bool = False) -> None:
         path = path_of(rest)
-        self._chat.load(path)
+        self._chat.load(path, any_model=any_model)
         self._tries = 0
         if self._interactive:
             self._transcript()
         self._done(f"going on from {path}")
+
+    def _load_over(self, rest: str) -> None:
+        self._load(rest, any_model=True)
 
     def _transcript(self) -> None:
         """Show what was said."""

@@ -117,11 +117,17 @@ class Interrupts:
 
 
 def prepare_streams() -> None:
-    """Let any bytes come in, and let no character that the terminal lacks end the program."""
+    """Let any bytes come in, and let no character that the terminal lacks end the program.
+
+    On Windows the streams are UTF-8, as they are elsewhere: a pipe there has the encoding that the
+    system had in the nineties.
+    """
+    encoding = "utf-8" if sys.platform == "win32" else None
     if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="surrogateescape")
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")
+        sys.stdin.reconfigure(encoding=encoding, errors="surrogateescape")
+    for stream in (sys.stdout, sys.stderr) if encoding else (sys.stdout,):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding=encoding, errors="replace")
 
 
 def write(text: str) -> None:

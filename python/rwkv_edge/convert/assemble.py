@@ -35,6 +35,6 @@ def _bytes(path: Path, output: Output, plan: TensorPlan) -> NDArray[np.uint8]:
     whole = np.empty(plan.nbytes, np.uint8)
     start = 0
     for piece in pieces(path, output, plan.type):
-        whole[start : start + piece.size] = piece
-        start += piece.size
+        whole[start : start + len(piece)] = piece
+        start += len(piece)
     return whole

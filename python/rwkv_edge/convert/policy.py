@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +14,24 @@ from numpy.typing import NDArray
 
 from .. import _core
 from .._core import FormatError, UnsupportedError
-from ..files.form import ALIASES, FILE_TYPES
+from ..files.form import ALIASES, FILE_TYPES, open_regular
 from ..files.gguf_writer import TensorPlan, Value, uint32
 from ..files.source import F32, NUMPY_TYPES, MappedTensor
 from .plan import Output
 
-# What a file may be made of already; K-types are read and never written.
-KEPT_FILE_TYPES = FILE_TYPES | {"q2_k": 10, "q3_k": 12, "q4_k": 15, "q5_k": 17, "q6_k": 18}
+# What a file may be made of already; q2_k is read and never written.
+KEPT_FILE_TYPES = FILE_TYPES | {"q2_k": 10}
+# Of head and embedding where nothing is said. The embedding is hardly read, and both are sensitive.
+ENDS = {"q3_k": "q5_k", "q4_k": "q5_k", "q5_k": "q6_k"} | dict.fromkeys(
+    ("q4_0", "q4_1", "q5_0", "q5_1"), "q8_0"
+)
+# K-types have blocks of 256 columns. What fits none gets the type that llama.cpp gives it.
+FALLBACKS = {"q3_k": "q4_0", "q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}
+# These matrices have searched scales, so they take an importance of their columns.
+SEARCHED = ("q4_0", "q4_1", "q5_0", "q5_1", *FALLBACKS)
+# Its input has a channel that is thousands of times as large as the others in every RWKV-7 of
+# BlinkDL's. Beside it nothing else is left of a block of activations.
+MASSIVE, MASSIVE_TYPE = "blk.0.time_mix_output.weight", "q8_0"
 
 # Two-dimensional, yet too small and too sensitive to quantize; llama.cpp's list, and what RWKV-7a
 # and initial states add to it. Of these its converter keeps FLOAT32 in float32 even in a float16
@@ -51,28 +62,41 @@ class Types:
     embd: str | None
     again: bool = False
     """Whether a matrix that is quantized already may be quantized again."""
+    named: Mapping[str, str] = field(default_factory=dict)
+    """The types of single matrices, before all others."""
 
     @staticmethod
     def choose(
         base: str | None, head: str | None, embd: str | None, *, again: bool = False
     ) -> Types:
-        """In a 4- or 5-bit file head and embedding have 8 bits unless said otherwise."""
+        """In a file of 3 to 5 bits head and embedding have more unless said otherwise."""
         parsed = [None if name is None else parse_type(name) for name in (base, head, embd)]
-        default = "q8_0" if (parsed[0] or "").startswith(("q4", "q5")) else parsed[0]
+        default = None if parsed[0] is None else ENDS.get(parsed[0], parsed[0])
         return Types(parsed[0], parsed[1] or default, parsed[2] or default, again)
+
+    def for_massive(self) -> Types:
+        """These types with more bits for MASSIVE where the base has fewer than 6."""
+        if self.base not in ("q3_k", "q4_k", "q5_k") or MASSIVE in self.named:
+            return self
+        return replace(self, named={**self.named, MASSIVE: MASSIVE_TYPE})
 
     def by_default(self, base: str) -> Types:
         """These types with another one for what has none yet."""
         if self.base is not None:
             return self
-        return Types(base, self.head or base, self.embd or base, self.again)
+        return replace(self, base=base, head=self.head or base, embd=self.embd or base)
 
     def of(self, where: str, name: str, shape: tuple[int, ...], found: str) -> str:
-        """The type of a matrix that is `found` now; columns that fit no block become float16.
+        """The type of a matrix that is `found` now; columns that fit no block get another one.
 
         Raises UnsupportedError, which begins with `where`, for a matrix that is quantized already.
         """
         wanted = {"output.weight": self.head, "token_embd.weight": self.embd}.get(name, self.base)
+        wanted = self.named.get(name, wanted)
+        if wanted is not None and shape[-1] % _core.type_block(wanted)[0]:
+            wanted = FALLBACKS.get(wanted, "f16")
+            if shape[-1] % _core.type_block(wanted)[0]:
+                wanted = "f16"
         if wanted is None or wanted == found:
             return found
         if found not in NUMPY_TYPES and not self.again:
@@ -81,7 +105,7 @@ class Types:
                 "quantize the f32, f16 or bf16 file it was made from, "
                 "or let `convert` quantize it again, which loses more"
             )
-        return wanted if shape[-1] % _core.type_block(wanted)[0] == 0 else "f16"
+        return wanted
 
     def file_type(self, tensors: Iterable[TensorPlan]) -> Value:
         """llama.cpp's number for a file of these tensors: what was asked for, or what most are."""
@@ -141,14 +165,59 @@ def _type(path: Path, output: Output, types: Types, settled: bool) -> str:
     return base if base in ("f32", "bf16") else "f16"
 
 
-def pieces(path: Path, output: Output, kind: str) -> Iterator[NDArray[np.uint8]]:
+@dataclass(frozen=True)
+class Scale:
+    """Factors that the values of a tensor are multiplied by; a vector is one row."""
+
+    rows: F32 | None = None
+    columns: F32 | None = None
+
+    def apply(self, values: F32, start: int) -> F32:
+        """Of rows [R, columns] from `start` on."""
+        if self.columns is not None:
+            values = values * self.columns
+        if self.rows is not None:
+            values = values * self.rows[start : start + len(values), None]
+        return values
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of single matrices, for those who quantize them."""
+
+    importance: Mapping[str, F32] = field(default_factory=dict)
+    """How much each column matters: [columns]."""
+    types: Mapping[str, str] = field(default_factory=dict)
+    """What they are to become, whatever the others do."""
+    made: Mapping[str, Path] = field(default_factory=dict)
+    """Files of their blocks, which were made already, in these types."""
+    scales: Mapping[str, Scale] = field(default_factory=dict)
+    """By which the others are multiplied."""
+
+
+NOTHING = Known()
+
+
+def pieces(
+    path: Path, output: Output, kind: str, known: Known = NOTHING
+) -> Iterator[NDArray[np.uint8] | bytes]:
     """The bytes of a tensor in a type, some megabytes at a time. Blocks that have the type already
     are copied. FormatError for values that the type cannot hold."""
     tensor = output.tensor
+    if (made := known.made.get(output.name)) is not None:
+        with open_regular(made) as file:
+            while piece := file.read(CHUNK_VALUES):
+                yield piece
+        return
+    scale = known.scales.get(output.name, Scale())
     raw = tensor.raw() if kind == tensor.dtype and kind not in NUMPY_TYPES else None
     if raw is None:
+        importance = known.importance.get(output.name)
+        start = 0
         for values in output.chunks(CHUNK_VALUES):
-            yield encode(values, kind, f"{path}: tensor {output.name}").reshape(-1)
+            where = f"{path}: tensor {output.name}"
+            yield encode(scale.apply(values, start), kind, where, importance).reshape(-1)
+            start += len(values)
         return
     for start in range(0, raw.size, CHUNK_VALUES):
         yield raw[start : start + CHUNK_VALUES]
@@ -156,11 +225,18 @@ def pieces(path: Path, output: Output, kind: str) -> Iterator[NDArray[np.uint8]]
             tensor.file.forget()
 
 
-def encode(values: F32, kind: str, where: str) -> NDArray[np.uint8]:
-    """Values [rows, columns] in a file's type. FormatError where they cannot be held."""
+def encode(values: F32, kind: str, where: str, importance: F32 | None = None) -> NDArray[np.uint8]:
+    """Values [rows, columns] in a file's type, with searched scales, for which an importance says
+    how much each column matters; all CPUs work. FormatError where they cannot be held."""
+    check_values(values, kind, where)
+    return _core.quantize_matrix(
+        np.ascontiguousarray(values), kind, importance if kind in SEARCHED else None
+    )
+
+
+def check_values(values: F32, kind: str, where: str) -> None:
     largest = np.abs(values).max(initial=0.0)
     if not np.isfinite(largest):
         raise FormatError(f"{where} holds NaN or infinity")
     if kind not in ("f32", "bf16") and largest > LARGEST_F16:
         raise FormatError(f"{where} holds {largest:g}, too large for {kind}; use bf16 or f32")
-    return _core.quantize(np.ascontiguousarray(values), kind)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -17,11 +17,13 @@ from ..files.gguf_writer import Value, string, uint32
 from ..tokenizer import (
     HUGGINGFACE_KEY,
     MAX_TOKENS,
-    NO_CHARSMAP,
+    NORMALIZER,
+    PIECES,
     SENTENCEPIECE_KEY,
     load_sentencepiece,
     piece_bytes,
     pre_tokenizers,
+    protobuf_fields,
     read_pieces,
 )
 
@@ -219,14 +221,13 @@ def _huggingface(path: Path) -> Vocabulary:
 
 def _sentencepiece(path: Path) -> Vocabulary:
     model = read_bytes(path, MAX_BYTES, "a sentencepiece model")
-    pieces = load_sentencepiece(model + NO_CHARSMAP, str(path))
+    pieces = load_sentencepiece(model, str(path))
     ids = range(pieces.vocab_size())
-    first = pieces.encode("a", out_type=str)[:1]
     metadata = {
         "tokenizer.ggml.model": string("llama"),
         "tokenizer.ggml.pre": string("default"),
         "tokenizer.ggml.add_bos_token": Value("bool", False),
-        "tokenizer.ggml.add_space_prefix": Value("bool", first[:1] != ["a"]),
+        "tokenizer.ggml.add_space_prefix": Value("bool", _puts_a_space_first(model, str(path))),
         SENTENCEPIECE_KEY: Value("array[uint8]", model),
     }
     if pieces.unk_id() >= 0:
@@ -243,9 +244,9 @@ def _piece_types(model: bytes, source: str, count: int) -> list[int]:
     defined by the user."""
     found: list[int] = []
     try:
-        for number, value in _fields(model):
-            if number == 1 and isinstance(value, bytes):
-                kind = dict(_fields(value)).get(3)
+        for number, value, _ in protobuf_fields(model):
+            if number == PIECES and isinstance(value, bytes):
+                kind = {name: kind for name, kind, _ in protobuf_fields(value)}.get(3)
                 if not isinstance(kind, int) or not NORMAL <= kind <= BYTE:
                     kind = NORMAL
                 found.append(kind)
@@ -256,27 +257,17 @@ def _piece_types(model: bytes, source: str, count: int) -> list[int]:
     return found
 
 
-def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """The fields of a protobuf message. KeyError or IndexError where it is none."""
-    at = 0
-    while at < len(data):
-        key, at = _varint(data, at)
-        value: int | bytes
-        if key & 7 == 0:
-            value, at = _varint(data, at)
-        else:
-            size, at = _varint(data, at) if key & 7 == 2 else ({1: 8, 5: 4}[key & 7], at)
-            value, at = data[at : at + size], at + size
-        yield key >> 3, value
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    value = 0
-    for i in range(10):
-        value |= (data[at + i] & 127) << 7 * i
-        if data[at + i] < 128:
-            return value, at + i + 1
-    raise IndexError
+def _puts_a_space_first(model: bytes, source: str) -> bool:
+    """The add_dummy_prefix (3) of a model's normalizer_spec, which is true where it is not said."""
+    found = True
+    try:
+        for number, value, _ in protobuf_fields(model):
+            if number == NORMALIZER and isinstance(value, bytes):
+                for name, flag, _ in protobuf_fields(value):
+                    found = bool(flag) if name == 3 else found
+    except (KeyError, IndexError):
+        raise FormatError(f"{source}: a sentencepiece model with a damaged normalizer") from None
+    return found
 
 
 def _text(path: Path, what: str) -> str:

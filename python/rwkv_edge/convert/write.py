@@ -7,6 +7,7 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from .._core import FormatError, ModelFile, TensorInfo, UnsupportedError
@@ -18,10 +19,11 @@ from .chat_template import OLD, chat_template
 from .names import plan_model
 from .open import open_checkpoint
 from .plan import Output
-from .policy import Types, is_quantized, pieces, plan_types
+from .policy import NOTHING, Known, Types, is_quantized, pieces, plan_types
 from .tuned_state import merge_state
 from .vocab import find_vocabulary
 
+MASSIVE_ARCHS = ("rwkv7", "rwkv7a")
 LICENSE_KEYS = ("license", "license.name", "license.link")
 
 
@@ -39,6 +41,7 @@ def convert(
     adapter_init: str | Path | None = None,
     state: str | Path | None = None,
     sparse_ffn: bool = False,
+    known: Known = NOTHING,
     progress: Progress | None = None,
 ) -> None:
     """Convert the RWKV checkpoint `source` to the GGUF file `target`.
@@ -48,7 +51,7 @@ def convert(
 
     `type`, `head_type`, `embd_type` and `progress` are those of `quantize`. The default of `type`
     is f16, or the type of a source that is already quantized. A UserWarning says where quantizing
-    a second time loses precision.
+    a second time loses precision. `known` says more of single matrices.
 
     `vocab` is a vocabulary file. The default is one beside the source, or else the World vocabulary
     of the package pyrwkv-tokenizer (`rwkv-edge[convert]`). `license` is written to the file.
@@ -65,14 +68,22 @@ def convert(
     ValueError for an unknown type, OSError where a file cannot be read or written.
     """
     source, target = Path(source), Path(target)
-    types = Types.choose(type, head_type, embd_type, again=True)
+    types = _types(Types.choose(type, head_type, embd_type, again=True), known)
     if is_gguf(source):
         if any(part is not None for part in (vocab, adapter, alpha, adapter_init, state)):
             raise ValueError(
                 f"{source}: a GGUF file; vocabulary, adapter and state are for the checkpoint that "
                 "it was made from"
             )
-        _rewrite(source, target, types, license=license, sparse_ffn=sparse_ffn, progress=progress)
+        _rewrite(
+            source,
+            target,
+            types,
+            license=license,
+            sparse_ffn=sparse_ffn,
+            known=known,
+            progress=progress,
+        )
         return
     checkpoint = open_checkpoint(source)
     if adapter is not None:
@@ -106,7 +117,13 @@ def convert(
     inputs = [source, *named]
     if target.is_file() and not is_gguf(target):  # which an older target is, in a folder of inputs
         inputs += [file for path in inputs if path.is_dir() for file in path.iterdir()]
-    write_model(target, metadata, outputs, types, inputs=inputs, progress=progress)
+    if metadata["general.architecture"].data in MASSIVE_ARCHS and not known.types:
+        types = types.for_massive()
+    write_model(target, metadata, outputs, types, inputs=inputs, known=known, progress=progress)
+
+
+def _types(types: Types, known: Known) -> Types:
+    return replace(types, named=known.types)
 
 
 def quantize(
@@ -116,26 +133,51 @@ def quantize(
     type: str,
     head_type: str | None = None,
     embd_type: str | None = None,
+    vocab: str | Path | None = None,
     sparse_ffn: bool = False,
+    again: bool = False,
+    known: Known = NOTHING,
     progress: Progress | None = None,
 ) -> None:
-    """Write the GGUF file `source` to `target` with its matrices in another type.
+    """Write the model `source` to the GGUF file `target` with its matrices in another type.
 
-    `type` is f32, f16, bf16, q8_0, q5_1, q5_0, q4_1 or q4_0 (fp16, int8 and int4 are names for
-    f16, q8_0 and q4_0). `head_type` and `embd_type` are the types of the output matrix and of the
-    embedding; their default is q8_0 in a 4- or 5-bit file, else `type`. All else, such as the
-    vocabulary and the licence, is copied. `sparse_ffn` is that of `convert`. `progress` is called
-    with the bytes written, the bytes in all and the name of the tensor.
+    `type` is f32, f16, bf16, q8_0, q6_k, q5_k, q4_k, q3_k, q5_1, q5_0, q4_1 or q4_0 (fp16, int8 and
+    int4 are names for f16, q8_0 and q4_0). A CPU multiplies q3_k as float32, slowly. Types that end
+    in _k need columns in multiples of 256; other matrices become q8_0, q5_1, q5_0 or q4_0.
+    `head_type` and `embd_type` are the types of the output matrix and of the embedding. Their
+    default is q5_k beside q3_k and q4_k, q6_k beside q5_k, q8_0 beside q4_0 to q5_1, else `type`.
+    Beside q3_k to q5_k the output matrix of the first time mix of an RWKV-7 becomes q8_0. All else,
+    such as the vocabulary and the licence, is copied.
+
+    `source` is a GGUF file, or what else `convert` takes, with `vocab`. `sparse_ffn` and `known`
+    are those of `convert`. `again` allows a source that is quantized already; a UserWarning says
+    what that loses. `progress` is called with the bytes written, the bytes in all and the name of
+    the tensor.
 
     Raises ValueError for an unknown type or if source and target are one file, FormatError for a
     malformed source or values that do not fit, UnsupportedError where the source is quantized
     already or no RWKV model, OSError where a file cannot be read or written.
     """
     source, target = Path(source), Path(target)
-    types = Types.choose(type, head_type, embd_type)
-    if not is_gguf(source):
-        raise FormatError(f"{source}: not a GGUF file; `convert` makes one of any type")
-    _rewrite(source, target, types, sparse_ffn=sparse_ffn, progress=progress)
+    types = _types(Types.choose(type, head_type, embd_type, again=again), known)
+    if is_gguf(source):
+        if vocab is not None:
+            raise ValueError(
+                f"{source}: a GGUF file has its vocabulary inside, so {vocab} is unused"
+            )
+        _rewrite(source, target, types, sparse_ffn=sparse_ffn, known=known, progress=progress)
+        return
+    convert(
+        source,
+        target,
+        type=type,
+        vocab=vocab,
+        head_type=head_type,
+        embd_type=embd_type,
+        sparse_ffn=sparse_ffn,
+        known=known,
+        progress=progress,
+    )
 
 
 def _rewrite(
@@ -145,6 +187,7 @@ def _rewrite(
     *,
     license: str | None = None,
     sparse_ffn: bool = False,
+    known: Known = NOTHING,
     progress: Progress | None = None,
 ) -> None:
     """Write a GGUF file as another one, in other types."""
@@ -165,15 +208,26 @@ def _rewrite(
         metadata["tokenizer.chat_template"] = string(chat_template(*texts))
     if license is not None:
         metadata["general.license"] = string(license)
-    outputs = [Output(t.name, t.shape, _tensor(file, t)) for t in file.tensors]
+    outputs = [Output(t.name, t.shape, tensor_of(file, t)) for t in file.tensors]
     if sparse_ffn:
         outputs = by_input(source, outputs, types)
     if not any(is_quantized(output) for output in outputs):
         types = types.by_default("f16")
-    write_model(target, metadata, outputs, types, settled=True, inputs=[source], progress=progress)
+    if architecture in MASSIVE_ARCHS and not known.types:
+        types = types.for_massive()
+    write_model(
+        target,
+        metadata,
+        outputs,
+        types,
+        settled=True,
+        inputs=[source],
+        known=known,
+        progress=progress,
+    )
 
 
-def _tensor(file: ModelFile, info: TensorInfo) -> Tensor:
+def tensor_of(file: ModelFile, info: TensorInfo) -> Tensor:
     data = info.data.view(NUMPY_TYPES.get(info.type, "u1"))
     rows = math.prod(info.shape[:-1])
     return MappedTensor(info.name, info.type, data.reshape(rows, -1), file)
@@ -240,6 +294,7 @@ def write_model(
     *,
     settled: bool = False,
     inputs: Sequence[Path] = (),
+    known: Known = NOTHING,
     progress: Progress | None = None,
 ) -> None:
     """Write the tensors of a model in the types of `plan_types`, a piece of one at a time."""
@@ -254,4 +309,4 @@ def write_model(
     }
     with GGUFWriter(target, metadata, plans, inputs=inputs, progress=progress) as writer:
         for output, plan in zip(outputs, plans, strict=True):
-            writer.tensor(plan.name, pieces(path, output, plan.type))
+            writer.tensor(plan.name, pieces(path, output, plan.type, known))

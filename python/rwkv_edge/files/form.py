@@ -8,11 +8,13 @@ import os
 import re
 import reprlib
 import stat
+import sys
 from enum import Enum
 from pathlib import Path
 from typing import BinaryIO
 
 from .._core import FormatError
+from .output import AT_ONCE, PLAIN
 
 # What files are written in, with llama.cpp's numbers for general.file_type.
 FILE_TYPES = {
@@ -23,6 +25,10 @@ FILE_TYPES = {
     "q8_0": 7,
     "q5_0": 8,
     "q5_1": 9,
+    "q3_k": 12,
+    "q4_k": 15,
+    "q5_k": 17,
+    "q6_k": 18,
     "bf16": 32,
 }
 ALIASES = {"fp32": "f32", "fp16": "f16", "int8": "q8_0", "int4": "q4_0"}
@@ -66,7 +72,9 @@ BEGINNINGS = (
 def open_regular(path: Path) -> BinaryIO:
     """Open a file for reading. Raises OSError where that cannot be done, FormatError for a pipe or
     a device, from which one might read for ever."""
-    number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if sys.platform == "win32" and path.is_dir():  # which it refuses as if it were forbidden
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    number = os.open(path, os.O_RDONLY | AT_ONCE | PLAIN)
     try:
         mode = os.fstat(number).st_mode
         if stat.S_ISDIR(mode):
@@ -150,6 +158,6 @@ def is_g1(name: str) -> bool:
 
 def amount(nbytes: float) -> str:
     """A number of bytes as people read it."""
-    unit = next((unit for unit in (1, 1e3, 1e6) if nbytes < 1000 * unit), 1e9)
+    unit = next((unit for unit in (1, 1e3, 1e6) if nbytes < 999.5 * unit), 1e9)
     name = {1: "bytes", 1e3: "KB", 1e6: "MB", 1e9: "GB"}[unit]
     return f"{nbytes / unit:.3g} {name}"

@@ -4,20 +4,31 @@
 At every moment the target is the old file or the new one. The new one lies in the same folder as
 `.NAME.HEX.part` until then. Its writer holds a lock on it, so that the next writer can tell what a
 killed one has left, and removes that.
+
+On Windows an open file cannot be removed, so it needs no lock. A file that is mapped, as a model
+is, cannot be replaced there either, but renamed: it stays as `.NAME.HEX.old` until a writer can
+remove it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import re
 import stat
+import sys
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
+if sys.platform != "win32":
+    import fcntl
+
+# Flags of os.open; no system has all of them.
+PLAIN = sum(getattr(os, name, 0) for name in ("O_CLOEXEC", "O_NOINHERIT", "O_BINARY"))
+NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+AT_ONCE = getattr(os, "O_NONBLOCK", 0)  # opening a pipe that nobody writes to would never end
 NAME_BYTES = 120  # of the target's name in the other's: the system's limits begin at 143
 NO_FILES = {
     stat.S_IFCHR: "a device",
@@ -71,7 +82,10 @@ class OutputFile:
         return self
 
     def _open(self) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_LINK | PLAIN
+        if sys.platform == "win32":
+            self._fd = os.open(self._part, flags, self._mode)
+            return
         while self._fd < 0:
             self._fd = os.open(self._part, flags, self._mode if self._old is None else 0o600)
             with contextlib.suppress(OSError):  # a file system without locks; nothing is swept
@@ -95,6 +109,10 @@ class OutputFile:
             if kind is None:
                 with self._named():
                     os.fsync(self._fd)
+                    if sys.platform == "win32":
+                        self._close()
+                        replace_mapped(self._part, self._path)
+                        return
                     self._part.replace(self._path)  # and then let go of the lock
                     self._close()
                     sync_folder(self._path.parent)
@@ -134,7 +152,7 @@ def remove(path: Path, process: int) -> None:
 
 def sweep(folder: Path, prefix: str) -> None:
     """Remove new files whose writers are gone."""
-    pattern = re.compile(re.escape(prefix) + r"[0-9a-f]{8}\.part")
+    pattern = re.compile(re.escape(prefix) + r"[0-9a-f]{8}\.(part|old)")
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             if pattern.fullmatch(entry.name):
@@ -143,7 +161,10 @@ def sweep(folder: Path, prefix: str) -> None:
 
 def remove_unlocked(path: Path) -> None:
     with contextlib.suppress(OSError):  # locked, or another user's
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        if sys.platform == "win32":
+            path.unlink()
+            return
+        fd = os.open(path, os.O_RDONLY | AT_ONCE | NO_LINK | PLAIN)
         try:
             if stat.S_ISREG(os.fstat(fd).st_mode):
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -152,10 +173,29 @@ def remove_unlocked(path: Path) -> None:
             os.close(fd)
 
 
+def replace_mapped(part: Path, target: Path) -> None:
+    """Rename a file to `target`, which may be mapped; then it is renamed first.
+
+    So there is a moment without a target, and where the second renaming fails the first is undone.
+    """
+    try:
+        part.replace(target)
+    except PermissionError:
+        old = part.with_suffix(".old")
+        target.rename(old)
+        try:
+            part.rename(target)
+        except OSError:
+            old.rename(target)
+            raise
+        with contextlib.suppress(PermissionError):
+            old.unlink()
+
+
 def sync_folder(folder: Path) -> None:
     """Let a new name outlive a power failure, where the system can do that."""
     try:
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | PLAIN)
     except PermissionError:  # a folder that may be written and not read
         return
     try:

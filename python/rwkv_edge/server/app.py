@@ -13,13 +13,13 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp
 
-from . import native, openai, static
+from . import native, openai, scores, static
 from .fields import Refused
 from .guard import Guard
 from .http import json_response, refusal
 from .service import Service
 
-DIALECTS = (openai, native)
+DIALECTS = (openai, native, scores)
 
 
 def create_app(

@@ -204,7 +204,7 @@ class Composer:
     ) -> Answer:
         """Raises Refused for options that no text can be made with."""
         options: dict[str, Any] = {**self.sampling, **request.sampling, "max_tokens": max_tokens}
-        if request.ignore_eos:
+        if request.ignore_eos and constraint is None:  # a form ends where it is whole
             options["banned"] = [*options.get("banned", ()), END_OF_TEXT]
         if request.min_tokens:
             options["logits_hook"] = no_end_before(request.min_tokens)

@@ -19,7 +19,7 @@ OPEN = ("/health", "/v1/health")
 """Paths that need no key; and whatever is no API (the page)."""
 API = ("/v1", "/api", "/chat", "/completions", "/models", "/embeddings", "/tokenize",
        "/detokenize", "/tokenizer_info", "/props", "/metrics", "/states", "/responses",
-       "/messages")  # fmt: skip
+       "/messages", "/scores")  # fmt: skip
 """Beginnings of paths that need a key, and a body of JSON."""
 STATES = "/v1/states"
 OCTETS = "application/octet-stream"

@@ -27,26 +27,29 @@ def seen(call: Call, kept: Kept) -> dict[str, Any]:
     return kept.seen(call.service.model)
 
 
-async def make_state(call: Call) -> Response:
-    """From a text or messages behind another state; or from a file."""
-    if call.http.headers.get("content-type", "").startswith("application/octet-stream"):
-        return await upload(call)
-    body, service = call.body, call.service
-    name = body.text("name", most=MOST_NAME)
-    ttl = body.number("ttl", least=0, most=MOST_TTL)
+def read_state(body: Fields, n_vocab: int) -> Request:
+    """What a new state reads."""
     parent = body.text("from", "state", most=MOST_ID)
     if body.sent("messages"):
         messages, prefix = read_messages(body)
         if prefix:
             raise Refused(400, "messages: a state ends with a whole turn", param="messages")
-        request = Request(messages=messages, state=parent, names=read_names(body))
-    elif isinstance(body.get("prompt"), list):
+        return Request(messages=messages, state=parent, names=read_names(body))
+    if isinstance(body.get("prompt"), list):
         found = body.array("prompt", most=MOST_TEXT) or []
-        ids = read_ids("prompt", found, service.model.n_vocab)
-        request = Request(prompt=tuple(ids), state=parent)
-    else:
-        text = body.text("prompt", most=MOST_TEXT)
-        request = Request(prompt=body.needed(text, "prompt"), state=parent)
+        return Request(prompt=tuple(read_ids("prompt", found, n_vocab)), state=parent)
+    text = body.needed(body.text("prompt", most=MOST_TEXT), "prompt")
+    return Request(prompt=text, state=parent)
+
+
+async def make_state(call: Call) -> Response:
+    """From a text or messages behind another state; or from a file."""
+    if call.http.headers.get("content-type", "").startswith("application/octet-stream"):
+        return await upload(call)
+    body, service = call.body, call.service
+    request = read_state(body, service.model.n_vocab)
+    name = body.text("name", most=MOST_NAME)
+    ttl = body.number("ttl", least=0, most=MOST_TTL)
     kept = await call.patient(service.read_state(request, call.caller, name=name, ttl=ttl))
     return json_response(seen(call, kept), 201)
 

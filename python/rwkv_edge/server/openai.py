@@ -407,36 +407,37 @@ def check_model(call: Call) -> None:
         )
 
 
-async def chat(call: Call) -> Response:
-    check_model(call)
-    body, service = call.body, call.service
-    common = read_common(body, service.model.n_vocab)
+def read_chat(body: Fields, n_vocab: int) -> list[Request]:
+    """A request for each choice."""
+    common = read_common(body, n_vocab)
     top = body.integer("top_logprobs", least=0, most=MOST_TOP)
     if body.boolean("logprobs"):
-        top = top or 0
-        common["sampling"]["logprobs"] = top
-    else:
-        top = None
+        common["sampling"]["logprobs"] = top or 0
     messages, prefix = read_messages(body)
     tools, must = read_tools(body)
-    budget = body.integer("thinking_budget", "think_tokens", least=0, most=MOST_TOKENS)
     request = Request(
         messages=messages,
         continues=prefix,
         tools=tools,
         must_call=must,
         think=read_think(body),
-        think_tokens=budget,
+        think_tokens=body.integer("thinking_budget", "think_tokens", least=0, most=MOST_TOKENS),
         thoughts_in_text=body.text("reasoning_format", most=MOST_NAME) == "none",
         names=read_names(body),
         **common,
     )
-    count = body.integer("n", least=1, most=MOST_CHOICES) or 1
-    answers = await service.submit(choices(request, count), call.caller)
+    return choices(request, body.integer("n", least=1, most=MOST_CHOICES) or 1)
+
+
+async def chat(call: Call) -> Response:
+    check_model(call)
+    body, service = call.body, call.service
+    requests = read_chat(body, service.model.n_vocab)
+    count, top = len(requests), requests[0].sampling.get("logprobs")
+    stream, usage = read_stream(body)
+    answers = await service.submit(requests, call.caller)
     about = {"id": new_id("chatcmpl-"), "created": int(time.time()), "model": service.name}
-    if body.boolean("stream"):
-        options = body.object("stream_options")
-        usage = options is not None and bool(options.boolean("include_usage"))
+    if stream:
         chunks = chat_chunks(answers, service.model.tokenizer, about, top, usage)
         return event_stream(answers, chunks, broken)
     found = await call.patient(gather(answers, count))
@@ -450,6 +451,13 @@ async def chat(call: Call) -> Response:
             **state_fields(found[0].end),
         }
     )
+
+
+def read_stream(body: Fields) -> tuple[bool, bool]:
+    """Whether the answer is streamed, and whether its usage comes last."""
+    options = body.object("stream_options")
+    usage = options is not None and bool(options.boolean("include_usage"))
+    return bool(body.boolean("stream")), usage
 
 
 async def gather(answers: Answers, count: int) -> list[Whole]:
@@ -556,26 +564,33 @@ def read_prompts(body: Fields, n_vocab: int) -> list[str | tuple[int, ...]]:
     return prompts
 
 
-async def completions(call: Call) -> Response:
-    check_model(call)
-    body, service = call.body, call.service
-    common = read_common(body, service.model.n_vocab)
+def read_completions(body: Fields, n_vocab: int) -> tuple[list[Request], int]:
+    """Requests for all choices of all prompts, and how many each prompt has."""
+    common = read_common(body, n_vocab)
     common["sampling"].setdefault("max_tokens", COMPLETION_TOKENS)
     top = body.integer("logprobs", least=0, most=MOST_TOP)
     if top is not None:
         common["sampling"]["logprobs"] = top
-    if body.sent("suffix") and body.text("suffix", most=MOST_TEXT):
+    if body.text("suffix", most=MOST_TEXT):
         raise Refused(400, "suffix: this model cannot fill in", param="suffix")
     echo = bool(body.boolean("echo"))
-    prompts = read_prompts(body, service.model.n_vocab)
+    prompts = read_prompts(body, n_vocab)
     count = body.integer("n", least=1, most=MOST_CHOICES) or 1
-    requests = [
+    if len(prompts) * count > MOST_PROMPTS:
+        raise Refused(400, f"prompt: expected at most {MOST_PROMPTS} with n of each")
+    return [
         each
         for prompt in prompts
         for each in choices(Request(prompt=prompt, echo=echo, **common), count)
-    ]
-    if len(requests) > MOST_PROMPTS:
-        raise Refused(400, f"prompt: expected at most {MOST_PROMPTS} with n of each")
+    ], count
+
+
+async def completions(call: Call) -> Response:
+    check_model(call)
+    body, service = call.body, call.service
+    requests, count = read_completions(body, service.model.n_vocab)
+    one_prompt, top = len(requests) == count, requests[0].sampling.get("logprobs")
+    stream, usage = read_stream(body)
     answers = await service.submit(requests, call.caller)
     about = {
         "id": new_id("cmpl-"),
@@ -583,10 +598,9 @@ async def completions(call: Call) -> Response:
         "created": int(time.time()),
         "model": service.name,
     }
-    if body.boolean("stream"):
-        options = body.object("stream_options")
-        usage = options is not None and bool(options.boolean("include_usage"))
-        chunks = completion_chunks(answers, service.model.tokenizer, about, top, usage, count)
+    if stream:
+        tokenizer = service.model.tokenizer
+        chunks = completion_chunks(answers, tokenizer, about, top, usage, one_prompt)
         return event_stream(answers, chunks, broken)
     found = await call.patient(gather(answers, len(requests)))
     tokenizer = service.model.tokenizer
@@ -603,7 +617,7 @@ async def completions(call: Call) -> Response:
                 }
                 for i, each in enumerate(found)
             ],
-            "usage": usage_of([each.end for each in found], same_prompt=len(prompts) == 1),
+            "usage": usage_of([each.end for each in found], same_prompt=one_prompt),
             "timings": timings_of(found[0].end.usage),
             **state_fields(found[0].end),
         }
@@ -621,7 +635,7 @@ async def completion_chunks(
     about: dict[str, Any],
     top: int | None,
     usage: bool,
-    count: int,
+    one_prompt: bool,
 ) -> AsyncIterator[bytes]:
     finishes: dict[int, Finish] = {}
     offsets: dict[int, int] = {}
@@ -639,7 +653,7 @@ async def completion_chunks(
             yield sse({**about, "choices": [choice], "timings": timings, **state_fields(event)})
     if usage:
         ordered = [finishes[i] for i in sorted(finishes)]
-        found = usage_of(ordered, same_prompt=len(ordered) == count)
+        found = usage_of(ordered, same_prompt=one_prompt)
         yield sse({**about, "choices": [], "usage": found})
     yield b"data: [DONE]\n\n"
 

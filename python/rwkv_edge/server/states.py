@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import secrets
 import tempfile
@@ -19,6 +20,8 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from .. import _core
 from ..model import Model
@@ -114,7 +117,10 @@ class States:
         name: str | None = None,
         ttl: float | None = None,
     ) -> Kept:
-        """Keep a state of the model. Raises OSError where it cannot be written."""
+        """Keep a state of the model. Raises Refused where it cannot be written, or is no state that
+        a text can go on from."""
+        if not all(np.isfinite(x).all() for x in (state.data, state.output) if x is not None):
+            raise Refused(500, "the state holds NaN or infinity", kind="server_error")
         now = time.time()
         kept = Kept(
             id=f"st_{secrets.token_urlsafe(16)}",
@@ -130,7 +136,11 @@ class States:
         state = dataclasses.replace(state, text=None, source="a stored state")
         if self._folder is not None:
             told = dataclasses.replace(state, text=json.dumps(asdict(kept)))
-            told.save(self._folder / f"{kept.id}.state")
+            try:
+                told.save(self._folder / f"{kept.id}.state")
+            except OSError as error:
+                text = f"the state could not be written: {os.strerror(error.errno or 0)}"
+                raise Refused(503, text, kind="server_error") from None
         with self._lock:
             self._known[kept.id] = kept
             self._loaded[kept.id] = state

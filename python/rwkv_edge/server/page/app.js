@@ -60,14 +60,13 @@ const acts = {
 };
 
 function draw() {
-  const atEnd = isAtEnd();
   drawTalk(view.turns, tree, props, acts);
   drawTree(view.tree, tree, { gone: isGone, choose: acts.choose });
   drawMeter(view.meter, tree, props, storedSum());
   view.chip.textContent = chip(tree, props);
   drawList();
   drawDock();
-  if (atEnd) toEnd();
+  if (following) toEnd();
 }
 
 function drawList() {
@@ -110,10 +109,18 @@ function drawDock() {
   );
 }
 
-const isAtEnd = () => view.scroll.scrollHeight - view.scroll.scrollTop - view.scroll.clientHeight < 80;
+let following = true; // whether the end is looked at, and new words are to be seen
+
+/** To the last words; of answers side by side, to their beginnings. */
+function endOf() {
+  const last = view.turns.querySelector(".turn:last-of-type:has(.are-beside)");
+  const top = last ? last.offsetTop - 24 : Infinity;
+  return Math.min(view.scroll.scrollHeight, top);
+}
 
 function toEnd() {
-  view.scroll.scrollTop = view.scroll.scrollHeight;
+  following = true;
+  view.scroll.scrollTop = endOf();
 }
 
 let frame = 0;
@@ -123,9 +130,8 @@ function drawSoon() {
   frame ||= requestAnimationFrame(() => {
     frame = 0;
     if (running?.tree !== tree) return;
-    const atEnd = isAtEnd();
     for (const node of running.nodes) update(view.turns, node);
-    if (atEnd) toEnd();
+    if (following) toEnd();
   });
 }
 
@@ -245,6 +251,7 @@ async function ask(said, parent, count) {
     which.root = { system: settingsOf().system ?? "", state: null, mind: null };
   }
   if (!trees.includes(which)) trees.push(which);
+  localStorage.setItem("rwkv-edge.open", which.id);
   if (children(which, parent).some((node) => node.said !== said)) delete which.spread[parent ?? "root"];
   if (count > 1) which.spread[parent ?? "root"] = true;
   if (parent !== null) delete which.spread[which.nodes[parent].parent ?? "root"];
@@ -320,6 +327,7 @@ async function write(which, nodes, body, parent) {
   for (const node of nodes) {
     if (found && !node.answer && node.status !== "done" && nodes.length > 1) drop(which, node.id);
   }
+  if (found && which.current === parent) choose(which, nodes.find((node) => which.nodes[node.id]).id);
   if (found) {
     const said = nodes.filter((node) => node.answer).map((node, i) => (nodes.length > 1 ? `Answer ${i + 1}: ${node.answer}` : node.answer));
     view.voice.textContent = said.join("\n");
@@ -503,7 +511,10 @@ addEventListener("keydown", (event) => {
   else if (editing !== null) edit(null);
 });
 view.scroll.addEventListener("scroll", () => {
-  view["to-end"].hidden = isAtEnd();
+  const before = view.scroll.scrollTop;
+  const left = view.scroll.scrollHeight - before - view.scroll.clientHeight;
+  following = left < 80 || Math.abs(endOf() - before) < 80;
+  view["to-end"].hidden = following;
 });
 view["to-end"].addEventListener("click", toEnd);
 

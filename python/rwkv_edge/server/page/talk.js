@@ -7,7 +7,7 @@ import { children, path } from "./tree.js";
 
 const EXAMPLES = [
   { said: "Tell me a short story.", number: 3, why: "Three answers from one state, side by side" },
-  { said: "My name is Anna.", number: 1, why: "Then go back, be Tom, and ask both who you are" },
+  { said: "My name is Anna.", number: 1, why: "Then go back, be Tom, and ask both for your name" },
   { said: "What is RWKV?", number: 1, why: "How a mind can stay as small as it is" },
 ];
 
@@ -63,13 +63,13 @@ function empty(tree, props, acts) {
   return h(
     "section",
     { class: "empty", aria: { labelledby: "empty-name" } },
-    h("h2", { id: "empty-name" }, mind ? "Go on where it stopped." : "One mind, many ways on."),
+    h("h2", { id: "empty-name" }, mind ? "Go on where it stopped." : "Talk, rewind, branch."),
     h(
       "p",
       null,
       mind
         ? "Ask what it remembers."
-        : "Everything said here becomes a state of fixed size on this machine. Go back to any point, go on from it twice, or take it away as a file.",
+        : "Whatever is said, this model keeps it in a state of one size. Go back to any point, go on from it twice, or take it away as a file.",
     ),
     !mind &&
       h("ul", { class: "examples" },

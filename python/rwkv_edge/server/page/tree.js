@@ -88,7 +88,7 @@ export function drop(tree, id) {
 }
 
 /** The rows of a drawing, the root first. Branches stand to the right, right below where they
- * begin; the newest child goes on straight down. So in every lane left of a node a line passes. */
+ * begin; the child where something was said last goes on straight down. So in every lane left of a node a line passes. */
 export function rows(tree) {
   const way = new Set(path(tree, tree.current).map((node) => node.id));
   const byParent = groups(tree);
@@ -116,11 +116,22 @@ export function rows(tree) {
   return found;
 }
 
+/** Children by their parents; last, the one with the newest node in it or below it. */
 function groups(tree) {
   const found = new Map();
-  for (const node of Object.values(tree.nodes)) {
-    if (!found.has(node.parent)) found.set(node.parent, []);
-    found.get(node.parent).push(node);
+  const newest = new Map(); // of a node, the number of the newest one below
+  const all = Object.values(tree.nodes); // a parent stands before its children
+  for (let i = all.length - 1; i >= 0; i--) {
+    const { id, parent } = all[i];
+    if (!newest.has(id)) newest.set(id, i);
+    newest.set(parent, Math.max(newest.get(parent) ?? 0, newest.get(id)));
+    if (!found.has(parent)) found.set(parent, []);
+    found.get(parent).unshift(all[i]);
+  }
+  for (const [parent, own] of found) {
+    const last = own.find((node) => newest.get(node.id) === newest.get(parent));
+    own.splice(own.indexOf(last), 1);
+    own.push(last);
   }
   return found;
 }

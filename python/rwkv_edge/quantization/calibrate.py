@@ -1,0 +1,345 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Quantization that knows the texts a model will read: GPTQ of every matrix, and what it needs.
+
+A pass reads the text with the float model and sums up x x^T for as many matrices as memory allows.
+Then each of these is quantized, and its blocks are kept in a folder beside the target until all are
+made. A run that was stopped goes on from there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import shutil
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from .. import _core
+from ..convert import quantize
+from ..convert.policy import (
+    MASSIVE,
+    MASSIVE_TYPE,
+    SEARCHED,
+    Known,
+    Scale,
+    Types,
+    check_values,
+    is_quantizable,
+    parse_type,
+)
+from ..convert.write import tensor_of
+from ..files.form import amount, read_bytes
+from ..files.output import OutputFile, shortened
+from ..files.source import F32, NUMPY_TYPES
+from ..model import Model
+from ..model_file import weights_per_token
+from ..tokenizer import END_OF_TEXT
+from .collect import Inputs, collect, groups_of, matrices_of
+from .fold import combined, equalise, foldings
+from .text import Windows, tokens_of, windows_of
+
+SELF = "self"  # in place of texts
+WINDOW = 512
+JUDGED = 8  # windows, to decide on foldings
+DAMP = 0.1
+TOKENS_PER_COLUMN = 8  # of the widest matrix: with fewer, H fits the text and not the language
+LEAST_TOKENS = 1 << 16
+CHUNK_VALUES = 1 << 25  # of a matrix at once: 134 MB
+FIXED_MEMORY = 512 << 20  # beside what grows with the width: chunks, inputs, the engine
+# How much larger than the usual one an input must be to be a massive one.
+MASSIVE_RATIO = 1000.0
+# Of head and embedding beside these types, where the head is calibrated too.
+ENDS = {"q4_0": "q5_k", "q4_1": "q5_k", "q5_0": "q6_k", "q5_1": "q6_k"}
+# What `self` begins documents with, so that they are of several kinds where the model knows them.
+OPENINGS = ("", "", "", "The ", "Der ", "Les ", "El ", "Это ", "这", "日本", "import ", "User: ")
+WRITERS = 16  # documents at once
+# Passes over a matrix that GPTQ and its descent take, in products of all its values with H.
+GPTQ_PASSES = 6
+
+Progress = Callable[[int, int, str], object]  # work done, and in all, and what is done now
+
+
+@dataclass
+class Calibration:
+    """What is to be done: `statement` says it, `run` does it."""
+
+    model: Model
+    source: Path
+    target: Path
+    types: dict[str, str]
+    """Of every matrix that is quantized."""
+    windows: Windows
+    memory: int
+    base: str
+    vocab: Path | None = None
+    scales: dict[str, Scale] = field(default_factory=dict)
+    """Of the tensors, which leave what the model computes as it is."""
+
+    @property
+    def folder(self) -> Path:
+        """Where finished matrices are kept until all are."""
+        return self.target.with_name(f".{shortened(self.target.name)}.calibration")
+
+    def __post_init__(self) -> None:
+        shapes = matrices_of(self.model)
+        self._shapes = {name: shapes[name] for name in self.types if name in shapes}
+        self._widest = max(shape[-1] for shape in self._shapes.values())
+        self._room = self.memory - FIXED_MEMORY - 4 * self._widest**2
+        self._groups_of(self._shapes)  # raises where one does not fit
+
+    def _groups_of(self, shapes: dict[str, tuple[int, ...]]) -> list[list[str]]:
+        try:
+            return groups_of(shapes, self._room)
+        except ValueError:
+            least = FIXED_MEMORY + 8 * self._widest**2
+            raise ValueError(
+                f"{self.source}: --memory {amount(self.memory)}, needed are {amount(least)} for "
+                f"matrices of {self._widest} columns"
+            ) from None
+
+    def statement(self) -> str:
+        groups = self._groups_of(self._shapes)
+        most = max(sum(4 * self._shapes[name][-1] ** 2 for name in group) for group in groups)
+        most += FIXED_MEMORY + 4 * self._widest**2
+        passes = "one pass" if len(groups) == 1 else f"{len(groups)} passes"
+        return (
+            f"{len(self._shapes)} matrices on {self.windows.size:,} tokens, {passes}, up to "
+            f"{amount(most)} of memory beside the model's file"
+        )
+
+    def run(self, progress: Progress | None = None) -> Counter[str]:
+        """Quantize everything and write the target. Returns how many matrices have which type.
+
+        Raises ValueError where an input is no finite number, and what `quantize` raises.
+        """
+        self.folder.mkdir(exist_ok=True)
+        self._keep_job()
+        made = self._made()
+        left = {name: shape for name, shape in self._shapes.items() if name not in made}
+        groups = self._groups_of(left)
+        reading = [self._reading(group) for group in groups]
+        total = sum(reading) + sum(gptq_work(shape) for shape in left.values())
+        done = 0
+
+        def tell(now: int, what: str) -> None:
+            if progress is not None:
+                progress(min(done + now, total), total, what)
+
+        for number, group in enumerate(groups):
+            work = reading[number]
+            what = f"pass {number + 1} of {len(groups)}"
+            found = collect(
+                self.model, self.windows, group, hessians=True, progress=part(tell, work, what)
+            )
+            done += work
+            for name in group:
+                tell(0, name)
+                self._make(name, found.pop(name))
+                done += gptq_work(self._shapes[name])
+        made = self._made()
+        types = self.types | {name: path.suffix[1:] for name, path in made.items()}
+        quantize(
+            self.source,
+            self.target,
+            type=self.base,
+            vocab=self.vocab,
+            again=True,
+            known=Known(types=types, made=made, scales=self.scales),
+        )
+        shutil.rmtree(self.folder, ignore_errors=True)
+        return Counter(types.values())
+
+    def _reading(self, group: Sequence[str]) -> int:
+        """Products that a pass takes."""
+        weights = sum(np.prod(tensor.shape) for tensor in weights_per_token(self.model._file))
+        squares = sum(self._shapes[name][-1] ** 2 // 2 for name in group)
+        return int(self.windows.size * (weights + squares))
+
+    def _keep_job(self) -> None:
+        """Forget what another model, text or type has left."""
+        found = hashlib.sha256(self.windows.tobytes()).hexdigest()
+        scales = hashlib.sha256()
+        for name, scale in self.scales.items():
+            scales.update(name.encode())
+            for factors in (scale.rows, scale.columns):
+                scales.update(b"" if factors is None else factors.tobytes())
+        key = [self.model.fingerprint, found, self.types, DAMP, scales.hexdigest()]
+        job = json.dumps(key, sort_keys=True).encode()
+        path = self.folder / "job"
+        with contextlib.suppress(OSError):
+            if read_bytes(path, len(job), "a job") == job:
+                return
+        for old in [*self.folder.glob("*.weight.*"), path]:
+            old.unlink(missing_ok=True)
+        with OutputFile(path) as file:
+            file.write(job)
+
+    def _made(self) -> dict[str, Path]:
+        """The finished matrices."""
+        made = {}
+        for name, shape in self._shapes.items():
+            for kind in (self.types[name], MASSIVE_TYPE):
+                path = self.folder / f"{name}.{kind}"
+                values, nbytes = _core.type_block(kind)
+                expected = int(np.prod(shape)) // values * nbytes
+                if path.is_file() and path.stat().st_size == expected:
+                    made[name] = path
+                    break
+        return made
+
+    def _make(self, name: str, inputs: Inputs) -> None:
+        kind = self.types[name]
+        scale = self.scales.get(name, Scale())
+        if scale.columns is not None:
+            inputs.scale((1 / scale.columns).astype(np.float32))
+        if name == MASSIVE and massive(inputs) and bits(kind) < 6:
+            kind = MASSIVE_TYPE
+        info = next(t for t in self.model._file.tensors if t.name == name)
+        tensor = tensor_of(self.model._file, info)
+        rows, columns = self._shapes[name]
+        hessian = inputs.hessian() if kind in SEARCHED and inputs.squares.any() else None
+        step = max(1, CHUNK_VALUES // columns)
+        with OutputFile(self.folder / f"{name}.{kind}") as file:
+            for start in range(0, rows, step):
+                values = tensor.float32(start, min(start + step, rows)).reshape(-1, columns)
+                values = scale.apply(values, start)
+                where = f"{self.source}: tensor {name}"
+                check_values(values, kind, where)
+                try:
+                    blocks = _core.quantize_matrix(
+                        np.ascontiguousarray(values), kind, None, hessian, DAMP, self.model.threads
+                    )
+                except ValueError as error:
+                    raise ValueError(f"{where}: {error}") from error
+                file.write(blocks.reshape(-1).data)
+
+
+def part(tell: Callable[[int, str], None], work: int, what: str) -> Callable[[int, int], None]:
+    return lambda read, of: tell(work * read // of, what)
+
+
+def bits(kind: str) -> float:
+    """Of a weight."""
+    values, nbytes = _core.type_block(kind)
+    return 8 * nbytes / values
+
+
+def massive(inputs: Inputs) -> bool:
+    """Whether one input is thousands of times as large as the usual one."""
+    usual = float(np.median(inputs.squares))
+    return float(inputs.squares.max()) > MASSIVE_RATIO * usual > 0
+
+
+def gptq_work(shape: tuple[int, ...]) -> int:
+    rows, columns = shape
+    return int(GPTQ_PASSES * rows * columns**2 + columns**3 // 3)
+
+
+def calibration(
+    source: Path,
+    target: Path,
+    texts: Sequence[str | Path],
+    *,
+    type: str,
+    head_type: str | None = None,
+    embd_type: str | None = None,
+    vocab: Path | None = None,
+    window: int = WINDOW,
+    tokens: int | None = None,
+    memory: int | None = None,
+    threads: int | None = None,
+    equal: bool = True,
+    progress: Progress | None = None,
+) -> Calibration:
+    """Open the model and the texts, and say what is to be done.
+
+    `texts` are files, folders and "-" for stdin, or SELF alone: then the model writes the text.
+    `tokens` is how many of them are read, from all over the text: by default 8 for each column of
+    the widest matrix, and at least 65,536. `memory` is a bound in bytes: by default half of what is
+    free. `equal` lets columns be scaled where that helps.
+
+    A UserWarning says so where the source is quantized already.
+
+    Raises what `Model` and `quantize` raise, ValueError for a text that is empty, too short or not
+    UTF-8, and for too little memory.
+    """
+    base = parse_type(type)
+    if base not in SEARCHED:
+        raise ValueError(
+            f"type {base}: nothing to calibrate, expected one of {', '.join(SEARCHED)}"
+        )
+    model = Model(source, vocab=vocab, threads=threads, device="cpu")
+    ends = ENDS.get(base)
+    chosen = Types.choose(base, head_type or ends, embd_type or ends, again=True)
+    types = {
+        tensor.name: chosen.of(str(source), tensor.name, tensor.shape, tensor.type)
+        for tensor in model._file.tensors
+        if is_quantizable(tensor.name, tensor.shape)
+    }
+    already = {t.type for t in model._file.tensors if t.name in types} - set(NUMPY_TYPES)
+    if already:
+        warnings.warn(
+            f"{source}: {', '.join(sorted(already))} already: quantizing a second time loses more "
+            "than quantizing the f32, f16 or bf16 file it was made from",
+            stacklevel=2,
+        )
+    wide = max(tensor.shape[-1] for tensor in model._file.tensors if tensor.name in types)
+    count = max(1, (tokens or max(LEAST_TOKENS, TOKENS_PER_COLUMN * wide)) // window)
+    if list(texts) == [SELF]:
+        windows = own_text(model, count, window, progress)
+    else:
+        ids = tokens_of(model, texts)
+        windows = spread(windows_of(ids, window, ", ".join(map(str, texts))), count)
+    scales = {} if already or not equal else _scales(model, types, windows)
+    bound = memory if memory is not None else _core.available_memory() // 2
+    return Calibration(
+        model, Path(source), Path(target), types, windows, bound, base, vocab, scales
+    )
+
+
+def _scales(model: Model, types: dict[str, str], windows: Windows) -> dict[str, Scale]:
+    """Of the foldings that pay, judged by a few windows."""
+    found = collect(model, spread(windows, JUDGED), list(matrices_of(model)))
+    tensors = {tensor.name: tensor for tensor in model._file.tensors}
+
+    def values_of(name: str, rows: int) -> F32:
+        tensor = tensor_of(model._file, tensors[name])
+        count, columns = tensors[name].shape
+        return tensor.float32(0, min(rows, count)).reshape(-1, columns)
+
+    importance = {name: inputs.importance() for name, inputs in found.items()}
+    all_of = foldings(model.arch, set(tensors))
+    return combined(equalise(all_of, types, importance, values_of))
+
+
+def spread(windows: Windows, count: int) -> Windows:
+    """So many windows from all over a text; all where it has no more."""
+    if len(windows) <= count:
+        return windows
+    chosen: Windows = windows[np.linspace(0, len(windows) - 1, count).round().astype(int)]
+    return chosen
+
+
+def own_text(model: Model, count: int, size: int, progress: Progress | None) -> Windows:
+    """Windows of what the model writes by itself, the same every time."""
+    ids: list[int] = []
+    seed = 0
+    while len(ids) < count * size:
+        openings = [OPENINGS[(seed + i) % len(OPENINGS)] for i in range(WRITERS)]
+        batch = model.batch(model.session() for _ in openings)
+        prompts = [[END_OF_TEXT, *model.tokenizer.encode(text)] for text in openings]
+        texts = batch.generate(prompts, max_tokens=size, temperature=1.0, top_p=1.0, seed=seed)
+        for _ in texts:
+            pass
+        for prompt, details in zip(prompts, texts.details, strict=True):
+            ids += [*prompt, *details.tokens]
+        seed += len(openings)
+        if progress is not None:
+            progress(min(len(ids), count * size), count * size, "the model writes its text")
+    return windows_of(ids[: count * size], size, SELF)
