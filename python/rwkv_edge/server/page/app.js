@@ -675,6 +675,7 @@ async function begin() {
   draw();
   toEnd();
   await start();
+  view.text.disabled = false; // not before the tree is known that a text belongs to
   if (!view.settings.open && matchMedia("(hover: hover)").matches) view.text.focus();
 }
 

@@ -224,7 +224,7 @@ function listed({ ordered, start, items, loose }, depth) {
 
 function tabled({ head, body, sides }) {
   const row = (kind, texts) =>
-    h("tr", null, ...texts.map((text, i) => h(kind, { class: `to-${sides[i]}` }, ...inline(text))));
+    h("tr", null, ...texts.map((text, i) => h(kind, { class: `cell-${sides[i]}` }, ...inline(text))));
   return h(
     "div",
     { class: "table", tabindex: "0", role: "region", aria: { label: "Table" } },

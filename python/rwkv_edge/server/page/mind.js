@@ -93,7 +93,7 @@ export function drawTree(target, tree, { gone, choose }) {
   // Only the panel is scrolled, and only where it has to be.
   const box = target.parentElement;
   const top = current.offsetTop - box.offsetTop;
-  if (top < box.scrollTop || top + ROW > box.scrollTop + box.clientHeight) {
+  if (top < box.scrollTop || top + ROW + 16 > box.scrollTop + box.clientHeight) {
     box.scrollTop = top - box.clientHeight / 2;
   }
 }
@@ -122,7 +122,7 @@ function rowOf(tree, row, gone, choose) {
 
 function answerOf(node) {
   if (node.status === "writing") return "…";
-  return brief(node.answer, 70) || "No answer";
+  return brief(node.answer.slice(0, 400).replace(/[*_`#>|~]+/g, ""), 70) || "No answer";
 }
 
 function beginning(tree) {

@@ -69,7 +69,7 @@ function empty(tree, props, acts) {
       null,
       mind
         ? "Ask what it remembers."
-        : "Whatever is said, this model keeps it in a state of one size. Go back to any point, go on from it twice, or take it away as a file.",
+        : "However much is said, the model keeps it in a state of one size. Go back to any point, go on from it twice, or take it away as a file.",
     ),
     !mind &&
       h("ul", { class: "examples" },
