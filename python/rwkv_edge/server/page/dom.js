@@ -13,7 +13,10 @@ export function h(tag, props, ...children) {
     } else if (name === "class") made.className = value;
     else made.setAttribute(name, value === true ? "" : value);
   }
-  made.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
+  // One by one: a long list has no room among a function's arguments.
+  for (const child of children.flat()) {
+    if (child !== null && child !== undefined && child !== false) made.append(child);
+  }
   return made;
 }
 

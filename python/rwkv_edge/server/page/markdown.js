@@ -184,12 +184,12 @@ function made(block, depth) {
   switch (block.kind) {
     case "heading":
       // The page's own headings are above those of an answer.
-      return h(`h${Math.min(block.level + 2, 6)}`, { class: `h${block.level}` }, ...inline(block.text));
+      return h(`h${Math.min(block.level + 2, 6)}`, { class: `h${block.level}` }, inline(block.text));
     case "rule":
       return h("hr");
     case "quote":
       if (depth >= DEEP) return h("p", null, block.lines.join("\n"));
-      return h("blockquote", null, ...blocks(block.lines).map((each) => made(each, depth + 1)));
+      return h("blockquote", null, blocks(block.lines).map((each) => made(each, depth + 1)));
     case "code":
       return code(block);
     case "list":
@@ -197,7 +197,7 @@ function made(block, depth) {
     case "table":
       return tabled(block);
     default:
-      return h("p", null, ...inline(block.text));
+      return h("p", null, inline(block.text));
   }
 }
 
@@ -215,20 +215,20 @@ function listed({ ordered, start, items, loose }, depth) {
   const rows = items.map((lines) => {
     if (depth >= DEEP) return h("li", null, lines.join("\n"));
     const parts = blocks(lines).map((each) =>
-      each.kind === "text" && !loose ? h("span", null, ...inline(each.text)) : made(each, depth + 1),
+      each.kind === "text" && !loose ? h("span", null, inline(each.text)) : made(each, depth + 1),
     );
-    return h("li", null, ...parts);
+    return h("li", null, parts);
   });
-  return ordered ? h("ol", { start: start === 1 ? null : start }, ...rows) : h("ul", null, ...rows);
+  return ordered ? h("ol", { start: start === 1 ? null : start }, rows) : h("ul", null, rows);
 }
 
 function tabled({ head, body, sides }) {
   const row = (kind, texts) =>
-    h("tr", null, ...texts.map((text, i) => h(kind, { class: `cell-${sides[i]}` }, ...inline(text))));
+    h("tr", null, texts.map((text, i) => h(kind, { class: `cell-${sides[i]}` }, inline(text))));
   return h(
     "div",
     { class: "table", tabindex: "0", role: "region", aria: { label: "Table" } },
-    h("table", null, h("thead", null, row("th", head)), h("tbody", null, ...body.map((each) => row("td", each)))),
+    h("table", null, h("thead", null, row("th", head)), h("tbody", null, body.map((each) => row("td", each)))),
   );
 }
 

@@ -73,7 +73,7 @@ function empty(tree, props, acts) {
     ),
     !mind &&
       h("ul", { class: "examples" },
-        ...EXAMPLES.map(({ said, number, why }) =>
+        EXAMPLES.map(({ said, number, why }) =>
           h("li", null, h("button", { type: "button", onclick: () => acts.example(said, number) },
             h("b", null, said), h("small", null, why))))),
     !props && h("p", { class: "hint" }, "The server has not answered yet."),
@@ -86,7 +86,7 @@ function onward(later, acts) {
     "div",
     { class: "onward", role: "group", aria: { label: "What was said from here" } },
     h("span", null, later.length === 1 ? "It went on here:" : `It went on ${later.length} times:`),
-    ...later.map((node) =>
+    later.map((node) =>
       button(`Follow: ${brief(node.said, 40)}`, {
         name: "forth",
         text: brief(node.said, 32),
@@ -106,7 +106,7 @@ function drawTurn(tree, node, beside, number, last, acts) {
       h("p", { class: "said-text" }, node.said),
       button("Edit and ask again", { name: "edit", class: "quiet", key: `edit-${node.id}`, act: () => acts.edit(node.id) })),
     h("div", { class: many ? "answers are-beside" : "answers" },
-      ...beside.map((each, i) => drawAnswer(tree, each, { many, i, of: beside.length, last }, acts))),
+      beside.map((each, i) => drawAnswer(tree, each, { many, i, of: beside.length, last }, acts))),
   );
 }
 
@@ -127,7 +127,7 @@ function drawAnswer(tree, node, { many: beside, i, of, last }, acts) {
     thoughtOf(node),
     text,
     writing && !node.answer && h("p", { class: "waiting" }, h("i"), h("i"), h("i"), h("span", { class: "unseen" }, "Waiting for the answer")),
-    ...noteOf(node, acts),
+    noteOf(node, acts),
     !writing && actions(tree, node, { beside, here, last }, acts),
   );
 }
