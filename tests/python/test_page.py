@@ -195,9 +195,13 @@ class Shown:
         """Of the chats that were asked for."""
         self.urls: list[str] = []
         page.set_default_timeout(1000 * PATIENCE)
-        page.on("console", lambda said: said.type == "error" and self.problems.append(said.text))
+        page.on("console", self._said)
         page.on("pageerror", lambda error: self.problems.append(str(error)))
         page.on("request", self._asked)
+
+    def _said(self, said: Any) -> None:
+        if said.type == "error":
+            self.problems.append(said.text)
 
     def _asked(self, request: Any) -> None:
         self.urls.append(request.url)
@@ -491,7 +495,9 @@ def test_settings(window: Callable[..., Shown]) -> None:
 def test_thoughts(window: Callable[..., Shown]) -> None:
     from rwkv_edge.chat.templates import G1
 
-    with serving(Service(Model(threads=1), Options(template=G1, max_tokens=60))) as url:
+    with serving(
+        Service(Model(threads=1), Options(template=G1, max_tokens=60, think_tokens=20))
+    ) as url:
         shown = window(url)
         shown.page.get_by_label("Thinking", exact=True).select_option("Thinking: on")
         shown.say(STORY, 1)

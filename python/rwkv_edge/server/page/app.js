@@ -154,6 +154,7 @@ function tell(text) {
 let warned = false;
 
 async function keep(which = tree) {
+  if (!trees.includes(which)) return; // nothing was said yet, or it was deleted
   try {
     await store.save(which);
   } catch {
@@ -195,7 +196,7 @@ async function stateAt(which, id) {
   if (id === null) {
     const { root } = which;
     if (root.mind) return root.mind.state;
-    if (root.system && !root.state) {
+    if (root.system && !known.has(root.state)) {
       const made = await json("v1/states", { body: { messages: [{ role: "system", content: root.system }] } });
       root.state = made.id;
       known.set(made.id, made.bytes);
@@ -203,22 +204,23 @@ async function stateAt(which, id) {
     return root.state;
   }
   const node = which.nodes[id];
-  if (!node.state) await reread(which, id);
+  if (!known.has(node.state)) {
+    const forgotten = node.state !== null;
+    const turns = await reread(which, id);
+    if (forgotten && turns) tell(`The server had forgotten this mind: ${many(turns, "turn")} of text ${turns === 1 ? "was" : "were"} read again.`);
+  }
   return node.state;
 }
 
-/** Read the text of a node anew, from the last state on the way there that the server still has. */
+/** Read the text of a node anew, from the last state on the way there that the server still has.
+ * Returns the number of turns that were read. */
 async function reread(which, id) {
   await look();
   const way = path(which, id);
   let at = way.length;
   while (at > 0 && !known.has(way[at - 1].state)) at--;
   let from = at > 0 ? way[at - 1].state : null;
-  if (from === null && which.root.mind) from = which.root.mind.state;
-  if (from === null && which.root.system) {
-    if (!known.has(which.root.state)) which.root.state = null;
-    from = await stateAt(which, null);
-  }
+  if (from === null) from = await stateAt(which, null);
   const node = which.nodes[id];
   if (at < way.length) {
     const messages = way.slice(at).flatMap(messagesOf);
@@ -301,11 +303,8 @@ async function write(which, nodes, body, parent) {
   try {
     await stream(nodes, body(await stateAt(which, parent)), abort.signal, async () => {
       // The server has forgotten where this begins.
-      if (parent === null && which.root.mind) return false;
-      if (parent === null) which.root.state = null;
-      else which.nodes[parent].state = null;
-      const turns = parent === null ? 0 : await reread(which, parent);
-      tell(`The server had forgotten this mind. ${turns ? `${many(turns, "turn")} of text were` : "Its beginning was"} read again.`);
+      if (parent === null && which.root.mind) return null;
+      known.delete(parent === null ? which.root.state : which.nodes[parent].state);
       return body(await stateAt(which, parent));
     });
   } catch (error) {
@@ -323,18 +322,19 @@ async function write(which, nodes, body, parent) {
     node.status = stopped ? "stopped" : "broken";
     if (!stopped) node.note = problem ? sentence(problem) : "The answer did not end.";
   }
-  const found = nodes.some((node) => node.answer);
+  const came = (node) => node.answer || node.status === "done" || node.status === "length";
+  const found = nodes.some(came);
   for (const node of nodes) {
-    if (found && !node.answer && node.status !== "done" && nodes.length > 1) drop(which, node.id);
+    if (found && !came(node)) drop(which, node.id);
   }
   if (found && which.current === parent) choose(which, nodes.find((node) => which.nodes[node.id]).id);
-  if (found) {
+  if (found && trees.includes(which)) {
     const said = nodes.filter((node) => node.answer).map((node, i) => (nodes.length > 1 ? `Answer ${i + 1}: ${node.answer}` : node.answer));
     view.voice.textContent = said.join("\n");
     which.updated = Date.now();
     await Promise.all(nodes.filter((node) => which.nodes[node.id]).map((node) => file(which, node)));
   }
-  return found || nodes.some((node) => node.status === "done");
+  return found;
 }
 
 /** See to it that a node has a state, and that its size is known. */
@@ -365,29 +365,31 @@ async function stream(nodes, body, signal, again) {
   } catch (error) {
     const next = error instanceof Refusal && error.code === "state_not_found" && (await again());
     if (!next) throw error;
-    await stream(nodes, next, signal, async () => false);
+    await stream(nodes, next, signal, async () => null);
   }
 }
 
 // ---- minds as files -----------------------------------------------------------------------------
 
 async function saveMind(id) {
+  const which = tree;
   try {
-    const state = await stateAt(tree, id);
+    let state = await stateAt(which, id);
     if (!state) {
       tell("Nothing was read yet: there is no mind to save.");
       return;
     }
-    const response = await call(`v1/states/${state}/file`);
-    const name = (brief(title(tree), 40).toLowerCase().match(/[\p{L}\p{N}]+/gu) ?? ["mind"]).join("-");
-    offer(await response.blob(), `${name}.state`);
-    keep();
+    const fetched = () => call(`v1/states/${state}/file`);
+    const response = await fetched().catch(async (error) => {
+      if (error.code !== "state_not_found" || id === null) throw error;
+      known.delete(state);
+      state = await stateAt(which, id);
+      return fetched();
+    });
+    const words = brief(title(which), 40).toLowerCase().match(/[\p{L}\p{N}]+/gu) ?? ["mind"];
+    offer(await response.blob(), `${words.join("-")}.state`);
+    keep(which);
   } catch (error) {
-    if (error.code === "state_not_found" && id !== null) {
-      tree.nodes[id].state = null;
-      await saveMind(id);
-      return;
-    }
     complain(sentence(error));
   }
 }
