@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,9 +14,10 @@ import openai
 import pytest
 from rwkv_edge import Conversation, Model
 from rwkv_edge.chat import TEMPLATES
+from rwkv_edge.server import http as server_http
 from rwkv_edge.server.service import Options, Service
 from scripted import play
-from served import answered, ask, client_of, content, streamed
+from served import PATIENCE, answered, ask, client_of, content, streamed
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 FRANCE = "What is the capital of France?"
@@ -135,6 +137,27 @@ def test_the_order_of_a_stream(client: httpx.Client, model: Model) -> None:
     assert usage["usage"]["completion_tokens"] > 0
     # and nothing of usage where it was not asked for
     assert all("usage" not in chunk for chunk in streamed(client, CHAT, ask(FRANCE))[:-1])
+
+
+def test_signs_of_life(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a long prompt is read, before the first chunk: clients and proxies give up."""
+    service, go_on = Service(model), threading.Event()
+    feed = service.scheduler._fed
+
+    def waiting(parts: Any) -> bytearray:
+        assert go_on.wait(PATIENCE)
+        return feed(parts)
+
+    monkeypatch.setattr(service.scheduler, "_fed", waiting)
+    monkeypatch.setattr(server_http, "PING_SECONDS", 0.02)
+    body = {**ask("Hello!"), "stream": True}
+    with client_of(service) as client, client.stream("POST", CHAT, json=body) as stream:
+        lines = stream.iter_lines()
+        assert [next(lines) for _ in range(4)] == [": ping", ""] * 2
+        go_on.set()
+        rest = [line for line in lines if line and line != ": ping"]
+    assert json.loads(rest[0].removeprefix("data: "))["choices"][0]["delta"]["role"] == "assistant"
+    assert rest[-1] == "data: [DONE]"
 
 
 def test_the_whole_answer(client: httpx.Client) -> None:
@@ -438,6 +461,22 @@ def test_a_call_that_must_be_made(sdk: openai.OpenAI, choice: Any) -> None:
     ) as stream:
         (call,) = stream.get_final_completion().choices[0].message.tool_calls or []
     assert json.loads(call.function.arguments) == {"city": "Paris"}
+
+
+def test_calls_in_a_stream(client: httpx.Client) -> None:
+    """Each delta names its call, the first with an id and a name; arguments are a string."""
+    body = ask("How warm is it?", tools=[TOOL], tool_choice="required", parallel_tool_calls=True)
+    choices = [chunk["choices"][0] for chunk in streamed(client, CHAT, body)[:-1]]
+    calls = [call for choice in choices for call in choice["delta"].get("tool_calls", ())]
+    assert {call["index"] for call in calls} == {0}
+    assert calls[0]["id"]
+    assert (calls[0]["type"], calls[0]["function"]["name"]) == ("function", "weather")
+    assert json.loads("".join(call["function"]["arguments"] for call in calls)) == {"city": "Paris"}
+    assert choices[-1]["finish_reason"] == "tool_calls"
+    plain = answered(client, CHAT, ask("Hello!"))["choices"]
+    assert (
+        answered(client, CHAT, ask("Hello!", tools=[TOOL], tool_choice="none"))["choices"] == plain
+    )
 
 
 def test_a_call_and_its_result_are_read(model: Model) -> None:

@@ -9,7 +9,9 @@ import json
 import logging
 import socket
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from rwkv_edge.cli import serve as cli_serve
 from rwkv_edge.server import http as server_http
 from rwkv_edge.server import serve
 from rwkv_edge.server.service import Options, Service
-from served import PATIENCE, answered, ask, client_of, content
+from served import PATIENCE, answered, ask, client_of, content, eventually
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 JSON = {"content-type": "application/json"}
@@ -235,6 +237,37 @@ def test_a_value_out_of_range(client: httpx.Client, name: str, value: Any) -> No
     assert len(error["message"]) < 700
 
 
+@pytest.mark.parametrize("pattern", ["(", "(?=a)b", "\\1" * 99])
+def test_a_pattern_that_is_none(client: httpx.Client, pattern: str) -> None:
+    for found in with_pattern(client, pattern):
+        assert found.status_code == 400, found.text
+        assert error_of(found)["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    "pattern", ["a{1000000000}", "(a{1000}){1000}", "(.*a){300}", "(a|aa)*" * 50]
+)
+def test_a_pattern_that_is_large(client: httpx.Client, pattern: str) -> None:
+    """It is written, or found too large, and the engine goes on."""
+    for found in with_pattern(client, pattern):
+        assert found.status_code in (200, 400), found.text
+
+
+def with_pattern(client: httpx.Client, pattern: str) -> list[httpx.Response]:
+    """In a tool and in a form."""
+    schema = {
+        "type": "object",
+        "properties": {"x": {"type": "string", "pattern": pattern}},
+        "required": ["x"],
+    }
+    tool = {"type": "function", "function": {"name": "f", "parameters": schema}}
+    form = {"type": "json_schema", "json_schema": {"name": "s", "schema": schema}}
+    return [
+        client.post(CHAT, json=ask("Hello!", max_tokens=30, **fields))
+        for fields in ({"tools": [tool], "tool_choice": "required"}, {"response_format": form})
+    ]
+
+
 def test_the_server_is_well_after_all_that(client: httpx.Client, service: Service) -> None:
     assert content(answered(client, CHAT, ask("Hello!")))
     assert service.scheduler.counts.failed == 0
@@ -280,6 +313,36 @@ def test_a_text_that_is_too_long(client: httpx.Client) -> None:
     assert client.post(CHAT, json=ask("x" * (5 << 20))).status_code in (400, 413)
 
 
+def test_a_long_text_holds_nobody_up(
+    client: httpx.Client, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Turning it into tokens takes a while, and others are answered meanwhile."""
+    encode, go_on = service.composer._encode, threading.Event()
+
+    def slow(text: str) -> list[int]:
+        assert go_on.wait(PATIENCE)
+        return encode(text)
+
+    monkeypatch.setattr(service.composer, "_encode", slow)
+    asked: list[tuple[str, Any]] = [
+        (CHAT, ask("Hello!", max_tokens=1)),
+        (COMPLETIONS, {"prompt": "Hello!", "max_tokens": 1}),
+        ("/v1/embeddings", {"input": "Hello!"}),
+        ("/v1/scores", {"continuation": "Hello!"}),
+        ("/v1/states", {"prompt": "Hello!"}),
+        ("/tokenize", {"prompt": "Hello!"}),
+    ]
+    with ThreadPoolExecutor(len(asked)) as pool:
+        waiting = [pool.submit(answered, client, path, body) for path, body in asked]
+        try:
+            assert client.get("/health", timeout=PATIENCE / 2).status_code == 200
+            assert not any(each.done() for each in waiting)
+        finally:
+            go_on.set()
+        for each in waiting:
+            each.result(PATIENCE)
+
+
 def test_no_request_names_a_path(client: httpx.Client, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("something")
@@ -289,8 +352,18 @@ def test_no_request_names_a_path(client: httpx.Client, tmp_path: Path) -> None:
         assert found.status_code == 404, path
         assert "something" not in found.text
         assert str(tmp_path) not in found.text
-    assert client.post("/v1/update-config", json={}).status_code == 404
+    for path in ("/v1/update-config", "/models/load", "/slots/0?action=save", "/api/create"):
+        assert client.post(path, json={"filename": str(secret)}).status_code in (404, 405), path
+    assert client.get("/slots").status_code == 404
     assert client.put("/v1/models", json={}).status_code == 405
+
+
+def test_parts_of_a_file(client: httpx.Client) -> None:
+    """Many ranges of a file cost a server more than the client."""
+    id = answered(client, "/v1/states", {"prompt": "a"})["id"]
+    path = f"/v1/states/{id}/file"
+    ranges = {"range": f"bytes={','.join(f'{i}-' for i in range(1000))}"}
+    assert client.get(path, headers=ranges).content == client.get(path).content
 
 
 def test_the_server_calls_nobody(client: httpx.Client) -> None:
@@ -300,11 +373,7 @@ def test_the_server_calls_nobody(client: httpx.Client) -> None:
     own = client.base_url.port
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
-        if (
-            event in ("socket.connect", "socket.getaddrinfo")
-            and own not in args
-            and called is not None
-        ):
+        if watching and event in ("socket.connect", "socket.getaddrinfo"):
             address = args[1] if event == "socket.connect" else args
             if not (isinstance(address, tuple) and own in address):
                 called.append((event, address))
@@ -369,6 +438,17 @@ def test_a_body_that_never_ends(client: httpx.Client, monkeypatch: pytest.Monkey
         assert b" 408 " in raw.recv(100)
 
 
+def test_too_many_connections(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve, "MOST_CONNECTIONS", 3)
+    with client_of(Service(service.model)) as client, contextlib.ExitStack() as stack:
+        assert client.get("/health").status_code == 200
+        idle = [stack.enter_context(connected(client)) for _ in range(3)]
+        eventually(lambda: client.get("/health").status_code == 503)
+        for each in idle:
+            each.close()
+        eventually(lambda: client.get("/health").status_code == 200)
+
+
 def test_a_huge_header(client: httpx.Client) -> None:
     # unless it is closed while it is sent
     with connected(client) as raw, contextlib.suppress(ConnectionError):
@@ -400,6 +480,7 @@ def test_logs_hold_no_text(
         assert error_of(failed)["message"] == "the server failed"
     ours = [r.getMessage() for r in caplog.records if not r.name.startswith(("httpx", "httpcore"))]
     assert any(f"POST {CHAT} 200" in line for line in ours)
+    assert any("GET /v1/models/* 404" in line for line in ours)
     text = "\n".join(ours)
     assert "RuntimeError" in text
     assert "Rumpelstilzchen" not in text

@@ -106,14 +106,12 @@ def door(
         except Exception as error:  # whose text may be somebody's
             report(error)
             response = refusal(Refused(500, "the server failed", kind="server_error"), error_body)
-        # No word of what was said.
-        log.info(
-            "%s %s %d %.3f s",
-            http.method,
-            http.scope["route"].path if "route" in http.scope else http.url.path,
-            response.status_code,
-            time.monotonic() - started,
-        )
+        # No word of what was said, nor what stands in a path for the name of something.
+        path: str = http.scope["path"]
+        for name in filter(None, http.path_params.values()):
+            path = path.replace(name, "*")
+        seconds = time.monotonic() - started
+        log.info("%s %s %d %.3f s", http.method, path, response.status_code, seconds)
         return response
 
     return enter
