@@ -457,6 +457,23 @@ def test_a_reload_keeps_the_tree(window: Callable[..., Shown], client: httpx.Cli
     assert shown.button(f"Delete: {STORY}").count() == 0
 
 
+def test_two_tabs(window: Callable[..., Shown]) -> None:
+    """What is said in one is seen in the other."""
+    shown = window()
+    shown.say(NAME, 1)
+    other = Shown(shown.page.context.new_page(), shown.url)
+    other.ready()
+    other.say(ASKED, 2)
+    shown.answer(2).get_by_role("button", name="Copy the answer").wait_for()
+    assert "Anna" in shown.answer(2).inner_text()
+    shown.say(STORY, 3)
+    other.until(lambda: other.page.get_by_role("treeitem").count() == 4)
+    shown.button(f"Delete: {NAME}").click()
+    shown.page.get_by_role("dialog").get_by_role("button", name="Delete").click()
+    other.page.get_by_role("heading", name="Talk, rewind, branch.").wait_for()
+    assert other.problems == []
+
+
 def test_the_meter_stays_flat(window: Callable[..., Shown], service: Service) -> None:
     shown = window()
     meter = shown.page.get_by_role("region", name="Memory")

@@ -34,7 +34,7 @@ const acts = {
     choose(tree, id);
     keep();
     draw();
-    view.text.focus({ preventScroll: true });
+    focusText();
   },
   follow(id) {
     settle();
@@ -61,8 +61,8 @@ const acts = {
 
 function draw() {
   drawTalk(view.turns, tree, props, acts);
-  drawTree(view.tree, tree, { gone: isGone, choose: acts.choose });
   drawMeter(view.meter, tree, props, storedSum());
+  drawTree(view.tree, tree, { gone: isGone, choose: acts.choose });
   view.chip.textContent = chip(tree, props);
   drawList();
   drawDock();
@@ -152,11 +152,26 @@ function tell(text) {
 // ---- what is kept -------------------------------------------------------------------------------
 
 let warned = false;
+const tabs = new BroadcastChannel("rwkv-edge"); // tells other tabs which conversation was changed
+
+tabs.addEventListener("message", async ({ data: id }) => {
+  const found = await store.one(id);
+  const old = trees.find((each) => each.id === id);
+  if (old && running?.tree === old) return; // what is written here comes last
+  trees = trees.filter((each) => each !== old);
+  if (found) trees.push(found);
+  if (tree === old) {
+    if (editing !== null && !found?.nodes[editing]) edit(null);
+    tree = found ?? newTree();
+  }
+  draw();
+});
 
 async function keep(which = tree) {
   if (!trees.includes(which)) return; // nothing was said yet, or it was deleted
   try {
     await store.save(which);
+    tabs.postMessage(which.id);
   } catch {
     if (!warned) tell("This browser keeps nothing: a reload will lose the tree.");
     warned = true;
@@ -298,6 +313,7 @@ async function write(which, nodes, body, parent) {
   view.voice.textContent = "";
   draw();
   toEnd();
+  focusText(); // the button that asked for it may be gone
   const saving = setInterval(() => keep(which), 2000);
   let problem = null;
   try {
@@ -427,7 +443,7 @@ function open(which) {
   drawers.close();
   draw();
   toEnd();
-  if (matchMedia("(hover: hover)").matches) view.text.focus({ preventScroll: true });
+  focusText();
 }
 
 /** Nothing is half done when something else is looked at. */
@@ -448,6 +464,7 @@ async function erase(which) {
   if (tree === which) open(newTree());
   else draw();
   await store.remove(which.id).catch(() => {});
+  tabs.postMessage(which.id);
   for (const state of states(which)) {
     known.delete(state);
     await call(`v1/states/${state}`, { method: "DELETE" }).catch(() => {}); // it may be gone already
@@ -460,6 +477,11 @@ function setText(text) {
   view.text.value = text;
   fit();
   drawDock();
+}
+
+/** Not on touch screens, where a keyboard would cover the page. */
+function focusText() {
+  if (matchMedia("(hover: hover)").matches) view.text.focus({ preventScroll: true });
 }
 
 function fit() {
@@ -678,7 +700,7 @@ async function begin() {
   toEnd();
   await start();
   view.text.disabled = false; // not before the tree is known that a text belongs to
-  if (!view.settings.open && matchMedia("(hover: hover)").matches) view.text.focus();
+  if (!view.settings.open) focusText();
 }
 
 begin();

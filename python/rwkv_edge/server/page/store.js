@@ -25,5 +25,6 @@ async function within(mode, work) {
 }
 
 export const load = () => within("readonly", (store) => store.getAll());
+export const one = (id) => within("readonly", (store) => store.get(id));
 export const save = (conversation) => within("readwrite", (store) => store.put(conversation));
 export const remove = (id) => within("readwrite", (store) => store.delete(id));

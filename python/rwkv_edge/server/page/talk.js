@@ -170,13 +170,13 @@ function actions(tree, node, { beside, here, last }, acts) {
     (beside ? !here : !last) &&
       button("Go on from here", { name: "rewind", text: "Go on from here", class: "go-on", key: `go-${node.id}`, act: () => acts.choose(node.id) }),
     here && beside && h("span", { class: "chosen" }, "Going on from this one"),
-    statsOf(node),
+    statsOf(node, beside),
   );
 }
 
-function statsOf({ stats }) {
+function statsOf({ stats }, short) {
   if (!stats) return null;
-  const text = `${many(stats.wrote, "token")} · ${count(stats.rate)}/s`;
+  const text = many(stats.wrote, "token") + (short ? "" : ` · ${count(stats.rate)}/s`);
   return h("small", { class: "stats", title: `Read ${many(stats.read, "new token")} and wrote ${many(stats.wrote, "token")}` }, text);
 }
 
