@@ -669,8 +669,8 @@ async function start() {
     byId("think-pick").hidden = !props.thinks;
     const { params } = props.default_generation_settings;
     byId("max_tokens").placeholder = params.max_tokens;
-    byId("temperature").placeholder = params.temperature ?? "1";
-    byId("top_p").placeholder = params.top_p ?? "0.3";
+    byId("temperature").placeholder = params.temperature ?? "As served";
+    byId("top_p").placeholder = params.top_p ?? "As served";
     await look();
     complain("");
   } catch (error) {

@@ -102,10 +102,10 @@ function drawTurn(tree, node, beside, number, last, acts) {
     "article",
     { class: "turn", aria: { label: `Turn ${number}` } },
     h("div", { class: "said" },
-      h("h3", { class: "unseen" }, "You said"),
+      h("h2", { class: "unseen" }, "You said"),
       h("p", { class: "said-text" }, node.said),
       button("Edit and ask again", { name: "edit", class: "quiet", key: `edit-${node.id}`, act: () => acts.edit(node.id) })),
-    h("div", { class: many ? "answers are-beside" : "answers" },
+    h("div", many ? { class: "answers are-beside", role: "group", tabindex: "0", aria: { label: "Answers side by side" } } : { class: "answers" },
       beside.map((each, i) => drawAnswer(tree, each, { many, i, of: beside.length, last }, acts))),
   );
 }
@@ -123,7 +123,7 @@ function drawAnswer(tree, node, { many: beside, i, of, last }, acts) {
       aria: { label, busy: writing, ...(here && beside ? { current: "true" } : {}) },
       data: { node: node.id },
     },
-    beside && h("h3", { class: "number", aria: { hidden: "true" } }, String(i + 1)),
+    beside && h("span", { class: "number", aria: { hidden: "true" } }, String(i + 1)),
     thoughtOf(node),
     text,
     writing && !node.answer && h("p", { class: "waiting" }, h("i"), h("i"), h("i"), h("span", { class: "unseen" }, "Waiting for the answer")),
