@@ -46,6 +46,13 @@ class Server:
     """Fields that say in its words that nothing is cached."""
 
     @property
+    def cpu(self) -> float:
+        """Seconds that all of its threads have worked."""
+        text = Path(f"/proc/{self.process.pid}/stat").read_text()
+        user, system = text.rpartition(")")[2].split()[11:13]
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+    @property
     def peak_mb(self) -> float:
         text = Path(f"/proc/{self.process.pid}/status").read_text()
         line = next(line for line in text.splitlines() if line.startswith("VmHWM"))
@@ -84,6 +91,8 @@ class Result:
     gap_p99: float
     unfair: float
     """How far the client with the most tokens per second is from the one with the fewest."""
+    cpu_ms: float
+    """That a token took, prompts included: it says more than wall time on a busy machine."""
     peak_mb: float
 
 
@@ -214,7 +223,8 @@ async def with_a_system_text(server: Server, tokens: int, seed: int) -> list[lis
     return [[await question(0)], [await question(i) for i in range(1, 9)]]
 
 
-def result_of(server: Server, case: str, answers: list[list[Answer]]) -> Result:
+def result_of(server: Server, case: str, answers: list[list[Answer]], cpu: float = 0) -> Result:
+    """`cpu` is seconds that the server has worked."""
     flat = [answer for each in answers for answer in each]
     seconds = max(a.times[-1] for a in flat) - min(a.began for a in flat)
     gaps = [gap for answer in flat for gap in answer.gaps]
@@ -229,6 +239,7 @@ def result_of(server: Server, case: str, answers: list[list[Answer]]) -> Result:
         gap_p50=1000 * quantile(gaps, 0.5),
         gap_p99=1000 * quantile(gaps, 0.99),
         unfair=max(rates) / min(rates) - 1,
+        cpu_ms=1000 * cpu / sum(a.tokens for a in flat),
         peak_mb=server.peak_mb,
     )
 
@@ -249,27 +260,31 @@ async def measure(servers: Sequence[Server], options: argparse.Namespace) -> lis
         print(row(result), flush=True)
 
     print(HEAD, flush=True)
-    for clients in options.clients:
+    for clients in options.clients if "clients" in options.cases else ():
         for seed in range(options.rounds):
             for server in servers:
                 requests = max(1, options.requests // clients)
+                cpu = server.cpu
                 answers = await closed_loop(server, clients, requests, options.tokens, seed + 1)
-                note(result_of(server, f"clients {clients}", answers))
-    for server in servers:
-        *speakers, long = await beside_a_long_prompt(server, options.tokens * 2, seed=99)
-        note(result_of(server, "long: the speakers", speakers))
-        note(result_of(server, "long: the prompt", [long]))
-    for server in servers:
-        first, others = await with_a_system_text(server, options.tokens // 4, seed=98)
-        note(result_of(server, "system: first", [first]))
-        note(result_of(server, "system: cached", [others]))
-        print(f"cached tokens: {[answer.cached for answer in others]}")
+                note(result_of(server, f"clients {clients}", answers, server.cpu - cpu))
+    if "long" in options.cases:
+        for server in servers:
+            *speakers, long = await beside_a_long_prompt(server, options.tokens * 2, seed=99)
+            note(result_of(server, "long: the speakers", speakers))
+            note(result_of(server, "long: the prompt", [long]))
+    if "system" in options.cases:
+        for server in servers:
+            first, others = await with_a_system_text(server, options.tokens // 4, seed=98)
+            note(result_of(server, "system: first", [first]))
+            note(result_of(server, "system: cached", [others]))
+            print(f"cached tokens: {[answer.cached for answer in others]}")
     return found
 
 
 HEAD = (
-    "| server | case | tokens/s | first token p50, p99 ms | between p50, p99 ms | unfair % | MB |\n"
-    "|---|---|---:|---:|---:|---:|---:|"
+    "| server | case | tokens/s | first token p50, p99 ms | between p50, p99 ms | unfair % "
+    "| CPU ms/token | MB |\n"
+    "|---|---|---:|---:|---:|---:|---:|---:|"
 )
 
 
@@ -277,7 +292,7 @@ def row(r: Result) -> str:
     return (
         f"| {r.server} | {r.case} | {r.tokens_per_second:.1f} | {r.first_p50:.0f}, "
         f"{r.first_p99:.0f} | {r.gap_p50:.1f}, {r.gap_p99:.1f} | {100 * r.unfair:.0f} | "
-        f"{r.peak_mb:.0f} |"
+        f"{r.cpu_ms:.1f} | {r.peak_mb:.0f} |"
     )
 
 
@@ -287,6 +302,7 @@ def main() -> None:
     parser.add_argument("--llama-server", type=Path)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--slots", type=int, default=16, help="of llama-server")
+    parser.add_argument("--cases", default="clients,long,system")
     parser.add_argument("--clients", type=lambda x: [int(n) for n in x.split(",")], default=LEVELS)
     parser.add_argument("--tokens", type=int, default=64, help="of an answer")
     parser.add_argument("--requests", type=int, default=32, help="of a case, shared by its clients")

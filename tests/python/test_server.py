@@ -16,7 +16,7 @@ from rwkv_edge import Conversation, Model
 from rwkv_edge.chat import TEMPLATES
 from rwkv_edge.server import http as server_http
 from rwkv_edge.server.service import Options, Service
-from scripted import play
+from scripted import letters, play
 from served import PATIENCE, answered, ask, client_of, content, streamed
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -506,11 +506,6 @@ def test_a_call_and_its_result_are_read(model: Model) -> None:
         'User: Function output:\n{"celsius": 21}\n\n'
         "Assistant:"
     )
-
-
-def letters(model: Model, text: str) -> list[int]:
-    """A token for each, which no encoding of the text would give."""
-    return [token for letter in text for token in model.tokenizer.encode(letter)]
 
 
 THOUGHT = ">\nI think.\n</think"

@@ -22,6 +22,8 @@ BLOCK = re.compile(r"^```(python|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def test_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("anthropic", "ollama"):
+        pytest.importorskip(name)
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     printed = ""
@@ -35,7 +37,7 @@ def test_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
                     exec(compile(text.replace("http://localhost:8080", url), "docs", "exec"), names)
                 printed = out.getvalue()
         finally:
-            for name in names.keys() & {"client", "http"}:
+            for name in names.keys() & {"client", "http", "house", "sdk"}:
                 names[name].close()  # type: ignore[attr-defined]
 
 

@@ -438,6 +438,18 @@ def test_a_body_that_never_ends(client: httpx.Client, monkeypatch: pytest.Monkey
         assert b" 408 " in raw.recv(100)
 
 
+def test_half_a_body(client: httpx.Client, caplog: pytest.LogCaptureFixture) -> None:
+    """Its sender goes away: nothing has failed."""
+    caplog.set_level(logging.INFO, "rwkv_edge.server")
+    with connected(client) as raw:
+        raw.sendall(
+            f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+            "content-length: 100\r\n\r\n{".encode()
+        )
+    eventually(lambda: f"POST {CHAT} 499" in caplog.text)
+    assert "failed" not in caplog.text
+
+
 def test_too_many_connections(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serve, "MOST_CONNECTIONS", 3)
     with client_of(Service(service.model)) as client, contextlib.ExitStack() as stack:

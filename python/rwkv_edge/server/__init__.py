@@ -4,6 +4,10 @@
     request.py    what is asked for and what comes, in no dialect's words; how to add a dialect
     fields.py     JSON of strangers; Refused, the error that a client gets
     openai.py     OpenAI's dialect
+    responses.py  OpenAI's other one, Responses
+    anthropic.py  Anthropic's: Messages
+    ollama.py     Ollama's
+    native.py     states, tokens, props and metrics
     scores.py     how likely continuations are, an endpoint of ours
     inside.py     the app called without a socket
     http.py       the door of each path; bodies, streams, clients that go away

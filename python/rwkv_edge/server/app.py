@@ -13,13 +13,13 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp
 
-from . import native, openai, scores, static
+from . import anthropic, native, ollama, openai, responses, scores, static
 from .fields import Refused
 from .guard import Guard
-from .http import json_response, refusal
+from .http import ErrorBody, json_response, openai_error, refusal
 from .service import Service
 
-DIALECTS = (openai, native, scores)
+DIALECTS = (openai, responses, anthropic, ollama, native, scores)
 
 
 def create_app(
@@ -46,10 +46,10 @@ def create_app(
             return json_response({"status": "ok"})
         return refusal(Refused(503, "the server is not ready", kind="server_error"))
 
-    async def not_found(_: HttpRequest, error: Exception) -> Response:
+    async def not_found(http: HttpRequest, error: Exception) -> Response:
         status = getattr(error, "status_code", 404)
         text = "no such path" if status == 404 else "no such method for this path"
-        return refusal(Refused(status, text, code="not_found"))
+        return refusal(Refused(status, text, code="not_found"), words(http.url.path))
 
     routes: list[BaseRoute] = [
         Route(path, health, methods=["GET"]) for path in ("/health", "/v1/health")
@@ -62,4 +62,12 @@ def create_app(
         lifespan=lifespan,
         exception_handlers={404: not_found, 405: not_found},
     )
-    return Guard(app, keys=keys, hosts=hosts, origins=origins, public=public)
+    return Guard(app, keys=keys, hosts=hosts, origins=origins, public=public, words=words)
+
+
+def words(path: str) -> ErrorBody:
+    """How errors of a path are written, where no handler does it."""
+    for paths, body in ((anthropic.PATHS, anthropic.error_body), (ollama.PATHS, ollama.error_body)):
+        if any(path == each or path.startswith(f"{each}/") for each in paths):
+            return body
+    return openai_error

@@ -151,7 +151,7 @@ class Composer:
         messages = list(request.messages)
         system = [m.text for m in messages if m.role == "system"]
         opening = "" if system or not fresh else template.opening
-        if request.tools is not None:
+        if request.tools is not None and not request.tools_told:
             # One system turn, in which the tools come first, as in training.
             messages = [m for m in messages if m.role != "system"]
             told = request.tools.system("\n".join(filter(None, [opening, *system])))

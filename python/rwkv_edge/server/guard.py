@@ -6,13 +6,13 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .fields import Refused
-from .http import refusal
+from .http import ErrorBody, openai_error, refusal
 
 LOCAL = ("localhost", "127.0.0.1", "::1")
 OPEN = ("/health", "/v1/health")
@@ -36,15 +36,18 @@ class Guard:
         hosts: Sequence[str] = (),
         origins: Sequence[str] = (),
         public: bool = False,
+        words: Callable[[str], ErrorBody] = lambda _: openai_error,
     ) -> None:
         """Without `keys`, anyone may come in. `hosts` are names of this server beside those of
         loopback; a `public` server also answers to any address in digits. `origins` are those of
-        web pages that may use it, beside its own."""
+        web pages that may use it, beside its own. `words` says how the errors of a path are
+        written."""
         self._app = app
         self._digests = [digest(key) for key in keys]
         self._hosts = {*LOCAL, *(host.lower() for host in hosts)}
         self._origins = set(origins)
         self._public = public
+        self._words = words
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -75,7 +78,7 @@ class Guard:
             scope["rwkv_edge.caller"] = self._caller(scope["path"], headers)
             check_body(scope, headers)
         except Refused as error:
-            await refusal(error)(scope, receive, send_with)
+            await refusal(error, self._words(scope["path"]))(scope, receive, send_with)
             return
         await self._app(scope, receive, send_with)
 

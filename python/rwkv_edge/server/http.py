@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response, StreamingResponse
 
@@ -146,6 +147,8 @@ async def read_body(http: HttpRequest, most: int) -> bytes:
         return await asyncio.wait_for(rest(), BODY_SECONDS)
     except asyncio.TimeoutError:
         raise Refused(408, "the body did not come in time") from None
+    except ClientDisconnect:
+        raise Refused(GONE, "the client went away") from None
 
 
 # ---- streams ------------------------------------------------------------------------------------
@@ -197,6 +200,15 @@ def stream_response(
 
     headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
     return StreamingResponse(guarded(), 200, headers, media_type)
+
+
+async def drained(answers: Answers, events: AsyncIterator[object]) -> None:
+    """Let a writer see all of its events, for an answer in one piece."""
+    try:
+        async for _ in events:
+            pass
+    finally:
+        answers.close()
 
 
 def sse(found: Any, event: str | None = None) -> bytes:

@@ -30,6 +30,7 @@ from .request import (
     MOST_TOKENS,
     MOST_TOOLS,
     MOST_TOP,
+    ROLES,
     CallBegin,
     CallText,
     Echo,
@@ -68,7 +69,7 @@ def read_sampling(body: Fields, n_vocab: int) -> Choosing:
     """The fields that say how tokens are chosen; those that were not sent are not in it."""
     found: dict[str, Any] = {
         "max_tokens": body.integer(
-            "max_completion_tokens", "max_tokens", least=0, most=MOST_TOKENS
+            "max_completion_tokens", "max_tokens", "max_output_tokens", least=0, most=MOST_TOKENS
         ),
         "temperature": body.number("temperature", least=0, most=100),
         "top_k": body.integer("top_k", least=-1, most=2**31 - 1),
@@ -128,15 +129,28 @@ def read_stop(body: Fields, name: str = "stop") -> tuple[str, ...]:
 
 def read_text(body: Fields, name: str) -> str:
     """A text, nothing, or a list of parts of the type text."""
+    return "".join(read_parts(body, name))
+
+
+def read_parts(body: Fields, name: str) -> list[str]:
     if not isinstance(body.get(name), list):
-        return body.text(name, most=MOST_TEXT) or ""
+        return [body.text(name, most=MOST_TEXT) or ""]
     found = []
     for part in body.objects(name, most=MOST_MESSAGES) or []:
         kind = part.text("type", most=MOST_NAME) or "text"
         if kind not in ("text", "input_text", "output_text"):
             raise wrong(part.path("type"), kind, "text; this model reads nothing else")
         found.append(part.text("text", most=MOST_TEXT) or "")
-    return "".join(found)
+    return found
+
+
+def read_role(body: Fields) -> Role:
+    """Of a message."""
+    role = body.needed(body.text("role", most=MOST_NAME), "role")
+    known = {"developer": "system", "function": "tool"}.get(role, role)
+    if known not in ROLES:
+        raise wrong(body.path("role"), role, "system, user, assistant or tool")
+    return known
 
 
 def read_messages(body: Fields, name: str = "messages") -> tuple[tuple[Message, ...], bool]:
@@ -145,10 +159,7 @@ def read_messages(body: Fields, name: str = "messages") -> tuple[tuple[Message, 
     objects = body.needed(body.objects(name, most=MOST_MESSAGES), name)
     prefix = False
     for i, each in enumerate(objects):
-        role = each.needed(each.text("role", most=MOST_NAME), "role")
-        known = {"developer": "system", "function": "tool"}.get(role, role)
-        if known not in ("system", "user", "assistant", "tool"):
-            raise wrong(each.path("role"), role, "system, user, assistant or tool")
+        role = read_role(each)
         calls = []
         for call in each.objects("tool_calls", most=MOST_TOOLS) or []:
             function = call.needed(call.object("function"), "function")
@@ -165,10 +176,10 @@ def read_messages(body: Fields, name: str = "messages") -> tuple[tuple[Message, 
         text = read_text(each, "content")
         raw = bool(each.boolean("raw"))
         if each.boolean("prefix"):
-            if i + 1 < len(objects) or known != "assistant":
+            if i + 1 < len(objects) or role != "assistant":
                 raise Refused(400, f"{each.path('prefix')}: only the last message, the assistant's")
             prefix = True
-        found.append(Message(cast(Role, known), text, tuple(calls), raw))
+        found.append(Message(role, text, tuple(calls), raw))
     return tuple(found), prefix
 
 
@@ -200,11 +211,13 @@ def read_tools(body: Fields) -> tuple[Tools | None, bool]:
 def read_form(body: Fields) -> tuple[str, Any] | None:
     """response_format, or one of vLLM's names for forms."""
     wanted = body.object("response_format")
-    if wanted is None:
-        return read_guided(body)
+    return read_guided(body) if wanted is None else read_format(wanted)
+
+
+def read_format(wanted: Fields) -> tuple[str, Any] | None:
     kind = wanted.choice("type", among=("text", "json_object", "json_schema", "regex"))
     if kind == "json_schema":
-        inner = wanted.needed(wanted.object("json_schema"), "json_schema")
+        inner = wanted.object("json_schema") or wanted  # other dialects have it flat
         schema = inner.needed(inner.object("schema"), "schema")
         return "schema", bounded(inner.path("schema"), schema)
     if kind == "json_object":
@@ -400,11 +413,10 @@ def state_fields(finish: Finish) -> dict[str, Any]:
 
 def check_model(call: Call) -> None:
     """Any name will do, as many programs know one only; unless the server is strict."""
-    name = call.body.text("model", most=1024)
-    if call.service.options.strict_model and name not in (None, call.service.name):
-        raise Refused(
-            404, f"no model of that name, only {call.service.name}", code="model_not_found"
-        )
+    name, own = call.body.text("model", most=1024), call.service.name
+    # Ollama's clients add a tag.
+    if call.service.options.strict_model and name not in (None, own, f"{own}:latest"):
+        raise Refused(404, f"no model of that name, only {own}", code="model_not_found")
 
 
 def read_chat(body: Fields, n_vocab: int) -> list[Request]:

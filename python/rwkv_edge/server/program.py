@@ -62,6 +62,8 @@ class Ended(NamedTuple):
     state: State | None
     tail: str
     """The last words of the text."""
+    id: str | None = None
+    """That the state gets; None: any."""
 
 
 class Vector(NamedTuple):
@@ -148,7 +150,7 @@ class Writing(Program):
             stream.settle()
         if self._request.store:
             tail = "".join(self._visible)[-TAIL:]
-            self.events.append(Ended(self._finish(), session.state, tail))
+            self.events.append(Ended(self._finish(), session.state, tail, self._request.store_as))
 
     def _read(self, session: Session) -> Generator[Feed, Rows, Rows | None]:
         """Read the prompt; returns the logits behind it, unless all of it was in the cache."""

@@ -82,6 +82,8 @@ class Request:
     """The id of the state that it begins at; only what is new is read."""
     store: bool = False
     """Whether the state at the end is stored, and its id comes with `Finish`."""
+    store_as: str | None = None
+    """That id, one of `states.new_id`; None: any."""
     continues: bool = False
     """Whether the last message, the assistant's, goes on."""
     sampling: Choosing = field(default_factory=Choosing)
@@ -100,6 +102,8 @@ class Request:
     tools: Tools | None = None
     must_call: bool = False
     """Whether the answer must be a call of one of `tools`."""
+    tools_told: bool = False
+    """Whether the state has read of the tools, so that they are not told again."""
     names: Names = Names()
     echo: bool = False
     """Whether the prompt comes first, as an `Echo`."""

@@ -310,6 +310,7 @@ class Answers(AsyncIterator[tuple[int, Event]]):
             ended.state,
             tail=ended.tail,
             parent=ended.finish.parent,
+            id=ended.id,
         )
         return dataclasses.replace(ended.finish, state=kept.id)
 

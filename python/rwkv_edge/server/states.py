@@ -116,14 +116,15 @@ class States:
         parent: str | None = None,
         name: str | None = None,
         ttl: float | None = None,
+        id: str | None = None,
     ) -> Kept:
-        """Keep a state of the model. Raises Refused where it cannot be written, or is no state that
-        a text can go on from."""
+        """Keep a state of the model; `id` is one of `new_id`. Raises Refused where it cannot be
+        written, or is no state that a text can go on from."""
         if not all(np.isfinite(x).all() for x in (state.data, state.output) if x is not None):
             raise Refused(500, "the state holds NaN or infinity", kind="server_error")
         now = time.time()
         kept = Kept(
-            id=f"st_{secrets.token_urlsafe(16)}",
+            id=id or new_id(),
             owner=owner,
             tokens=state.tokens,
             text_tail=tail,
@@ -248,6 +249,10 @@ class States:
                 raise Refused(400, text, code="not_a_state") from None
         state = dataclasses.replace(state, fingerprint=model.fingerprint, model=model.path.name)
         return self.put(owner, state, name=name, ttl=ttl)
+
+
+def new_id() -> str:
+    return f"st_{secrets.token_urlsafe(16)}"
 
 
 def size_of(state: State) -> int:
