@@ -221,10 +221,10 @@ void Session::inputs(std::span<const int32_t> ids, std::span<const std::string> 
             if (job.x.to == nullptr) continue;
             read(target, job.x.to, floats);
             read(mix, job.x.mix, job.x.mix_per_token ? floats : cols);
-            for (int64_t i = 0; i < floats; ++i) {
-                const auto at = static_cast<std::size_t>(i);
-                const float share = mix[job.x.mix_per_token ? at : at % mix.size()];
-                rows[i] += (target[at] - rows[i]) * share;
+            for (int64_t t = 0; t < step; ++t, rows += cols) {
+                const float* to_row = target.data() + t * cols;
+                const float* share = mix.data() + (job.x.mix_per_token ? t * cols : 0);
+                for (int64_t i = 0; i < cols; ++i) rows[i] += (to_row[i] - rows[i]) * share[i];
             }
         }
         return job.w.data != head.data.data();  // nobody wants logits

@@ -39,7 +39,7 @@ class Inputs:
     """Of one matrix, summed over the tokens read."""
 
     squares: NDArray[np.float64]
-    """[columns]: of x^2."""
+    """[columns]: of x^2; the diagonal of `products` where these are summed."""
     products: F32 | None
     """[columns, columns]: of x x^T. Only what lies right of the diagonal is filled in before
     `hessian` is called."""
@@ -47,11 +47,12 @@ class Inputs:
 
     def add(self, x: F32, threads: int) -> None:
         """Add the rows of x, [T, columns]."""
-        self.squares += np.einsum("ij,ij->j", x, x, dtype=np.float64)
         self.tokens += len(x)
         if self.products is None:
+            self.squares += np.einsum("ij,ij->j", x, x, dtype=np.float64)
             return
         add_outer_products(self.products, x, threads)
+        self.squares[:] = self.products.diagonal()
 
     def scale(self, t: F32) -> None:
         """Make these the sums of t o x."""
