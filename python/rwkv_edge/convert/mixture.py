@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -179,17 +179,14 @@ class Mixture:
     def report(self) -> str:
         """Which matrices got what and why: a line for each kind and type, and one for all."""
         rows = [("matrix", "type", "layers", "size", "KL at 4 bits", "KL left")]
-        groups: dict[tuple[str, str], list[Choice]] = {}
-        for choice in self.choices:
-            groups.setdefault((kind_of(choice.name), choice.type), []).append(choice)
-        order = {kind: i for i, (kind, _) in enumerate(groups)}
-        for kind, name in sorted(groups, key=lambda key: (order[key[0]], bits(key[1]))):
-            found = groups[kind, name]
+        of = {choice.name: choice for choice in self.choices}
+        for (kind, group), names in by_kind_and_type((c.name, c.type) for c in self.choices):
+            found = [of[name] for name in names]
             rows.append(
                 (
                     kind,
-                    name,
-                    layers_of(found),
+                    group,
+                    layers_of(names),
                     amount(sum(choice.nbytes for choice in found)),
                     f"{sum(choice.at_four for choice in found):.2g}",
                     f"{sum(choice.left for choice in found):.2g}",
@@ -221,9 +218,21 @@ def kind_of(name: str) -> str:
     return re.sub(r"^blk\.\d+\.", "", name).removesuffix(".weight").removesuffix("_by_input")
 
 
-def layers_of(choices: Sequence[Choice]) -> str:
+def by_kind_and_type(
+    matrices: Iterable[tuple[str, str]],
+) -> list[tuple[tuple[str, str], list[str]]]:
+    """The names of matrices, each given with its type: kinds as they come, small types first."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for name, kind in matrices:
+        groups.setdefault((kind_of(name), kind), []).append(name)
+    order = list(dict.fromkeys(kind for kind, _ in groups))
+    return sorted(groups.items(), key=lambda item: (order.index(item[0][0]), bits(item[0][1])))
+
+
+def layers_of(names: Iterable[str]) -> str:
     """Their numbers: "0-3, 7"."""
-    numbers = sorted(int(c.name.split(".")[1]) for c in choices if c.name.startswith("blk."))
+    found = (re.match(r"blk\.(\d{1,6})\.", name) for name in names)
+    numbers = sorted(int(match[1]) for match in found if match)
     runs: list[list[int]] = []
     for number in numbers:
         if runs and number == runs[-1][-1] + 1:

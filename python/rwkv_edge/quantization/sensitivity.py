@@ -66,7 +66,7 @@ def measure(
     names = [name for name in types if four_bits(_shape(model, name)[-1]) != "f16"]
     part = part_of(windows, len(names), model.n_vocab)
     key = _key(model, part, scales)
-    found = _kept(kept, key)
+    found = kept_losses(kept, key)
     expected = None
     first = min(FIRST, part.shape[1] // 2)
     for number, name in enumerate(names):
@@ -124,7 +124,7 @@ def _key(model: Model, windows: Windows, scales: Mapping[str, Scale]) -> str:
     return digest.hexdigest()
 
 
-def _kept(path: Path, key: str) -> dict[str, float]:
+def kept_losses(path: Path, key: str) -> dict[str, float]:
     """What an earlier run measured of the same."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         kept = json.loads(read_bytes(path, 1 << 24, "losses"))
