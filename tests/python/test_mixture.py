@@ -134,7 +134,7 @@ def test_columns_that_fit_no_block_of_256(tmp_path: Path, tiny_model: GetModel) 
     found = quantize(path, tmp_path / "out.gguf", bits=5)
     assert found is not None
     assert types_of(tmp_path / "out.gguf") == found.types
-    assert 2 <= len(set(found.types.values()) & {"q4_0", "q4_1", "q5_0", "q5_1", "q8_0"})
+    assert len(set(found.types.values()) & {"q4_0", "q4_1", "q5_0", "q5_1", "q8_0"}) >= 2
 
 
 def test_a_checkpoint_and_a_quantized_source(tmp_path: Path, tiny_model: GetModel) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -75,10 +75,11 @@ def measure(
         if progress is not None:
             progress(number, len(names), f"what {name} loses")
         if expected is None:
-            expected = _logits(model._core, part, first)
+            expected = list(_logits(model._core, part, first))
         blocks, kind = _at_four_bits(model, name, importance.get(name), scales.get(name, Scale()))
         with_it = _core.Runner(assembled(model, name, blocks, kind), model.threads)
-        found[name] = divergence(expected, _logits(with_it, part, first))
+        kls = map(divergence, expected, _logits(with_it, part, first))
+        found[name] = max(float(np.mean(list(kls))), 0.0)
         with OutputFile(kept) as file:
             file.write(json.dumps({"key": key, "losses": found}).encode())
     return Losses(found, part.size)
@@ -107,7 +108,7 @@ def divergence(expected: F32, found: F32) -> float:
     for low in range(0, len(expected), step):
         base = log_softmax(expected[low : low + step])
         total += float((np.exp(base) * (base - log_softmax(found[low : low + step]))).sum())
-    return max(total / len(expected), 0.0)
+    return total / len(expected)
 
 
 def _shape(model: Model, name: str) -> tuple[int, ...]:
@@ -133,18 +134,13 @@ def kept_losses(path: Path, key: str) -> dict[str, float]:
     return {}
 
 
-def _logits(runner: _core.Runner, windows: Windows, first: int) -> F32:
-    """At all positions from `first` on, [positions, n_vocab]."""
-    rows = len(windows) * (windows.shape[1] - first)
-    out = np.empty((rows, runner.n_vocab), np.float32)
-    start = 0
+def _logits(runner: _core.Runner, windows: Windows, first: int) -> Iterator[F32]:
+    """Those of each window at all positions from `first` on, [positions, n_vocab]."""
     for window in windows.tolist():
         session = runner.session()
         session.feed(window[:first], _core.Logits.none)
         found = np.frombuffer(session.feed(window[first:], _core.Logits.all), np.float32)
-        out[start : start + len(window) - first] = found.reshape(-1, runner.n_vocab)
-        start += len(window) - first
-    return out
+        yield found.reshape(-1, runner.n_vocab)
 
 
 def _at_four_bits(
