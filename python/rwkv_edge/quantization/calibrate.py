@@ -23,6 +23,7 @@ import numpy as np
 
 from .. import _core
 from ..convert import quantize
+from ..convert.mixture import FOUR_BITS, Budget, Mixture, bits, fit, room_of
 from ..convert.policy import (
     MASSIVE,
     MASSIVE_TYPE,
@@ -34,7 +35,7 @@ from ..convert.policy import (
     is_quantizable,
     parse_type,
 )
-from ..convert.write import tensor_of
+from ..convert.write import plan_file, tensor_of
 from ..files.form import amount, read_bytes
 from ..files.output import OutputFile, shortened
 from ..files.source import F32, NUMPY_TYPES
@@ -43,6 +44,7 @@ from ..model_file import weights_per_token
 from ..tokenizer import END_OF_TEXT
 from .collect import CARRY, Inputs, Section, collect, groups_of, matrices_of, residual
 from .fold import combined, equalise, foldings
+from .sensitivity import measure
 from .text import Windows, tokens_of, windows_of
 
 SELF = "self"  # in place of texts
@@ -81,11 +83,12 @@ class Calibration:
     vocab: Path | None = None
     scales: dict[str, Scale] = field(default_factory=dict)
     """Of the tensors, which leave what the model computes as it is."""
+    mixture: Mixture | None = None
+    """Where the types were chosen for a size."""
 
     @property
     def folder(self) -> Path:
-        """Where finished matrices are kept until all are."""
-        return self.target.with_name(f".{shortened(self.target.name)}.calibration")
+        return folder_of(self.target)
 
     def __post_init__(self) -> None:
         shapes = matrices_of(self.model)
@@ -260,7 +263,7 @@ class Calibration:
         scale = self.scales.get(name, Scale())
         if scale.columns is not None:
             inputs.scale((1 / scale.columns).astype(np.float32))
-        if name == MASSIVE and massive(inputs) and bits(kind) < 6:
+        if self.mixture is None and name == MASSIVE and massive(inputs) and bits(kind) < 6:
             kind = MASSIVE_TYPE
         info = next(t for t in self.model._file.tensors if t.name == name)
         tensor = tensor_of(self.model._file, info)
@@ -282,14 +285,13 @@ class Calibration:
                 file.write(blocks.reshape(-1).data)
 
 
+def folder_of(target: Path) -> Path:
+    """Where finished work is kept until all is."""
+    return target.with_name(f".{shortened(target.name)}.calibration")
+
+
 def part(tell: Callable[[int, str], None], work: int, what: str) -> Callable[[int, int], None]:
     return lambda read, of: tell(work * read // of, what)
-
-
-def bits(kind: str) -> float:
-    """Of a weight."""
-    values, nbytes = _core.type_block(kind)
-    return 8 * nbytes / values
 
 
 def massive(inputs: Inputs) -> bool:
@@ -308,7 +310,9 @@ def calibration(
     target: Path,
     texts: Sequence[str | Path],
     *,
-    type: str,
+    type: str | None = None,
+    bits: float | None = None,
+    size: int | None = None,
     head_type: str | None = None,
     embd_type: str | None = None,
     vocab: Path | None = None,
@@ -326,12 +330,21 @@ def calibration(
     the widest matrix, and at least 65,536. `memory` is a bound in bytes: by default half of what is
     free. `equal` lets columns be scaled where that helps.
 
+    `bits` or `size` lets each matrix have its own type, as in `quantize`. What each loses at four
+    bits is measured here. That takes as long as one reading of the text, or as reading 1,024 tokens
+    for each matrix where that is longer. It is kept beside `target`, as finished matrices are.
+
     A UserWarning says so where the source is quantized already.
 
-    Raises what `Model` and `quantize` raise, ValueError for a text that is empty, too short or not
+    Raises what `Model` and `quantize` raise; ValueError for a text that is empty, too short or not
     UTF-8, and for too little memory.
     """
-    base = parse_type(type)
+    budget = None
+    if bits is not None or size is not None:
+        budget = Budget.of(bits, size, type, head_type, embd_type)
+    elif type is None:
+        raise ValueError("type, bits and size: expected one of them")
+    base = FOUR_BITS if type is None or budget is not None else parse_type(type)
     if base not in SEARCHED:
         raise ValueError(
             f"type {base}: nothing to calibrate, expected one of {', '.join(SEARCHED)}"
@@ -358,16 +371,39 @@ def calibration(
     else:
         ids = tokens_of(model, texts)
         windows = spread(windows_of(ids, window, ", ".join(map(str, texts))), count)
-    scales = {} if already or not equal else _scales(model, types, windows)
+    plan = None
+    if budget is not None:
+        plan = plan_file(Path(source), Path(target), chosen, vocab=vocab)
+        room_of(plan, budget)  # raises where no mixture fits, before what takes long
+    importance, scales = {}, {}
+    if plan is not None or (equal and not already):
+        found = collect(model, spread(windows, JUDGED), list(matrices_of(model)))
+        importance = {name: inputs.importance() for name, inputs in found.items()}
+    if equal and not already:
+        scales = _scales(model, types, importance)
+    mixture = None
+    if plan is not None and budget is not None:
+        known = Known(importance=importance, scales=scales)
+        folder_of(Path(target)).mkdir(exist_ok=True)
+        losses = measure(
+            model,
+            types,
+            windows,
+            importance=importance,
+            scales=scales,
+            kept=folder_of(Path(target)) / "losses",
+            progress=progress,
+        )
+        mixture = fit(plan, budget, known, losses, gptq=True)
+        types, base = mixture.types, mixture.base
     bound = memory if memory is not None else _core.available_memory() // 2
     return Calibration(
-        model, Path(source), Path(target), types, windows, bound, base, vocab, scales
+        model, Path(source), Path(target), types, windows, bound, base, vocab, scales, mixture
     )
 
 
-def _scales(model: Model, types: dict[str, str], windows: Windows) -> dict[str, Scale]:
+def _scales(model: Model, types: dict[str, str], importance: dict[str, F32]) -> dict[str, Scale]:
     """Of the foldings that pay, judged by a few windows."""
-    found = collect(model, spread(windows, JUDGED), list(matrices_of(model)))
     tensors = {tensor.name: tensor for tensor in model._file.tensors}
 
     def values_of(name: str, rows: int) -> F32:
@@ -375,7 +411,6 @@ def _scales(model: Model, types: dict[str, str], windows: Windows) -> dict[str, 
         count, columns = tensors[name].shape
         return tensor.float32(0, min(rows, count)).reshape(-1, columns)
 
-    importance = {name: inputs.importance() for name, inputs in found.items()}
     all_of = foldings(model.arch, set(tensors))
     return combined(equalise(all_of, types, importance, values_of))
 
