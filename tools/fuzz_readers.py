@@ -48,7 +48,8 @@ from rwkv_edge.server.openai import read_chat, read_completions, read_stream
 from rwkv_edge.server.program import Ended, Rows, Vector
 from rwkv_edge.server.request import Caller, Event, Request, Whole
 from rwkv_edge.server.service import Options, Service
-from rwkv_edge.tokenizer import protobuf_fields, tokenizer_from_file
+from rwkv_edge.tokenizer import tokenizer_from_file
+from sentencepiece_library import protobuf_fields, varint
 from texts import TEXTS, train
 from web_rwkv import as_st
 
@@ -812,14 +813,6 @@ def sentencepiece(rng: random.Random) -> Files:
             fields[i] = (tag, damage(rng, data, 2))
     data = b"".join(varint(tag << 3 | 2) + varint(len(data)) + data for tag, data in fields)
     return {"tokenizer.model": maybe(rng, data, 0.15)}
-
-
-def varint(n: int) -> bytes:
-    out = bytearray()
-    while n > 127:
-        out.append(n & 127 | 128)
-        n >>= 7
-    return bytes([*out, n])
 
 
 def in_a_file(path: Path) -> None:

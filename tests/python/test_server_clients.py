@@ -1,19 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Programs that people have, each with the server; those that are not installed are skipped.
 
-They need `pip install langchain-openai litellm llm 'lm_eval[api]'`, which is large, so CI does not
-install them. OpenAI's own client is in test_server.py.
+They need `pip install langchain-openai litellm llm 'lm_eval[api]' langchain-anthropic
+langchain-ollama openai-agents`, which is large, so CI does not install them. OpenAI's own client is
+in test_server.py; those of other dialects are in test_server_dialects.py.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import numpy as np
@@ -124,6 +126,70 @@ def test_embeddings_of_langchain(url: str, model: Model) -> None:
     assert (np.array(vectors, np.float32) == model.embed(texts)).all()
 
 
+@pytest.mark.parametrize("dialect", ["responses", "anthropic", "ollama"])
+def test_dialects_of_langchain(url: str, model: Model, dialect: str) -> None:
+    common: dict[str, Any] = {"model": "demo", "temperature": 0}
+    key: dict[str, Any] = {"api_key": KEY, "max_retries": 0}
+    base = url.removesuffix("/v1")
+    if dialect == "responses":
+        module = pytest.importorskip("langchain_openai")
+        chat = module.ChatOpenAI(base_url=url, use_responses_api=True, **key, **common)
+    elif dialect == "anthropic":
+        module = pytest.importorskip("langchain_anthropic")
+        chat = module.ChatAnthropic(base_url=base, max_tokens=200, **key, **common)
+    else:
+        headers = {"authorization": f"Bearer {KEY}"}
+        module = pytest.importorskip("langchain_ollama")
+        chat = module.ChatOllama(base_url=base, client_kwargs={"headers": headers}, **common)
+    whole = chat.invoke(FRANCE)
+    assert whole.text == asked(model, FRANCE)
+    assert whole.usage_metadata["output_tokens"] > 0
+    assert "".join(chunk.text for chunk in chat.stream(FRANCE)) == whole.text
+    name = "My name is Anna."
+    talk = [("human", name), ("ai", asked(model, name)), ("human", "What is my name?")]
+    assert chat.invoke(talk).text == asked(model, name, "What is my name?")
+    if dialect == "ollama":  # which cannot ask for a call that must be made
+        structured = chat.with_structured_output(ANSWER, method="json_schema")
+        assert isinstance(structured.invoke("Is it so?")["yes"], bool)
+        return
+    bound = chat.bind_tools([{"type": "function", "function": WEATHER}], tool_choice="any")
+    found = bound.invoke("How warm is it?")
+    assert [(c["name"], c["args"]) for c in found.tool_calls] == [("weather", {"city": "Paris"})]
+    result = {"role": "tool", "tool_call_id": found.tool_calls[0]["id"], "content": "21"}
+    assert isinstance(bound.invoke([("human", "How warm is it?"), found, result]).text, str)
+
+
+def test_the_agents_of_openai(url: str, model: Model) -> None:
+    """They call a tool, go on with its result, and go on from an answer."""
+    agents, openai = pytest.importorskip("agents"), pytest.importorskip("openai")
+    agents.set_tracing_disabled(True)
+    called = []
+
+    def weather(city: Literal["Paris"]) -> str:
+        """How warm it is."""
+        called.append(city)
+        return "21"
+
+    async def run() -> tuple[str, str]:
+        async with openai.AsyncOpenAI(base_url=url, api_key=KEY, max_retries=0) as sdk:
+            demo = agents.OpenAIResponsesModel("demo", sdk)
+            settings = agents.ModelSettings(tool_choice="required", temperature=0, max_tokens=300)
+            tools = [agents.function_tool(weather)]
+            caller = agents.Agent(name="a", model=demo, tools=tools, model_settings=settings)
+            told = await agents.Runner.run(caller, "How warm is it in Paris?", max_turns=3)
+            cold = agents.ModelSettings(temperature=0)
+            talker = agents.Agent(name="b", model=demo, model_settings=cold)
+            first = await agents.Runner.run(talker, "My name is Anna.")
+            id = first.last_response_id
+            more = await agents.Runner.run(talker, "What is my name?", previous_response_id=id)
+            return told.final_output, more.final_output
+
+    told, more = asyncio.run(run())
+    assert called == ["Paris"]
+    assert told
+    assert more == asked(model, "My name is Anna.", "What is my name?")
+
+
 # ---- LiteLLM ------------------------------------------------------------------------------------
 
 
@@ -156,6 +222,22 @@ def test_litellm(url: str, model: Model) -> None:
         litellm.completion(messages=messages, **{**common, "temperature": 500})
     with pytest.raises(litellm.AuthenticationError, match="the key is wrong"):
         litellm.completion(messages=messages, **{**common, "api_key": "another"})
+
+
+def test_dialects_of_litellm(url: str, model: Model) -> None:
+    litellm = pytest.importorskip("litellm")
+    messages = [{"role": "user", "content": FRANCE}]
+    common = {"api_key": KEY, "temperature": 0}
+    base = url.removesuffix("/v1")
+    for stream in (False, True):
+        found = litellm.completion(
+            model="anthropic/demo", api_base=base, messages=messages, stream=stream, **common
+        )
+        if stream:
+            found = litellm.stream_chunk_builder(list(found), messages=messages)
+        assert found.choices[0].message.content == asked(model, FRANCE)
+    found = litellm.responses(model="openai/demo", api_base=url, input=FRANCE, **common)
+    assert found.output[0].content[0].text == asked(model, FRANCE)
 
 
 def test_thoughts_in_litellm(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
