@@ -92,7 +92,6 @@ class Soak:
             await asyncio.sleep(0.05)
         self.lives += 1
         self.born = time.monotonic()
-        self.down.clear()
 
     async def kill(self) -> None:
         """In the middle of everything; then it must know what it knew."""
@@ -107,6 +106,7 @@ class Soak:
         self.note(known.keys() <= there, f"{len(known.keys() - there)} states are gone")
         for id in random.sample(sorted(known), min(5, len(known))):
             await self.go_on(id)
+        self.down.clear()
 
     def note(self, right: bool, text: str) -> None:
         if not right:

@@ -318,8 +318,10 @@ def test_a_long_text_holds_nobody_up(
 ) -> None:
     """Turning it into tokens takes a while, and others are answered meanwhile."""
     encode, go_on = service.composer._encode, threading.Event()
+    held: list[str] = []
 
     def slow(text: str) -> list[int]:
+        held.append(threading.current_thread().name)
         assert go_on.wait(PATIENCE)
         return encode(text)
 
@@ -336,6 +338,7 @@ def test_a_long_text_holds_nobody_up(
     with ThreadPoolExecutor(len(asked)) as pool:
         waiting = [pool.submit(answered, client, path, body) for path, body in asked]
         try:
+            eventually(lambda: len(held) == len(asked))
             assert client.get("/health", timeout=PATIENCE / 2).status_code == 200
             assert not any(each.done() for each in waiting)
         finally:

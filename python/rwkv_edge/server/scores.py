@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from typing import Any
 
@@ -45,13 +46,11 @@ async def scores(call: Call) -> Response:
     body, service = call.body, call.service
     context = body.text("context", most=MOST_TEXT) or ""
     texts = read_continuations(body)
-    encode = service.composer.encode
-    before = (END_OF_TEXT, *encode(context))
-    ends = [tuple(encode(text)) for text in texts]
+    before, *ends = await asyncio.to_thread(encoded, service, [context, *texts])
     answers = await service.submit(
         [
             Request(
-                prompt=(*before, *tokens),
+                prompt=(END_OF_TEXT, *before, *tokens),
                 echo=True,
                 sampling={"max_tokens": 0, "logprobs": 1},
             )
@@ -71,6 +70,11 @@ async def scores(call: Call) -> Response:
             "usage": usage_of([each.end for each in found], same_prompt=False),
         }
     )
+
+
+def encoded(service: Service, texts: list[str]) -> list[tuple[int, ...]]:
+    """Of long texts this takes a while: not for the event loop's thread."""
+    return [tuple(service.composer.encode(text)) for text in texts]
 
 
 def score(index: int, found: Whole, count: int) -> dict[str, Any]:
