@@ -105,7 +105,7 @@ class Soak:
         there = {each["id"] for each in json.loads(data)["data"]} if status == 200 else set()
         self.note(known.keys() <= there, f"{len(known.keys() - there)} states are gone")
         for id in random.sample(sorted(known), min(5, len(known))):
-            await self.go_on(id)
+            await self.go_on(id, known[id])
         self.down.clear()
 
     def note(self, right: bool, text: str) -> None:
@@ -189,9 +189,9 @@ class Soak:
                 del self.states[old]
                 await self.ask("DELETE", f"{STATES}/{old}")
 
-    async def go_on(self, id: str) -> None:
+    async def go_on(self, id: str, state: tuple[str, str]) -> None:
         """From a state, by two at once."""
-        question, answer = self.states[id]
+        question, answer = state
         for found in await asyncio.gather(
             *(self.told({**chat(question), "state": id}, stream) for stream in (False, True))
         ):
@@ -203,9 +203,10 @@ class Soak:
         if self.states:
             id = rng.choice(sorted(self.states))
             state = self.states.pop(id)  # nobody deletes it meanwhile
-            self.states[id] = state
-            with contextlib.suppress(KeyError):
-                await self.go_on(id)
+            try:
+                await self.go_on(id, state)
+            finally:
+                self.states[id] = state
 
     async def embed(self, rng: random.Random) -> None:
         status, _ = await self.ask("POST", "/v1/embeddings", {"input": rng.choice(QUESTIONS) * 9})

@@ -313,38 +313,43 @@ def test_a_text_that_is_too_long(client: httpx.Client) -> None:
     assert client.post(CHAT, json=ask("x" * (5 << 20))).status_code in (400, 413)
 
 
-def test_a_long_text_holds_nobody_up(
-    client: httpx.Client, service: Service, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Turning it into tokens takes a while, and others are answered meanwhile."""
-    encode, go_on = service.composer._encode, threading.Event()
-    held: list[str] = []
-
-    def slow(text: str) -> list[int]:
-        held.append(threading.current_thread().name)
-        assert go_on.wait(PATIENCE)
-        return encode(text)
-
-    monkeypatch.setattr(service.composer, "_encode", slow)
-    asked: list[tuple[str, Any]] = [
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
         (CHAT, ask("Hello!", max_tokens=1)),
         (COMPLETIONS, {"prompt": "Hello!", "max_tokens": 1}),
         ("/v1/embeddings", {"input": "Hello!"}),
         ("/v1/scores", {"continuation": "Hello!"}),
         ("/v1/states", {"prompt": "Hello!"}),
         ("/tokenize", {"prompt": "Hello!"}),
-        ("/v1/messages/count_tokens", ask("Hello!")),
-    ]
-    with ThreadPoolExecutor(len(asked)) as pool:
-        waiting = [pool.submit(answered, client, path, body) for path, body in asked]
+    ],
+    ids=str,
+)
+def test_a_long_text_holds_nobody_up(
+    client: httpx.Client,
+    service: Service,
+    monkeypatch: pytest.MonkeyPatch,
+    path: str,
+    body: dict[str, Any],
+) -> None:
+    """Turning it into tokens takes a while, and others are answered meanwhile."""
+    encode, begun, go_on = service.composer._encode, threading.Event(), threading.Event()
+
+    def slow(text: str) -> list[int]:
+        begun.set()
+        assert go_on.wait(PATIENCE)
+        return encode(text)
+
+    monkeypatch.setattr(service.composer, "_encode", slow)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(answered, client, path, body)
         try:
-            eventually(lambda: len(held) == len(asked))
+            assert begun.wait(PATIENCE)
             assert client.get("/health", timeout=PATIENCE / 2).status_code == 200
-            assert not any(each.done() for each in waiting)
+            assert not waiting.done()
         finally:
             go_on.set()
-        for each in waiting:
-            each.result(PATIENCE)
+        waiting.result(PATIENCE)
 
 
 def test_no_request_names_a_path(client: httpx.Client, tmp_path: Path) -> None:
