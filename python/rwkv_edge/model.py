@@ -429,6 +429,31 @@ class Session:
         self.rewind(twin)
         return np.concatenate(found)
 
+    def hidden(
+        self,
+        tokens: Iterable[SupportsIndex],
+        layers: Iterable[SupportsIndex],
+        *,
+        progress: FeedProgress | None = None,
+    ) -> NDArray[np.float32]:
+        """Read tokens as `feed` does, and return what the model makes of them on the way.
+
+        That is the residual stream, float32 [len(layers), T, n_embd]: for each of `layers`, after
+        each token, what it holds when so many layers have run. 0 is the embedding after its norm,
+        what the first layer reads. `model.n_layer` or -1 is what the head reads before the last
+        norm, and other negative numbers count from there.
+        Raises ValueError for a layer that the model lacks, and as `feed` does.
+        """
+        import numpy as np
+
+        last = self.model.n_layer
+        numbers = [whole("layer", layer, -last - 1, last) % (last + 1) for layer in layers]
+        ids = self._checked(tokens)
+        found = self._writable.hidden(ids, numbers, of_all(progress, len(ids)))
+        self._note(ids)
+        shape = (len(numbers), len(ids), self.model.n_embd)
+        return np.frombuffer(found, np.float32).reshape(shape)
+
     def _checked(self, tokens: Iterable[SupportsIndex]) -> list[int]:
         ids = self._ids(tokens)
         if not ids:
