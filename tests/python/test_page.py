@@ -439,7 +439,9 @@ def test_a_reload_keeps_the_tree(window: Callable[..., Shown], client: httpx.Cli
         client.delete(f"/v1/states/{state['id']}")
     shown.say(ASKED, 4)
     assert "Anna" in shown.answer(4).inner_text()
-    assert "had forgotten" in (shown.page.get_by_role("status").text_content() or "")
+    assert "had forgotten this mind. It has read 3 turns of text again" in (
+        shown.page.get_by_role("status").text_content() or ""
+    )
     shown.problems.clear()  # the console tells of the 404
     shown.ready()
     shown.row("What is 2 + 2?").click()
@@ -478,6 +480,7 @@ def test_the_meter_stays_flat(window: Callable[..., Shown], service: Service) ->
     shown = window()
     meter = shown.page.get_by_role("region", name="Memory")
     shown.say(NAME, 1)
+    shown.until(lambda: "after" in meter.inner_text())
     size = meter.locator("strong").inner_text()
     shape = service.model._shape
     state = 4 * (service.model.n_layer * shape.layer_size + shape.width)

@@ -6,13 +6,10 @@ import { brief, button, bytes, h, icon, many } from "./dom.js";
 import { chip, drawMeter, drawTree, moveInTree } from "./mind.js";
 import * as store from "./store.js";
 import { drawTalk, update } from "./talk.js";
-import { add, below, children, choose, drop, furthest, newTree, path, states, title } from "./tree.js";
+import { add, children, choose, drop, furthest, newTree, path, states, title } from "./tree.js";
 
-const byId = (id) => document.getElementById(id);
 const view = Object.fromEntries(
-  ["about", "alert", "ask", "branch", "chip", "count", "dark", "drop", "list", "meter", "mind", "model",
-    "scroll", "send", "settings", "side", "stop", "text", "think", "toast", "to-end", "tree", "turns",
-    "veil", "voice"].map((id) => [id, byId(id)]),
+  [...document.querySelectorAll("[id]")].map((each) => [each.id, each]),
 );
 
 let props = null; // what the server runs
@@ -74,12 +71,28 @@ function drawList() {
   const focused = document.activeElement?.dataset?.key;
   view.list.replaceChildren(
     ...order.map((each) =>
-      h("li", null,
-        h("button", {
-          type: "button", class: "open", data: { key: `open-${each.id}` },
-          aria: each === tree ? { current: "page" } : {}, onclick: () => open(each),
-        }, h("span", null, brief(title(each), 48) || "New conversation"), h("small", null, ago(each.updated))),
-        button(`Delete: ${brief(title(each), 30) || "New conversation"}`, { name: "bin", class: "quiet", act: () => erase(each) }))),
+      h(
+        "li",
+        null,
+        h(
+          "button",
+          {
+            type: "button",
+            class: "open",
+            data: { key: `open-${each.id}` },
+            aria: each === tree ? { current: "page" } : {},
+            onclick: () => open(each),
+          },
+          h("span", null, brief(title(each), 48) || "New conversation"),
+          h("small", null, ago(each.updated)),
+        ),
+        button(`Delete: ${brief(title(each), 30) || "New conversation"}`, {
+          name: "bin",
+          class: "quiet",
+          act: () => erase(each),
+        }),
+      ),
+    ),
   );
   if (focused?.startsWith("open-")) view.list.querySelector(`[data-key="${focused}"]`)?.focus();
 }
@@ -102,9 +115,19 @@ function drawDock() {
   view.branch.hidden = editing === null && !later;
   view.branch.replaceChildren(
     icon(editing === null ? "rewind" : "edit"),
-    h("span", null, editing === null ? "Going on from an earlier point: what you say opens a new branch." : "Changing what you said: it is asked again in a new branch."),
+    h(
+      "span",
+      null,
+      editing === null
+        ? "Going on from an earlier point: what you say opens a new branch."
+        : "Changing what you said: it is asked again in a new branch.",
+    ),
     editing === null
-      ? button("Back to the end", { text: "Back to the end", class: "link", act: () => acts.follow(tree.current) })
+      ? button("Back to the end", {
+          text: "Back to the end",
+          class: "link",
+          act: () => acts.follow(tree.current),
+        })
       : button("Cancel", { text: "Cancel", class: "link", act: () => edit(null) }),
   );
 }
@@ -136,8 +159,15 @@ function drawSoon() {
 }
 
 function complain(text) {
-  view.alert.replaceChildren(...(text ? [icon("warn"), h("span", null, text),
-    button("Dismiss", { name: "close", class: "quiet", act: () => complain("") })] : []));
+  view.alert.replaceChildren(
+    ...(text
+      ? [
+          icon("warn"),
+          h("span", null, text),
+          button("Dismiss", { name: "close", class: "quiet", act: () => complain("") }),
+        ]
+      : []),
+  );
 }
 
 let toasting = 0;
@@ -157,7 +187,11 @@ const tabs = new BroadcastChannel("rwkv-edge"); // tells other tabs which conver
 tabs.addEventListener("message", async ({ data: id }) => {
   const found = await store.one(id);
   const old = trees.find((each) => each.id === id);
-  if (old && running?.tree === old) return; // what is written here comes last
+  if (old && running?.tree === old) {
+    // What is being written here is saved at its end, with what comes from there.
+    old.nodes = { ...found?.nodes, ...old.nodes };
+    return;
+  }
   trees = trees.filter((each) => each !== old);
   if (found) trees.push(found);
   if (tree === old) {
@@ -207,12 +241,15 @@ const messagesOf = (node) => [
 ];
 
 /** The state to begin at; null where there is none. Makes it where the server has it no more. */
-async function stateAt(which, id) {
+async function stateAt(which, id, signal) {
   if (id === null) {
     const { root } = which;
     if (root.mind) return root.mind.state;
     if (root.system && !known.has(root.state)) {
-      const made = await json("v1/states", { body: { messages: [{ role: "system", content: root.system }] } });
+      const made = await json("v1/states", {
+        body: { messages: [{ role: "system", content: root.system }] },
+        signal,
+      });
       root.state = made.id;
       known.set(made.id, made.bytes);
     }
@@ -221,25 +258,27 @@ async function stateAt(which, id) {
   const node = which.nodes[id];
   if (!known.has(node.state)) {
     const forgotten = node.state !== null;
-    const turns = await reread(which, id);
-    if (forgotten && turns) tell(`The server had forgotten this mind: ${many(turns, "turn")} of text ${turns === 1 ? "was" : "were"} read again.`);
+    const turns = await reread(which, id, signal);
+    if (forgotten && turns) {
+      tell(`The server had forgotten this mind. It has read ${many(turns, "turn")} of text again.`);
+    }
   }
   return node.state;
 }
 
 /** Read the text of a node anew, from the last state on the way there that the server still has.
  * Returns the number of turns that were read. */
-async function reread(which, id) {
+async function reread(which, id, signal) {
   await look();
   const way = path(which, id);
   let at = way.length;
   while (at > 0 && !known.has(way[at - 1].state)) at--;
   let from = at > 0 ? way[at - 1].state : null;
-  if (from === null) from = await stateAt(which, null);
+  if (from === null) from = await stateAt(which, null, signal);
   const node = which.nodes[id];
   if (at < way.length) {
     const messages = way.slice(at).flatMap(messagesOf);
-    const made = await json("v1/states", { body: { messages, from } });
+    const made = await json("v1/states", { body: { messages, from }, signal });
     known.set(made.id, made.bytes);
     Object.assign(node, { state: made.id, tokens: made.tokens, bytes: made.bytes });
   }
@@ -252,8 +291,10 @@ function settingsOf() {
   return JSON.parse(localStorage.getItem("rwkv-edge.settings") ?? "{}");
 }
 
-function bodyFor(count) {
-  const { temperature, top_p, seed, max_tokens } = settingsOf();
+/** `earlier` answers there are already: with the same seed, the next ones would be the same. */
+function bodyFor(count, earlier) {
+  const { temperature, top_p, seed: first, max_tokens } = settingsOf();
+  const seed = first === undefined ? undefined : first + earlier;
   const asked = { stream: true, store: true, n: count, temperature, top_p, seed, max_tokens };
   if (view.think.value) asked.reasoning_effort = view.think.value;
   return asked;
@@ -269,14 +310,16 @@ async function ask(said, parent, count) {
   }
   if (!trees.includes(which)) trees.push(which);
   localStorage.setItem("rwkv-edge.open", which.id);
-  if (children(which, parent).some((node) => node.said !== said)) delete which.spread[parent ?? "root"];
+  const twins = children(which, parent).filter((node) => node.said === said).length;
+  if (children(which, parent).length > twins) delete which.spread[parent ?? "root"];
   if (count > 1) which.spread[parent ?? "root"] = true;
   if (parent !== null) delete which.spread[which.nodes[parent].parent ?? "root"];
   const before = which.current;
   const nodes = Array.from({ length: count }, () => add(which, parent, said));
   choose(which, nodes[0].id);
   const messages = [{ role: "user", content: said }];
-  const found = await write(which, nodes, (state) => ({ ...bodyFor(count), messages, state }), parent);
+  const body = (state) => ({ ...bodyFor(count, twins), messages, state });
+  const found = await write(which, nodes, body, parent);
   if (!found) {
     // Nothing came: it is as if it had not been asked.
     for (const node of nodes) drop(which, node.id);
@@ -299,8 +342,10 @@ async function goOn(id) {
   messages[1].prefix = true;
   Object.assign(node, { status: "writing", note: "" });
   const written = node.answer.length;
-  await write(which, [node], (state) => ({ ...bodyFor(1), messages, state }), node.parent);
-  if (node.status === "broken" && node.answer.length === written) Object.assign(node, { status, note });
+  await write(which, [node], (state) => ({ ...bodyFor(1, 0), messages, state }), node.parent);
+  if (node.status === "broken" && node.answer.length === written) {
+    Object.assign(node, { status, note });
+  }
   keep(which);
   draw();
 }
@@ -310,18 +355,19 @@ async function write(which, nodes, body, parent) {
   const abort = new AbortController();
   running = { tree: which, nodes, abort };
   for (const node of nodes) node.state = null;
-  view.voice.textContent = "";
+  view.voice.textContent = "The answer is being written.";
   draw();
   toEnd();
   focusText(); // the button that asked for it may be gone
   const saving = setInterval(() => keep(which), 2000);
   let problem = null;
   try {
-    await stream(nodes, body(await stateAt(which, parent)), abort.signal, async () => {
+    const { signal } = abort;
+    await stream(nodes, body(await stateAt(which, parent, signal)), signal, async () => {
       // The server has forgotten where this begins.
       if (parent === null && which.root.mind) return null;
       known.delete(parent === null ? which.root.state : which.nodes[parent].state);
-      return body(await stateAt(which, parent));
+      return body(await stateAt(which, parent, signal));
     });
   } catch (error) {
     problem = error;
@@ -343,12 +389,17 @@ async function write(which, nodes, body, parent) {
   for (const node of nodes) {
     if (found && !came(node)) drop(which, node.id);
   }
-  if (found && which.current === parent) choose(which, nodes.find((node) => which.nodes[node.id]).id);
+  const left = nodes.filter((node) => which.nodes[node.id]);
+  if (found && which.current === parent) choose(which, left[0].id);
   if (found && trees.includes(which)) {
-    const said = nodes.filter((node) => node.answer).map((node, i) => (nodes.length > 1 ? `Answer ${i + 1}: ${node.answer}` : node.answer));
+    const said = nodes
+      .filter((node) => node.answer)
+      .map((node, i) => (nodes.length > 1 ? `Answer ${i + 1}: ${node.answer}` : node.answer));
     view.voice.textContent = said.join("\n");
     which.updated = Date.now();
-    await Promise.all(nodes.filter((node) => which.nodes[node.id]).map((node) => file(which, node)));
+    await keep(which);
+    draw();
+    await Promise.all(left.map((node) => file(which, node)));
   }
   return found;
 }
@@ -373,6 +424,7 @@ async function stream(nodes, body, signal, again) {
         if (!choice.finish_reason) continue;
         node.status = choice.finish_reason === "length" ? "length" : "done";
         node.state = chunk.state ?? null;
+        if (node.state) known.set(node.state, props?.model.state_bytes ?? 0);
         const { prompt_n: read, predicted_n: wrote, predicted_per_second: rate } = chunk.timings;
         node.stats = { read, wrote, rate };
       }
@@ -402,8 +454,8 @@ async function saveMind(id) {
       state = await stateAt(which, id);
       return fetched();
     });
-    const words = brief(title(which), 40).toLowerCase().match(/[\p{L}\p{N}]+/gu) ?? ["mind"];
-    offer(await response.blob(), `${words.join("-")}.state`);
+    const words = brief(title(which), 40).match(/[\p{L}\p{N}]+/gu) ?? ["mind"];
+    offer(await response.blob(), `${words.join("-").toLowerCase()}.state`);
     keep(which);
   } catch (error) {
     complain(sentence(error));
@@ -453,8 +505,10 @@ function settle() {
 
 async function erase(which) {
   const number = states(which).length;
-  byId("confirm-text").textContent = `Delete “${brief(title(which), 60) || "New conversation"}”${number ? `, and ${many(number, "mind")} on the server` : ""}?`;
-  const dialog = byId("confirm");
+  const name = brief(title(which), 60) || "New conversation";
+  const also = number ? `, and ${many(number, "mind")} on the server` : "";
+  view["confirm-text"].textContent = `Delete “${name}”${also}?`;
+  const dialog = view.confirm;
   dialog.returnValue = "no";
   dialog.showModal();
   await new Promise((resolve) => dialog.addEventListener("close", resolve, { once: true }));
@@ -548,24 +602,24 @@ const drawers = {
   open(name) {
     drawers.close();
     view[name].classList.add("is-open");
-    byId(`show-${name}`).setAttribute("aria-expanded", "true");
+    view[`show-${name}`].setAttribute("aria-expanded", "true");
     view.veil.hidden = false;
-    byId(`close-${name}`).focus();
+    view[`close-${name}`].focus();
   },
   /** Returns whether one was open. */
   close() {
     const name = ["side", "mind"].find((each) => view[each].classList.contains("is-open"));
     if (!name) return false;
     view[name].classList.remove("is-open");
-    byId(`show-${name}`).setAttribute("aria-expanded", "false");
+    view[`show-${name}`].setAttribute("aria-expanded", "false");
     view.veil.hidden = true;
-    byId(`show-${name}`).focus();
+    view[`show-${name}`].focus();
     return true;
   },
 };
 for (const name of ["side", "mind"]) {
-  byId(`show-${name}`).addEventListener("click", () => drawers.open(name));
-  byId(`close-${name}`).addEventListener("click", () => drawers.close());
+  view[`show-${name}`].addEventListener("click", () => drawers.open(name));
+  view[`close-${name}`].addEventListener("click", () => drawers.close());
 }
 view.veil.addEventListener("click", () => drawers.close());
 view.tree.addEventListener("keydown", moveInTree);
@@ -593,18 +647,18 @@ addEventListener("drop", (event) => {
   const [file] = event.dataTransfer.files;
   if (file) openMind(file);
 });
-byId("open-mind").addEventListener("click", () => byId("mind-file").click());
-byId("mind-file").addEventListener("change", (event) => {
+view["open-mind"].addEventListener("click", () => view["mind-file"].click());
+view["mind-file"].addEventListener("change", (event) => {
   const [file] = event.target.files;
   if (file) openMind(file);
   event.target.value = "";
 });
-byId("save-mind").addEventListener("click", () => saveMind(tree.current));
-byId("save-text").addEventListener("click", () => {
+view["save-mind"].addEventListener("click", () => saveMind(tree.current));
+view["save-text"].addEventListener("click", () => {
   const blob = new Blob([JSON.stringify(tree, null, 1)], { type: "application/json" });
   offer(blob, "conversation.json");
 });
-byId("new").addEventListener("click", () => open(newTree()));
+view.new.addEventListener("click", () => open(newTree()));
 
 // ---- settings -----------------------------------------------------------------------------------
 
@@ -612,9 +666,9 @@ const NUMBERS = ["temperature", "top_p", "seed", "max_tokens"];
 
 function showSettings() {
   const settings = settingsOf();
-  for (const name of NUMBERS) byId(name).value = settings[name] ?? "";
-  byId("system").value = settings.system ?? "";
-  byId("key").value = key.get();
+  for (const name of NUMBERS) view[name].value = settings[name] ?? "";
+  view.system.value = settings.system ?? "";
+  view.key.value = key.get();
   const theme = localStorage.getItem("rwkv-edge.theme") ?? "";
   document.querySelector(`[name=theme][value="${theme}"]`).checked = true;
   drawers.close();
@@ -622,14 +676,14 @@ function showSettings() {
 }
 
 function takeSettings() {
-  const settings = { system: byId("system").value.trim() || undefined };
+  const settings = { system: view.system.value.trim() || undefined };
   for (const name of NUMBERS) {
-    const field = byId(name);
+    const field = view[name];
     if (field.value !== "" && field.validity.valid) settings[name] = field.valueAsNumber;
   }
   localStorage.setItem("rwkv-edge.settings", JSON.stringify(settings));
-  const changed = byId("key").value !== key.get();
-  key.set(byId("key").value);
+  const changed = view.key.value !== key.get();
+  key.set(view.key.value);
   if (changed || !props) start();
 }
 
@@ -641,14 +695,15 @@ function setTheme(theme) {
 }
 
 const darkness = matchMedia("(prefers-color-scheme: dark)");
-const isDark = () => (document.documentElement.dataset.theme ?? (darkness.matches ? "dark" : "light")) === "dark";
+const isDark = () =>
+  (document.documentElement.dataset.theme ?? (darkness.matches ? "dark" : "light")) === "dark";
 
 function drawDark() {
   view.dark.setAttribute("aria-pressed", String(isDark()));
   view.dark.replaceChildren(icon(isDark() ? "sun" : "moon"));
 }
 
-byId("settings-button").addEventListener("click", showSettings);
+view["settings-button"].addEventListener("click", showSettings);
 view.settings.addEventListener("close", takeSettings);
 for (const each of document.querySelectorAll("[name=theme]")) {
   each.addEventListener("change", () => setTheme(each.value));
@@ -666,25 +721,26 @@ async function start() {
     view.model.textContent = props.model_alias;
     view.about.textContent = `${arch}, ${layers} × ${width}`;
     document.title = `${props.model_alias} · rwkv-edge`;
-    byId("think-pick").hidden = !props.thinks;
+    view["think-pick"].hidden = !props.thinks;
     const { params } = props.default_generation_settings;
-    byId("max_tokens").placeholder = params.max_tokens;
-    byId("temperature").placeholder = params.temperature ?? "As served";
-    byId("top_p").placeholder = params.top_p ?? "As served";
+    view.max_tokens.placeholder = params.max_tokens;
+    view.temperature.placeholder = params.temperature ?? "As served";
+    view.top_p.placeholder = params.top_p ?? "As served";
     await look();
     complain("");
   } catch (error) {
     complain(sentence(error));
     if (error.status === 401) {
       showSettings();
-      byId("key").focus();
+      view.key.focus();
     }
   }
   draw();
 }
 
 async function begin() {
-  for (const each of document.querySelectorAll("[data-icon]")) each.prepend(icon(each.dataset.icon));
+  for (const each of document.querySelectorAll("[data-icon]"))
+    each.prepend(icon(each.dataset.icon));
   drawDark();
   trees = await store.load().catch(() => []);
   for (const each of trees) {

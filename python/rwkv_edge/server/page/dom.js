@@ -48,6 +48,7 @@ const ICONS = {
   down: "M10 4v12M5 11l5 5 5-5",
   send: "M10 16V4M5 9l5-5 5 5",
   stop: "M6 6h8v8H6z",
+  file: "M5.5 3h6l3.5 3.5V17h-9.5zM11.5 3v3.5H15",
   bin: "M4 6h12M8 6V4h4v2M5.5 6l.7 10h7.6l.7-10",
   tree: "M6 4.5v11M6 12c0-4 8-1.5 8-6.5M6 16.5h.01M6 3.5h.01M14 4.5h.01",
   close: "M5 5l10 10M15 5 5 15",
@@ -114,6 +115,9 @@ export function bytes(value) {
 
 /** The beginning of a text, in one line. */
 export function brief(text, most = 60) {
-  const line = text.slice(0, 4 * most).replace(/\s+/g, " ").trim();
+  const line = text
+    .slice(0, 4 * most)
+    .replace(/\s+/g, " ")
+    .trim();
   return line.length > most ? `${line.slice(0, most - 1).trimEnd()}…` : line;
 }

@@ -28,7 +28,7 @@ export function show(target, text) {
 /** Cuts lines into blocks: {kind, lines, source, ...}. */
 function blocks(lines) {
   const found = [];
-  for (let i = 0; i < lines.length; ) {
+  for (let i = 0; i < lines.length;) {
     const start = i;
     const block = blockAt(lines, i);
     i = block.end;
@@ -121,7 +121,8 @@ function list(lines, i, first) {
   while (i < lines.length) {
     const match = ITEM.exec(lines[i]);
     if (!same(match) || match[1].length < outer || match[1].length > outer + 3) break;
-    const width = match[1].length + match[2].length + (match[3].length > 4 ? 1 : match[3].length || 1);
+    const width =
+      match[1].length + match[2].length + (match[3].length > 4 ? 1 : match[3].length || 1);
     const inner = [match[4]];
     for (i++; i < lines.length; i++) {
       const line = lines[i];
@@ -130,7 +131,10 @@ function list(lines, i, first) {
         // A blank line belongs to the item if what follows it does.
         let next = i + 1;
         while (next < lines.length && !lines[next].trim()) next++;
-        if (next === lines.length || /^ */.exec(lines[next])[0].length < Math.min(width, outer + 2)) {
+        if (
+          next === lines.length ||
+          /^ */.exec(lines[next])[0].length < Math.min(width, outer + 2)
+        ) {
           break;
         }
         while (i + 1 < next) {
@@ -158,11 +162,21 @@ function list(lines, i, first) {
       }
     }
   }
-  return { kind: "list", ordered, start: ordered ? parseInt(first[2], 10) : 1, items, loose, end: i };
+  return {
+    kind: "list",
+    ordered,
+    start: ordered ? parseInt(first[2], 10) : 1,
+    items,
+    loose,
+    end: i,
+  };
 }
 
 function cells(line) {
-  const inner = line.trim().replace(/^\|/, "").replace(/(?<!\\)\|$/, "");
+  const inner = line
+    .trim()
+    .replace(/^\|/, "")
+    .replace(/(?<!\\)\|$/, "");
   return inner.split(/(?<!\\)\|/).map((cell) => cell.trim().replaceAll("\\|", "|"));
 }
 
@@ -184,12 +198,20 @@ function made(block, depth) {
   switch (block.kind) {
     case "heading":
       // The page's own headings are above those of an answer.
-      return h(`h${Math.min(block.level + 2, 6)}`, { class: `h${block.level}` }, inline(block.text));
+      return h(
+        `h${Math.min(block.level + 2, 6)}`,
+        { class: `h${block.level}` },
+        inline(block.text),
+      );
     case "rule":
       return h("hr");
     case "quote":
       if (depth >= DEEP) return h("p", null, block.lines.join("\n"));
-      return h("blockquote", null, blocks(block.lines).map((each) => made(each, depth + 1)));
+      return h(
+        "blockquote",
+        null,
+        blocks(block.lines).map((each) => made(each, depth + 1)),
+      );
     case "code":
       return code(block);
     case "list":
@@ -206,8 +228,17 @@ function code({ language, text }) {
   return h(
     "figure",
     { class: "code" },
-    h("figcaption", null, h("span", null, name || "text"), copyButton("Copy the code", () => text, { text: "Copy" })),
-    h("pre", { tabindex: "0", aria: { label: `Code${name ? ` in ${name}` : ""}` } }, h("code", null, text)),
+    h(
+      "figcaption",
+      null,
+      h("span", null, name || "text"),
+      copyButton("Copy the code", () => text, { text: "Copy" }),
+    ),
+    h(
+      "pre",
+      { tabindex: "0", aria: { label: `Code${name ? ` in ${name}` : ""}` } },
+      h("code", null, text),
+    ),
   );
 }
 
@@ -224,11 +255,24 @@ function listed({ ordered, start, items, loose }, depth) {
 
 function tabled({ head, body, sides }) {
   const row = (kind, texts) =>
-    h("tr", null, texts.map((text, i) => h(kind, { class: `cell-${sides[i]}` }, inline(text))));
+    h(
+      "tr",
+      null,
+      texts.map((text, i) => h(kind, { class: `cell-${sides[i]}` }, inline(text))),
+    );
   return h(
     "div",
     { class: "table", tabindex: "0", role: "region", aria: { label: "Table" } },
-    h("table", null, h("thead", null, row("th", head)), h("tbody", null, body.map((each) => row("td", each)))),
+    h(
+      "table",
+      null,
+      h("thead", null, row("th", head)),
+      h(
+        "tbody",
+        null,
+        body.map((each) => row("td", each)),
+      ),
+    ),
   );
 }
 
@@ -247,7 +291,7 @@ function inline(text) {
     if (plain) nodes.push(document.createTextNode(plain));
     plain = "";
   };
-  for (let i = 0; i < text.length; ) {
+  for (let i = 0; i < text.length;) {
     const at = text[i];
     if (at === "\\" && i + 1 < text.length) {
       if (text[i + 1] === "\n") plain += "\n";
@@ -372,7 +416,10 @@ function linkAt(text, i) {
   if (close <= i || text[close + 1] !== "(") return null;
   const end = close + text.slice(close, close + MOST_LINK).indexOf(")");
   if (end <= close) return null;
-  let [url] = text.slice(close + 2, end).trim().split(/\s/, 1);
+  let [url] = text
+    .slice(close + 2, end)
+    .trim()
+    .split(/\s/, 1);
   let last = end;
   // An address may hold a pair of brackets.
   if (url.includes("(") && text[end + 1] === ")") {

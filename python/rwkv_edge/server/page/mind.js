@@ -40,17 +40,35 @@ export function drawMeter(target, tree, props, stored) {
   const slope = props ? 4 * props.model.n_layer * props.model.n_embd : 0;
   const grown = slope * read;
   target.replaceChildren(
-    h("p", { class: "figure" }, h("strong", null, bytes(size)), h("span", null, read ? `after ${many(read, "token")}` : "before the first word")),
+    h(
+      "p",
+      { class: "figure" },
+      h("strong", null, bytes(size)),
+      h("span", null, read ? `after ${many(read, "token")}` : "before the first word"),
+    ),
     plot(size, read, points, slope),
     h(
       "p",
       { class: "legend" },
       h("span", { class: "flat" }, "This mind stays at ", bytes(size)),
       grown > size &&
-        h("span", { class: "grows", title: "Keys and values of a transformer with these layers and this width, in 16 bits" },
-          "Attention would keep ", bytes(grown)),
+        h(
+          "span",
+          {
+            class: "grows",
+            title: "Keys and values of a transformer with these layers and this width, in 16 bits",
+          },
+          "Attention would keep ",
+          bytes(grown),
+        ),
     ),
-    h("p", { class: "hint" }, stored.count ? `${many(stored.count, "mind")} on the server, ${bytes(stored.bytes)} in all.` : "No mind is stored on the server yet."),
+    h(
+      "p",
+      { class: "hint" },
+      stored.count
+        ? `${many(stored.count, "mind")} on the server, ${bytes(stored.bytes)} in all.`
+        : "No mind is stored on the server yet.",
+    ),
   );
 }
 
@@ -73,7 +91,10 @@ function plot(size, read, points, slope) {
     s("path", { class: "base", d: `M0 ${height - 1}H${width}` }),
     s("path", { class: "area", d: `M${x(0)} ${y(0)}V${y(size)}H${x(across)}V${y(0)}Z` }),
   );
-  if (slope) drawing.append(s("path", { class: "grows", d: `M${x(0)} ${y(0)}L${x(end)} ${y(end * slope)}` }));
+  if (slope)
+    drawing.append(
+      s("path", { class: "grows", d: `M${x(0)} ${y(0)}L${x(end)} ${y(end * slope)}` }),
+    );
   drawing.append(s("path", { class: "flat", d: `M${x(0)} ${y(size)}H${x(across)}` }));
   for (const [tokens, value] of points.slice(-200)) {
     drawing.append(s("circle", { class: "point", cx: x(tokens), cy: y(value), r: 3 }));
@@ -84,7 +105,9 @@ function plot(size, read, points, slope) {
 // ---- the tree -----------------------------------------------------------------------------------
 
 export function drawTree(target, tree, { gone, choose }) {
-  const focused = target.contains(document.activeElement) ? document.activeElement.dataset.id : null;
+  const focused = target.contains(document.activeElement)
+    ? document.activeElement.dataset.id
+    : null;
   const made = rows(tree).map((row) => rowOf(tree, row, gone, choose));
   target.replaceChildren(...made);
   const current = made.find((each) => each.getAttribute("aria-selected") === "true");
@@ -111,7 +134,9 @@ function rowOf(tree, row, gone, choose) {
       tabindex: "-1",
       class: `row${here ? " is-here" : ""}${row.lit ? " is-lit" : ""}`,
       aria: { level: row.level, selected: here },
-      title: lost ? "The server has forgotten this state: going on from here reads the text again." : null,
+      title: lost
+        ? "The server has forgotten this state: going on from here reads the text again."
+        : null,
       data: { id: row.id ?? "" },
       onclick: () => choose(row.id),
     },
@@ -127,7 +152,11 @@ function answerOf(node) {
 
 function beginning(tree) {
   const { mind, system } = tree.root;
-  if (mind) return [mind.name, mind.tokens === null ? "From a file" : `From a file, ${many(mind.tokens, "token")}`];
+  if (mind)
+    return [
+      mind.name,
+      mind.tokens === null ? "From a file" : `From a file, ${many(mind.tokens, "token")}`,
+    ];
   return ["Beginning", system ? brief(system, 70) : "Nothing was read yet"];
 }
 

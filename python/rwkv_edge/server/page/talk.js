@@ -19,12 +19,22 @@ export function drawTalk(target, tree, props, acts) {
   const made = turns.map((node, i) => {
     const beside = besideOf(tree, node);
     const last = i === turns.length - 1;
-    const sign = JSON.stringify([beside, last, children(tree, node.parent).length, tree.current === node.id]);
+    const sign = JSON.stringify([
+      beside.map(({ id, status, answer, thought, note }) => [id, status, answer, thought, note]),
+      last,
+      node.id === tree.current,
+      children(tree, node.parent).length,
+    ]);
     const old = before.get(node.id);
-    if (old?.dataset.sign === sign) return old;
+    if (old?.sign === sign) return old;
     const turn = drawTurn(tree, node, beside, i + 1, last, acts);
     turn.dataset.id = node.id;
-    turn.dataset.sign = sign;
+    turn.sign = sign;
+    // What was unfolded stays so.
+    for (const each of old?.querySelectorAll(".thought[open]") ?? []) {
+      const { node: id } = each.closest(".answer").dataset;
+      turn.querySelector(`[data-node="${id}"] .thought`)?.setAttribute("open", "");
+    }
     return turn;
   });
   if (tree.root.system || tree.root.mind) made.unshift(opening(tree));
@@ -51,11 +61,23 @@ function opening(tree) {
   const { system, mind } = tree.root;
   if (mind) {
     const read = mind.tokens === null ? "" : ` It has read ${many(mind.tokens, "token")}.`;
-    return h("div", { class: "opening", data: { id: "opening" } },
-      h("p", null, h("b", null, mind.name), ` goes on here.${read} What was said is in the mind, not in the file.`));
+    return h(
+      "div",
+      { class: "opening", data: { id: "opening" } },
+      h(
+        "p",
+        null,
+        h("b", null, mind.name),
+        ` goes on here.${read} What was said is in the mind, not in the file.`,
+      ),
+    );
   }
-  return h("details", { class: "opening", data: { id: "opening" } },
-    h("summary", null, "System prompt"), h("p", { class: "said-text" }, system));
+  return h(
+    "details",
+    { class: "opening", data: { id: "opening" } },
+    h("summary", null, "System prompt"),
+    h("p", { class: "said-text" }, system),
+  );
 }
 
 function empty(tree, props, acts) {
@@ -72,10 +94,22 @@ function empty(tree, props, acts) {
         : "However much is said, the model keeps it in a state of one size. Go back to any point, go on from it twice, or take it away as a file.",
     ),
     !mind &&
-      h("ul", { class: "examples" },
+      h(
+        "ul",
+        { class: "examples" },
         EXAMPLES.map(({ said, number, why }) =>
-          h("li", null, h("button", { type: "button", onclick: () => acts.example(said, number) },
-            h("b", null, said), h("small", null, why))))),
+          h(
+            "li",
+            null,
+            h(
+              "button",
+              { type: "button", onclick: () => acts.example(said, number) },
+              h("b", null, said),
+              h("small", null, why),
+            ),
+          ),
+        ),
+      ),
     !props && h("p", { class: "hint" }, "The server has not answered yet."),
   );
 }
@@ -92,7 +126,8 @@ function onward(later, acts) {
         text: brief(node.said, 32),
         key: `follow-${node.id}`,
         act: () => acts.follow(node.id),
-      })),
+      }),
+    ),
   );
 }
 
@@ -101,12 +136,30 @@ function drawTurn(tree, node, beside, number, last, acts) {
   return h(
     "article",
     { class: "turn", aria: { label: `Turn ${number}` } },
-    h("div", { class: "said" },
+    h(
+      "div",
+      { class: "said" },
       h("h2", { class: "unseen" }, "You said"),
       h("p", { class: "said-text" }, node.said),
-      button("Edit and ask again", { name: "edit", class: "quiet", key: `edit-${node.id}`, act: () => acts.edit(node.id) })),
-    h("div", many ? { class: "answers are-beside", role: "group", tabindex: "0", aria: { label: "Answers side by side" } } : { class: "answers" },
-      beside.map((each, i) => drawAnswer(tree, each, { many, i, of: beside.length, last }, acts))),
+      button("Edit and ask again", {
+        name: "edit",
+        class: "quiet",
+        key: `edit-${node.id}`,
+        act: () => acts.edit(node.id),
+      }),
+    ),
+    h(
+      "div",
+      many
+        ? {
+            class: "answers are-beside",
+            role: "group",
+            tabindex: "0",
+            aria: { label: "Answers side by side" },
+          }
+        : { class: "answers" },
+      beside.map((each, i) => drawAnswer(tree, each, { many, i, of: beside.length, last }, acts)),
+    ),
   );
 }
 
@@ -126,7 +179,16 @@ function drawAnswer(tree, node, { many: beside, i, of, last }, acts) {
     beside && h("span", { class: "number", aria: { hidden: "true" } }, String(i + 1)),
     thoughtOf(node),
     text,
-    writing && !node.answer && h("p", { class: "waiting" }, h("i"), h("i"), h("i"), h("span", { class: "unseen" }, "Waiting for the answer")),
+    writing &&
+      !node.answer &&
+      h(
+        "p",
+        { class: "waiting" },
+        h("i"),
+        h("i"),
+        h("i"),
+        h("span", { class: "unseen" }, "Waiting for the answer"),
+      ),
     noteOf(node, acts),
     !writing && actions(tree, node, { beside, here, last }, acts),
   );
@@ -135,17 +197,32 @@ function drawAnswer(tree, node, { many: beside, i, of, last }, acts) {
 function thoughtOf(node) {
   if (!node.thought) return null;
   const thinks = node.status === "writing" && !node.answer;
-  return h("details", { class: "thought" },
+  return h(
+    "details",
+    { class: "thought" },
     h("summary", null, thinks ? "Thinking…" : "Thoughts"),
-    h("p", { class: "said-text" }, node.thought));
+    h("p", { class: "said-text" }, node.thought),
+  );
 }
 
 function noteOf(node, acts) {
   const notes = { length: "The answer reached its longest length.", stopped: "Stopped." };
   const text = node.note || notes[node.status];
   if (!text) return [];
-  return [h("p", { class: `note${node.status === "broken" ? " is-bad" : ""}` }, text, " ",
-    button("Continue the answer", { text: "Continue", class: "link", key: `more-${node.id}`, act: () => acts.more(node.id) }))];
+  return [
+    h(
+      "p",
+      { class: `note${node.status === "broken" ? " is-bad" : ""}` },
+      text,
+      " ",
+      button("Continue the answer", {
+        text: "Continue",
+        class: "link",
+        key: `more-${node.id}`,
+        act: () => acts.more(node.id),
+      }),
+    ),
+  ];
 }
 
 function actions(tree, node, { beside, here, last }, acts) {
@@ -153,22 +230,47 @@ function actions(tree, node, { beside, here, last }, acts) {
   const at = siblings.indexOf(node);
   const twins = siblings.filter((each) => each.said === node.said).length;
   const spread = Boolean(tree.spread[node.parent ?? "root"]);
-  const one = (name, label, act, more) => button(label, { name, class: "quiet", key: `${name}-${node.id}`, act, ...more });
+  const one = (name, label, act, more) =>
+    button(label, { name, class: "quiet", key: `${name}-${node.id}`, act, ...more });
   return h(
     "div",
     { class: "acts", role: "group", aria: { label: "This answer" } },
-    !beside && siblings.length > 1 &&
-      h("span", { class: "pager" },
-        one("back", "The branch before", () => acts.follow(siblings[at - 1].id), { disabled: at === 0 }),
-        h("span", { aria: { label: `Branch ${at + 1} of ${siblings.length}` } }, `${at + 1}/${siblings.length}`),
-        one("forth", "The next branch", () => acts.follow(siblings[at + 1].id), { disabled: at + 1 === siblings.length })),
+    !beside &&
+      siblings.length > 1 &&
+      h(
+        "span",
+        { class: "pager" },
+        one("back", "The branch before", () => acts.follow(siblings[at - 1].id), {
+          disabled: at === 0,
+        }),
+        h(
+          "span",
+          { aria: { label: `Branch ${at + 1} of ${siblings.length}` } },
+          `${at + 1}/${siblings.length}`,
+        ),
+        one("forth", "The next branch", () => acts.follow(siblings[at + 1].id), {
+          disabled: at + 1 === siblings.length,
+        }),
+      ),
     copyButton("Copy the answer", () => node.answer, { class: "quiet", key: `copy-${node.id}` }),
     !beside && one("again", "Answer again, beside this", () => acts.again(node.id)),
-    (!beside || here) && twins > 1 &&
-      one("beside", spread ? "Show one answer" : "Show the answers side by side", () => acts.spread(node.id), { "aria-pressed": String(spread) }),
+    (!beside || here) &&
+      twins > 1 &&
+      one(
+        "beside",
+        spread ? "Show one answer" : "Show the answers side by side",
+        () => acts.spread(node.id),
+        { "aria-pressed": String(spread) },
+      ),
     one("save", "Save the mind behind this answer", () => acts.save(node.id)),
     (beside ? !here : !last) &&
-      button("Go on from here", { name: "rewind", text: "Go on from here", class: "go-on", key: `go-${node.id}`, act: () => acts.choose(node.id) }),
+      button("Go on from here", {
+        name: "rewind",
+        text: "Go on from here",
+        class: "go-on",
+        key: `go-${node.id}`,
+        act: () => acts.choose(node.id),
+      }),
     here && beside && h("span", { class: "chosen" }, "Going on from this one"),
     statsOf(node, beside),
   );
@@ -177,7 +279,14 @@ function actions(tree, node, { beside, here, last }, acts) {
 function statsOf({ stats }, short) {
   if (!stats) return null;
   const text = many(stats.wrote, "token") + (short ? "" : ` · ${count(stats.rate)}/s`);
-  return h("small", { class: "stats", title: `Read ${many(stats.read, "new token")} and wrote ${many(stats.wrote, "token")}` }, text);
+  return h(
+    "small",
+    {
+      class: "stats",
+      title: `Read ${many(stats.read, "new token")} and wrote ${many(stats.wrote, "token")}`,
+    },
+    text,
+  );
 }
 
 /** While an answer comes: only what has changed. */

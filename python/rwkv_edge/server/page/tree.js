@@ -88,7 +88,8 @@ export function drop(tree, id) {
 }
 
 /** The rows of a drawing, the root first. Branches stand to the right, right below where they
- * begin; the child where something was said last goes on straight down. So in every lane left of a node a line passes. */
+ * begin; the child where something was said last goes on straight down. So in every lane left of
+ * a node a line passes. */
 export function rows(tree) {
   const way = new Set(path(tree, tree.current).map((node) => node.id));
   const byParent = groups(tree);
@@ -143,5 +144,8 @@ export const title = (tree) => {
 
 /** Every state that belongs to it. */
 export const states = (tree) =>
-  [tree.root.state, tree.root.mind?.state, ...Object.values(tree.nodes).map((node) => node.state)]
-    .filter((state) => state);
+  [
+    tree.root.state,
+    tree.root.mind?.state,
+    ...Object.values(tree.nodes).map((node) => node.state),
+  ].filter((state) => state);
