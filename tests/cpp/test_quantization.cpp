@@ -96,28 +96,27 @@ TEST(sums_of_outer_products_are_right_of_the_diagonal) {
 
 TEST(rows_and_threads_do_not_know_each_other) {
     constexpr int64_t kRows = 70;  // a panel and a part of one
-    for (const Type type : kSearched)
-        for (int64_t cols : {256, 512}) {
-            const Floats w = normals(5, kRows * cols), h = hessian_of(300, cols);
-            const auto bytes = static_cast<size_t>(type_bytes(type, cols));
-            std::vector<uint8_t> searched(kRows * bytes), found(searched), others(searched);
-            ThreadPool alone(1), together(3);
-            search_rows(type, w.data(), nullptr, kRows, cols, searched.data(), alone);
-            search_rows(type, w.data(), nullptr, kRows, cols, others.data(), together);
-            CHECK(searched == others);
-            const auto quantize = [&](int64_t row, int64_t rows, uint8_t* to, ThreadPool& pool) {
-                quantize_with_hessian(type, w.data() + row * cols, rows, cols, h.data(), 0.1f,
-                                      to + static_cast<size_t>(row) * bytes, kernels(), pool);
-            };
-            quantize(0, kRows, found.data(), alone);
-            quantize(0, 1, others.data(), together);
-            quantize(1, kRows - 1, others.data(), together);
-            CHECK(found == others);
-            // 0.45 to 0.6 of it, by type, are seen.
-            CHECK_CASE(
-                error_of(type, w, found, cols, h) < 0.8 * error_of(type, w, searched, cols, h),
-                type_info(type).name);
-        }
+    for (const Type type : kSearched) {
+        const int64_t cols = type == Type::Q4_K ? 512 : 256;  // several tiles, and more
+        const Floats w = normals(5, kRows * cols), h = hessian_of(300, cols);
+        const auto bytes = static_cast<size_t>(type_bytes(type, cols));
+        std::vector<uint8_t> searched(kRows * bytes), found(searched), others(searched);
+        ThreadPool alone(1), together(3);
+        search_rows(type, w.data(), nullptr, kRows, cols, searched.data(), alone);
+        search_rows(type, w.data(), nullptr, kRows, cols, others.data(), together);
+        CHECK(searched == others);
+        const auto quantize = [&](int64_t row, int64_t rows, uint8_t* to, ThreadPool& pool) {
+            quantize_with_hessian(type, w.data() + row * cols, rows, cols, h.data(), 0.1f,
+                                  to + static_cast<size_t>(row) * bytes, kernels(), pool);
+        };
+        quantize(0, kRows, found.data(), alone);
+        quantize(0, 1, others.data(), together);
+        quantize(1, kRows - 1, others.data(), together);
+        CHECK(found == others);
+        // 0.27 to 0.42 of it, by type, are seen.
+        CHECK_CASE(error_of(type, w, found, cols, h) < 0.5 * error_of(type, w, searched, cols, h),
+                   type_info(type).name);
+    }
 }
 
 TEST(hessians_that_are_refused) {
