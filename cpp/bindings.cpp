@@ -23,6 +23,8 @@
 #include "quant/search.h"
 #include "sampler.h"
 #include "session.h"
+#include "text/sentencepiece.h"
+#include "text/tokenizer.h"
 #include "text/world_tokenizer.h"
 
 namespace py = pybind11;
@@ -315,23 +317,6 @@ std::shared_ptr<ModelFile> assemble(const std::filesystem::path& path, const py:
     const Unlocked unlocked;
     return std::const_pointer_cast<ModelFile>(
         ModelFile::assemble(std::as_bytes(std::span(text)), views, utf8(path), owner));
-}
-
-WorldTokenizer world_from_file(const ModelFile& file) {
-    const MetaValue* tokens = file.find("tokenizer.ggml.tokens");
-    if (tokens == nullptr || tokens->type != ValueType::Array ||
-        tokens->element != ValueType::String)
-        throw FormatError(
-            cat(file.path(), ": key 'tokenizer.ggml.tokens', expected an array of strings"));
-    std::vector<int32_t> types;
-    if (const MetaValue* kinds = file.find("tokenizer.ggml.token_type")) {
-        if (kinds->type != ValueType::Array || kinds->element != ValueType::I32)
-            throw FormatError(
-                cat(file.path(), ": key 'tokenizer.ggml.token_type', expected an array of int32"));
-        for (uint64_t i = 0; i < kinds->count; ++i)
-            types.push_back(static_cast<int32_t>(kinds->integer(i)));
-    }
-    return WorldTokenizer::from_gguf(tokens->strings(), types, file.path());
 }
 
 // --- sessions ---
@@ -696,26 +681,42 @@ void bind_engine(py::module_& m) {
           py::arg("token"), py::arg("top") = 0);
 }
 
+// What a sentencepiece model says: texts, scores and types of its pieces, and whether other
+// programs put a space before a text.
+py::tuple sentencepiece_model(const py::bytes& data, const std::string& source) {
+    const std::string_view bytes = data;
+    const auto model = SentencePieceModel::parse(std::as_bytes(std::span(bytes)), source);
+    py::list texts, scores, types;
+    for (const Piece& piece : model.pieces) {
+        texts.append(py::str(piece.text.data(), piece.text.size()));
+        scores.append(piece.score);
+        types.append(static_cast<int>(piece.type));
+    }
+    return py::make_tuple(texts, scores, types, model.adds_space);
+}
+
 void bind_text(py::module_& m) {
-    py::class_<WorldTokenizer>(m, "WorldTokenizer")
+    m.def("sentencepiece_model", &sentencepiece_model, py::arg("data"), py::arg("source"));
+    py::class_<Tokenizer>(m, "Tokenizer")
         .def_static(
             "from_vocab",
-            [](const std::vector<std::optional<py::bytes>>& tokens) {
+            [](const std::vector<std::optional<py::bytes>>& tokens) -> std::unique_ptr<Tokenizer> {
                 std::vector<std::optional<std::string>> raw;
                 for (const auto& token : tokens)
                     raw.push_back(token ? std::optional<std::string>(*token) : std::nullopt);
-                return WorldTokenizer(raw);
+                return std::make_unique<WorldTokenizer>(raw);
             },
             py::arg("tokens"))
         .def_static(
             "from_model_file",
-            [](const std::shared_ptr<ModelFile>& file) { return world_from_file(*file); },
+            [](const std::shared_ptr<ModelFile>& file) { return make_tokenizer(*file); },
             py::arg("file"), py::call_guard<Unlocked>())
-        .def_property_readonly("n_vocab", &WorldTokenizer::n_vocab)
-        .def("without_text", &WorldTokenizer::without_text)
+        .def_property_readonly("kind", &Tokenizer::kind)
+        .def_property_readonly("n_vocab", &Tokenizer::n_vocab)
+        .def("without_text", &Tokenizer::without_text)
         .def(
             "encode",
-            [](const WorldTokenizer& t, const py::bytes& data) {
+            [](const Tokenizer& t, const py::bytes& data) {
                 const std::string_view text = data;
                 const Unlocked unlocked;
                 return t.encode(text);
@@ -723,7 +724,7 @@ void bind_text(py::module_& m) {
             py::arg("data"))
         .def(
             "token_bytes",
-            [](const WorldTokenizer& t, int64_t id) { return py::bytes(t.token_bytes(id)); },
+            [](const Tokenizer& t, int64_t id) { return py::bytes(t.token_bytes(id)); },
             py::arg("id"));
 }
 

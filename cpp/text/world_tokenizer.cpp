@@ -72,14 +72,12 @@ WorldTokenizer::WorldTokenizer(const std::vector<std::optional<std::string>>& to
     }
     starts_.reserve(tokens.size() + 1);
     for (size_t id = 0; id < tokens.size(); ++id) {
-        starts_.push_back(bytes_.size());
-        if (id == 0 || !tokens[id]) continue;
-        if (tokens[id]->size() > kLongestToken)
+        const bool text = id != kEndOfText && tokens[id];
+        if (text && tokens[id]->size() > kLongestToken)
             throw std::invalid_argument(cat("token ", id, " has ", tokens[id]->size(),
                                             " bytes, expected at most ", kLongestToken));
-        bytes_ += *tokens[id];
+        add(text ? std::string_view(*tokens[id]) : std::string_view());
     }
-    starts_.push_back(bytes_.size());
     sort();
 }
 
@@ -97,19 +95,20 @@ WorldTokenizer WorldTokenizer::from_gguf(std::span<const std::string_view> token
     }
     WorldTokenizer made;
     made.starts_.reserve(tokens.size() + 1);
+    std::string bytes;
     for (size_t id = 0; id < tokens.size(); ++id) {
-        made.starts_.push_back(made.bytes_.size());
+        bytes.clear();
         const bool text = types.empty() || (types[id] != kControl && types[id] != kUnused);
-        if (id == 0 || !text || is_padding(tokens[id], id)) continue;
-        const std::size_t begin = made.bytes_.size();
-        const std::string_view start = tokens[id].substr(0, 60);
-        if (!unescape(tokens[id], made.bytes_))
-            fail("tokens[", id, "]: found '", start, "', expected bytes as Python writes them");
-        if (made.bytes_.size() - begin > kLongestToken)
-            fail("tokens[", id, "]: found ", made.bytes_.size() - begin, " bytes, '", start,
-                 "', expected at most ", kLongestToken);
+        if (id != kEndOfText && text && !is_padding(tokens[id], id)) {
+            const std::string_view start = tokens[id].substr(0, 60);
+            if (!unescape(tokens[id], bytes))
+                fail("tokens[", id, "]: found '", start, "', expected bytes as Python writes them");
+            if (bytes.size() > kLongestToken)
+                fail("tokens[", id, "]: found ", bytes.size(), " bytes, '", start,
+                     "', expected at most ", kLongestToken);
+        }
+        made.add(bytes);
     }
-    made.starts_.push_back(made.bytes_.size());
     made.sort();
     return made;
 }
@@ -169,20 +168,6 @@ std::vector<int32_t> WorldTokenizer::encode(std::string_view text) const {
         }
         ids.push_back(id);
     }
-    return ids;
-}
-
-std::string_view WorldTokenizer::token_bytes(int64_t id) const {
-    if (id < 0 || id >= n_vocab()) {
-        throw std::invalid_argument(cat("token ", id, " is outside the vocabulary of ", n_vocab()));
-    }
-    return token(static_cast<int32_t>(id));
-}
-
-std::vector<int32_t> WorldTokenizer::without_text() const {
-    std::vector<int32_t> ids;
-    for (int32_t id = 1; id < n_vocab(); ++id)
-        if (token(id).empty()) ids.push_back(id);
     return ids;
 }
 

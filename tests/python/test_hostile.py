@@ -181,7 +181,7 @@ def test_a_vocabulary_of_one_long_run(tmp_path: Path) -> None:
     with refuses(FormatError, path, r"tokens\[257\]: found 257 bytes, 'a+', expected at most 256"):
         Model(path).tokenizer.encode("a")
     with pytest.raises(ValueError, match="token 1 has 257 bytes, expected at most 256"):
-        _core.WorldTokenizer.from_vocab([b"", b"a" * 257])
+        _core.Tokenizer.from_vocab([b"", b"a" * 257])
 
 
 def test_numbers_of_equal_hashes(tmp_path: Path) -> None:
