@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <bit>
-#include <cfloat>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -301,7 +300,7 @@ SentencePieceTokenizer::SentencePieceTokenizer(const SentencePieceModel& model,
         throw FormatError(cat(source, ": token 0 is '", shown(model.pieces[kEndOfText].text),
                               "', expected a control or unknown symbol: it ends a document"));
     byte_ids_.fill(kNone);
-    float lowest = FLT_MAX;
+    float lowest = std::numeric_limits<float>::max();
     for (const Piece& piece : model.pieces)
         if (piece.type == PieceType::Normal) lowest = std::min(lowest, piece.score);
     unknown_score_ = lowest - 10;

@@ -51,7 +51,10 @@ inline void dot_float(const Weight* const* rows, const float* x, int64_t cols, f
 template <class Weight, int kRows>
 inline void dot_rows(Rows rows, const MatmulArgs& a, float* y, int64_t row_stride) {
     const Weight* weights[kRows];
-    for (int lane = 0; lane < kRows; ++lane) weights[lane] = (const Weight*)rows(lane);
+    for (int lane = 0; lane < kRows; ++lane) {
+        weights[lane] = (const Weight*)rows(lane);
+        KEEP(weights[lane]);
+    }
     dot_float<Weight, kRows>(weights, (const float*)a.x, a.cols, y, row_stride);
 }
 
