@@ -198,11 +198,18 @@ class Answer:
         self.logprobs: list[TokenLogprob] = []
         """Of these tokens, where they were asked for."""
         self.finish_reason: FinishReason | None = None
+        self.stopped_by: bytes | None = None
+        """The stop string that ended the text."""
 
     @property
     def complete(self) -> bool:
         """Whether no token follows."""
         return self.finish_reason is not None
+
+    @property
+    def restricted(self) -> bool:
+        """Whether the text has to have a form."""
+        return self._constraint is not None
 
     @property
     def all_given(self) -> bool:
@@ -248,6 +255,8 @@ class Answer:
         self._held += data
         stop = find_stop(self._held, self._stops)
         if stop >= 0:
+            rest = self._held[stop:]
+            self.stopped_by = next(text for text in self._stops if rest.startswith(text))
             return self._finish("stop", self._held[:stop])
         if self._constraint is not None:
             self._constraint.accept(token)
@@ -260,6 +269,14 @@ class Answer:
         self._held = self._held[cut:]
         self._given = self._ends[-1] - len(self._held) - self._decoder.pending
         return text
+
+    def limit(self, tokens: int) -> None:
+        """Let at most so many more come."""
+        self._left = min(self._left, tokens)
+
+    def cut(self) -> str:
+        """End the text where it is, as `max_tokens` does; returns what was held back."""
+        return self._finish("length", self._held)
 
     @property
     def _needs_row(self) -> bool:
@@ -429,6 +446,21 @@ class Stream:
     def mark(self) -> tuple[int, _core.Session] | None:
         """A session before the last tokens of the answer, and how many of them it has read."""
         return None if self._mark is None else (self._mark.tokens - self._start, self._mark)
+
+    def back_to(self, tokens: list[int]) -> list[int] | None:
+        """End, with the session where it has read a beginning of `tokens` behind the prompt, and
+        nothing else. Returns the rest of them; None, and nothing has changed, where it has read
+        something else and no such state is known.
+        """
+        core, given = self._core, self.answer.tokens
+        fed = core.tokens - self._start
+        if self._draft or fed < 0 or given[:fed] != tokens[:fed]:
+            if self.mark is None or tokens[: self.mark[0]] != given[: self.mark[0]]:
+                return None
+            fed, mark = self.mark
+            core.rewind(mark)
+        self.ended = True
+        return tokens[fed:]
 
     def settled_fork(self) -> _core.Session:
         """A second session where that text ends; this one goes on."""
