@@ -49,7 +49,7 @@ from rwkv_edge.server.program import Ended, Rows, Vector
 from rwkv_edge.server.request import Caller, Event, Request, Whole
 from rwkv_edge.server.service import Options, Service
 from rwkv_edge.tokenizer import tokenizer_from_file
-from sentencepiece_library import protobuf_fields, varint
+from sentencepiece_library import LibraryTokenizer, ours, protobuf_fields, varint
 from texts import TEXTS, train
 from web_rwkv import as_st
 
@@ -822,6 +822,25 @@ def in_a_file(path: Path) -> None:
     tokenize(tokenizer_from_file(ModelFile.assemble(path, header(metadata, []), [])))
 
 
+def like_the_library(path: Path) -> None:
+    """The tokens of a model that the library takes too are the library's."""
+    model = path.read_bytes()
+    tokenizer = ours(model, str(path))
+    try:
+        library = LibraryTokenizer(model)
+    except (KeyError, IndexError, RuntimeError, OSError):
+        return  # where its self-test fails, say
+    for text in TEXTS:
+        try:
+            tokens = library.encode(text.encode())
+            # It gives unused characters a token, and the text is lost.
+            expected = tokens if all(map(library.token_bytes, tokens)) else None
+        except (KeyError, ValueError):  # a byte or a character that the vocabulary lacks
+            continue
+        if expected is not None and tokenizer.encode(text) != expected:
+            raise AssertionError(f"{text[:50]!r} has other tokens in the library")
+
+
 # ---- the history of the chat --------------------------------------------------------------------
 
 
@@ -1089,7 +1108,7 @@ READERS = dict(
         reader("conversation", conversation, read_turns),
         reader("world", world, describe, in_a_file),
         reader("tokenizer", tokenizer, describe, in_a_file),
-        reader("sentencepiece", sentencepiece, describe, in_a_file),
+        reader("sentencepiece", sentencepiece, describe, in_a_file, like_the_library),
         reader("history", history, remember),
         reader("request", asked_with(TALKED, COMPLETED), partial(serve, in_openai)),
         reader("responses", asked_with(ITEMS), partial(serve, in_responses)),

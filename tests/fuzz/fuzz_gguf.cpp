@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Any bytes either make a model, which then runs a token, or end in one of our errors. Sanitizers
 // watch.
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -9,10 +10,12 @@
 #include <span>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/error.h"
 #include "session.h"
+#include "text/tokenizer.h"
 #include "text/world_tokenizer.h"
 
 using namespace rwkv_edge;
@@ -27,6 +30,19 @@ void tokenize(const MetaValue& list) {
         for (const std::string_view text : strings) (void)vocabulary.encode(text);
     } catch (const FormatError&) {
     } catch (const std::invalid_argument&) {  // a byte that no token covers
+    }
+}
+
+// The tokenizer of the file, whichever it is: what it makes of bytes must come back.
+void tokenize(const ModelFile& file, std::string_view text) {
+    std::unique_ptr<const Tokenizer> tokenizer;
+    try {
+        tokenizer = make_tokenizer(file);
+        if (tokenizer->decode(tokenizer->encode(text)) != text) std::abort();
+        (void)tokenizer->without_text();
+    } catch (const FormatError&) {
+    } catch (const UnsupportedError&) {
+    } catch (const std::invalid_argument&) {
     }
 }
 
@@ -79,6 +95,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     try {
         file = ModelFile::parse(bytes, "input");
         touch(*file);
+        tokenize(*file, {reinterpret_cast<const char*>(data), std::min<size_t>(size, 4096)});
+        tokenize(*file, "aab abba  a\xe2\x96\x81 caf\xc3\xa9 aaaa bab ");
         if (!same_bytes(run(file), run(in_parts(bytes, file.get())))) std::abort();
     } catch (const FormatError&) {
         if (file != nullptr) return 0;

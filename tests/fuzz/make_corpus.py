@@ -9,7 +9,8 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "python"))
 
-import tiny  # noqa: E402 (found through the line above)
+import sentencepiece_library as spm  # noqa: E402 (found through the line above)
+import tiny  # noqa: E402
 
 
 def every_value_type() -> tiny.Gguf:
@@ -46,6 +47,21 @@ def split_and_divided() -> tiny.Gguf:
     return file
 
 
+def pieces(kind: int) -> tiny.Gguf:
+    """A small sentencepiece model, and no other thing."""
+    model = spm.piece("</s>", 0.0, spm.CONTROL) + spm.piece("<unk>", 0.0, spm.UNKNOWN)
+    model += b"".join(spm.byte_pieces()) if kind == spm.BPE else b""
+    texts = ("a", "b", "\u2581", "ab", "aa", "aab", "\u2581a", "abba", "\u00e9", "caf\u00e9")
+    model += b"".join(spm.piece(text, -1.0 - i % 3) for i, text in enumerate(texts))
+    model += spm.piece("ba", 0.0, spm.USER) + spm.piece("abb", -0.5, spm.UNUSED)
+    model += spm.trainer(kind, kind == spm.BPE)
+    file = tiny.Gguf()
+    file.put("tokenizer.ggml.model", tiny.STRING, "llama")
+    values = tiny.array(tiny.U8, list(model))
+    file.put("rwkv_edge.sentencepiece_model", tiny.ARRAY, values)
+    return file
+
+
 def main() -> None:
     corpus = HERE / "corpus"
     corpus.mkdir(exist_ok=True)
@@ -53,6 +69,7 @@ def main() -> None:
     seeds |= {f"rwkv7-{kind}": smallest_model("7", kind) for kind in ("f16", "q4_0", "q5_1")}
     others = {"4": "q8_0", "5.0": "f16", "5.2": "q5_0", "6": "q4_1", "7a": "q4_0"}
     seeds |= {f"rwkv{version}": smallest_model(version, kind) for version, kind in others.items()}
+    seeds |= {"bpe": pieces(spm.BPE), "unigram": pieces(spm.UNIGRAM)}
     seeds["rwkv6-split"] = split_and_divided()
     for name, file in seeds.items():
         (corpus / f"{name}.gguf").write_bytes(file.to_bytes())
