@@ -23,6 +23,8 @@
 #include "quant/search.h"
 #include "sampler.h"
 #include "session.h"
+#include "text/answer.h"
+#include "text/chat_template.h"
 #include "text/tokenizer.h"
 #include "text/world_tokenizer.h"
 
@@ -680,6 +682,85 @@ void bind_engine(py::module_& m) {
           py::arg("token"), py::arg("top") = 0);
 }
 
+// --- text ---
+
+py::object reason(Finish finish) {
+    constexpr const char* kNames[] = {nullptr, "stop", "length", "end", "cancelled"};
+    const char* name = kNames[static_cast<int>(finish)];
+    return name == nullptr ? py::object(py::none()) : py::str(name);
+}
+
+Finish finish_named(std::string_view name) {
+    if (name == "stop") return Finish::Stop;
+    if (name == "length") return Finish::Length;
+    if (name == "end") return Finish::End;
+    throw std::invalid_argument(cat("reason: found '", name, "', expected stop, length or end"));
+}
+
+py::list all_chat_templates() {
+    py::list all;
+    for (const ChatTemplate& t : chat_templates()) {
+        py::list stop;
+        for (const std::string_view text : t.stop) stop.append(to_str(text));
+        all.append(py::make_tuple(to_str(t.name), to_str(t.user), to_str(t.assistant),
+                                  py::tuple(stop), to_str(t.system), to_str(t.opening), t.think,
+                                  t.exact));
+    }
+    return all;
+}
+
+void bind_answers(py::module_& m) {
+    py::class_<Utf8Stream>(m, "Utf8Stream")
+        .def(py::init<>())
+        .def(
+            "push",
+            [](Utf8Stream& s, const py::bytes& data) {
+                return to_str(s.push(std::string_view(data)));
+            },
+            py::arg("data"))
+        .def("flush", [](Utf8Stream& s) { return to_str(s.flush()); })
+        .def_property_readonly("pending", &Utf8Stream::pending);
+    py::class_<Answer>(m, "Answer")
+        .def(py::init([](const std::vector<py::bytes>& stop, std::vector<int32_t> stop_tokens,
+                         int64_t max_tokens) {
+                 return Answer({{stop.begin(), stop.end()}, std::move(stop_tokens), max_tokens});
+             }),
+             py::arg("stop"), py::arg("stop_tokens"), py::arg("max_tokens"))
+        .def_property_readonly("wants_token", &Answer::wants_token)
+        .def(
+            "ends_at", [](const Answer& a, int32_t token) { return reason(a.ends_at(token)); },
+            py::arg("token"))
+        .def(
+            "take",
+            [](Answer& a, int32_t token, const py::bytes& data, bool last) {
+                return to_str(a.take(token, std::string_view(data), last));
+            },
+            py::arg("token"), py::arg("data"), py::arg("last") = false)
+        .def(
+            "end",
+            [](Answer& a, const std::string& why) { return to_str(a.end(finish_named(why))); },
+            py::arg("reason"))
+        .def_property_readonly("finish_reason", [](const Answer& a) { return reason(a.finish()); })
+        .def_property_readonly("all_given", &Answer::all_given)
+        .def("given", [](const Answer& a) {
+            const Answer::Given given = a.given();
+            return std::pair(given.tokens, given.bytes);
+        });
+    m.def(
+        "frequency_weight",
+        [](const py::bytes& data) { return frequency_weight(std::string_view(data)); },
+        py::arg("data"));
+    m.def("chat_templates", &all_chat_templates);
+    m.def(
+        "chat_template_of",
+        [](const ModelFile& file) {
+            const ChosenTemplate chosen = choose_chat_template(file);
+            return py::make_tuple(to_str(chosen.words->name), chosen.source);
+        },
+        py::arg("file"));
+    m.def("is_g1", [](const py::str& name) { return is_g1(from_str(name)); }, py::arg("name"));
+}
+
 void bind_text(py::module_& m) {
     py::class_<Tokenizer>(m, "Tokenizer")
         .def_static(
@@ -769,6 +850,7 @@ PYBIND11_MODULE(_core, m) {
     bind_files(m);
     bind_engine(m);
     bind_text(m);
+    bind_answers(m);
 }
 
 }  // namespace rwkv_edge
