@@ -25,6 +25,7 @@
 #include "session.h"
 #include "text/answer.h"
 #include "text/chat_template.h"
+#include "text/sentencepiece.h"
 #include "text/tokenizer.h"
 #include "text/world_tokenizer.h"
 
@@ -761,7 +762,22 @@ void bind_answers(py::module_& m) {
     m.def("is_g1", [](const py::str& name) { return is_g1(from_str(name)); }, py::arg("name"));
 }
 
+// What a sentencepiece model says: texts, scores and types of its pieces, and whether other
+// programs put a space before a text.
+py::tuple sentencepiece_model(const py::bytes& data, const std::string& source) {
+    const std::string_view bytes = data;
+    const auto model = SentencePieceModel::parse(std::as_bytes(std::span(bytes)), source);
+    py::list texts, scores, types;
+    for (const Piece& piece : model.pieces) {
+        texts.append(py::str(piece.text.data(), piece.text.size()));
+        scores.append(piece.score);
+        types.append(static_cast<int>(piece.type));
+    }
+    return py::make_tuple(texts, scores, types, model.adds_space);
+}
+
 void bind_text(py::module_& m) {
+    m.def("sentencepiece_model", &sentencepiece_model, py::arg("data"), py::arg("source"));
     py::class_<Tokenizer>(m, "Tokenizer")
         .def_static(
             "from_vocab",

@@ -40,7 +40,8 @@ from rwkv_edge.convert.vocab import read_vocabulary
 from rwkv_edge.describe import describe
 from rwkv_edge.files.form import printable
 from rwkv_edge.files.gguf_writer import header
-from rwkv_edge.tokenizer import protobuf_fields, tokenizer_from_file
+from rwkv_edge.tokenizer import tokenizer_from_file
+from sentencepiece_library import protobuf_fields, varint
 from texts import TEXTS, train
 from web_rwkv import as_st
 
@@ -804,14 +805,6 @@ def sentencepiece(rng: random.Random) -> Files:
             fields[i] = (tag, damage(rng, data, 2))
     data = b"".join(varint(tag << 3 | 2) + varint(len(data)) + data for tag, data in fields)
     return {"tokenizer.model": maybe(rng, data, 0.15)}
-
-
-def varint(n: int) -> bytes:
-    out = bytearray()
-    while n > 127:
-        out.append(n & 127 | 128)
-        n >>= 7
-    return bytes([*out, n])
 
 
 def in_a_file(path: Path) -> None:

@@ -4,21 +4,29 @@
 #include <stdexcept>
 
 #include "base/error.h"
+#include "text/sentencepiece.h"
 #include "text/world_tokenizer.h"
 
 namespace rwkv_edge {
 
 namespace {
 
-constexpr const char* kModelKey = "tokenizer.ggml.model";
+constexpr std::string_view kModelKey = "tokenizer.ggml.model";
+constexpr std::string_view kSentencePieceKey = "rwkv_edge.sentencepiece_model";
+constexpr std::string_view kHuggingFaceKey = "tokenizer.huggingface.json";
+
+std::string type_of(const MetaValue& value) {
+    if (value.type != ValueType::Array) return value_type_name(value.type);
+    return cat("array[", value_type_name(value.element), "]");
+}
 
 // The array of a key with elements of one type; null where there is none.
 const MetaValue* find_array(const ModelFile& file, std::string_view key, ValueType element) {
     const MetaValue* value = file.find(key);
     if (value == nullptr) return nullptr;
     if (value->type != ValueType::Array || value->element != element)
-        throw FormatError(cat(file.path(), ": ", key, " is ", value_type_name(value->type),
-                              ", expected array[", value_type_name(element), "]"));
+        throw FormatError(cat(file.path(), ": ", key, " is ", type_of(*value), ", expected array[",
+                              value_type_name(element), "]"));
     return value;
 }
 
@@ -63,8 +71,15 @@ std::unique_ptr<Tokenizer> make_tokenizer(const ModelFile& file) {
         throw FormatError(cat(file.path(), ": no tokenizer (key ", kModelKey, " is missing)"));
     const std::string_view model = file.text(kModelKey);
     if (model == "rwkv") return make_world(file);
-    throw UnsupportedError(
-        cat(file.path(), ": ", kModelKey, " is '", model.substr(0, 60), "'; supported is 'rwkv'"));
+    if (model == "gpt2" && file.find(kHuggingFaceKey) != nullptr)
+        throw UnsupportedError(cat(file.path(), ": a Hugging Face tokenizer (", kHuggingFaceKey,
+                                   "), which only the Python package reads"));
+    if (const auto* found = find_array(file, kSentencePieceKey, ValueType::U8))
+        return std::make_unique<SentencePieceTokenizer>(
+            SentencePieceModel::parse(found->data, file.path()), file.path());
+    throw UnsupportedError(cat(file.path(), ": ", kModelKey, " is '", model,
+                               "'; supported are 'rwkv', 'gpt2' with ", kHuggingFaceKey,
+                               ", and sentencepiece models whose file is in ", kSentencePieceKey));
 }
 
 }  // namespace rwkv_edge

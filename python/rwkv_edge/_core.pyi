@@ -345,6 +345,12 @@ def chat_template_of(file: ModelFile) -> tuple[str, str]:
 def is_g1(name: str) -> bool:
     """Whether the name of a model or its file is of the series G0 or G1, which may think."""
 
+def sentencepiece_model(data: bytes, source: str) -> tuple[list[str], list[float], list[int], bool]:
+    """Texts, scores and types of the pieces, and whether other programs put a space before a text.
+
+    Raises FormatError and UnsupportedError, beginning with `source`.
+    """
+
 class Tokenizer:
     @staticmethod
     def from_vocab(tokens: list[bytes | None]) -> Tokenizer: ...

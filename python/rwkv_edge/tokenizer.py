@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from . import _core
@@ -100,157 +100,6 @@ class CoreTokenizer(Tokenizer):
         return self._core.encode(data)
 
 
-class PieceTokenizer(Tokenizer):
-    """A tokenizer of a library, with the bytes of each token and the tokens of single bytes."""
-
-    _bytes: list[bytes]
-    _byte_tokens: dict[bytes, int]
-
-    def token_bytes(self, token: int) -> bytes:
-        if not 0 <= token < self.n_vocab:
-            raise ValueError(f"token {token} is outside the vocabulary of {self.n_vocab}")
-        return self._bytes[token]
-
-    def _encode_bytes(self, escaped: str) -> list[int]:
-        data = escaped.encode("utf-8", "surrogateescape")
-        for byte in data:
-            if bytes([byte]) not in self._byte_tokens:
-                raise ValueError(f"the vocabulary has no token for byte {byte} of the text")
-        return [self._byte_tokens[bytes([byte])] for byte in data]
-
-
-# Fields of a sentencepiece model, a protobuf message.
-PIECES, NORMALIZER, DENORMALIZER = 1, 3, 5
-# A normalizer_spec that changes nothing: no precompiled_charsmap (2), no add_dummy_prefix (3), no
-# remove_extra_whitespaces (4), but escape_whitespaces (5), as the pieces are written so.
-IDENTITY_NORMALIZER = bytes([0x1A, 8, 0x12, 0, 0x18, 0, 0x20, 0, 0x28, 1])
-
-# sentencepiece writes a space as U+2581, so a real U+2581 must go round it, and so must bytes that
-# are not UTF-8, which surrogateescape decodes to these surrogates.
-NOT_FOR_SENTENCEPIECE = re.compile("([\u2581\udc80-\udcff]+)")
-
-
-def protobuf_fields(data: bytes) -> Iterator[tuple[int, int | bytes, bytes]]:
-    """The fields of a protobuf message: number, value and the bytes that say both.
-
-    Raises KeyError or IndexError where it is none.
-    """
-    at = 0
-    while at < len(data):
-        begin = at
-        key, at = _varint(data, at)
-        value: int | bytes
-        if key & 7 == 0:
-            value, at = _varint(data, at)
-        else:
-            size, at = _varint(data, at) if key & 7 == 2 else ({1: 8, 5: 4}[key & 7], at)
-            value, at = data[at : at + size], at + size
-        if at > len(data):
-            raise IndexError
-        yield key >> 3, value, data[begin:at]
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    value = 0
-    for i in range(10):
-        value |= (data[at + i] & 127) << 7 * i
-        if data[at + i] < 128:
-            return value, at + i + 1
-    raise IndexError
-
-
-def load_sentencepiece(model: bytes, source: str) -> Any:
-    """A processor of a sentencepiece model that leaves the characters of a text as they are.
-
-    Raises FormatError, beginning with `source`.
-    """
-    from sentencepiece import SentencePieceProcessor
-
-    processor = SentencePieceProcessor()
-    try:
-        # The file's own normalizers are cut out: what they hold never runs.
-        kept = [
-            field
-            for number, _, field in protobuf_fields(model)
-            if number not in (NORMALIZER, DENORMALIZER)
-        ]
-        processor.LoadFromSerializedProto(IDENTITY_NORMALIZER + b"".join(kept))
-        for token in range(processor.vocab_size()):
-            processor.id_to_piece(token)  # which need not be UTF-8, and no message either
-    except (KeyError, IndexError):
-        raise _core.FormatError(f"{source}: not a sentencepiece model (no protobuf)") from None
-    except (RuntimeError, OSError, UnicodeDecodeError) as error:
-        raise _core.FormatError(f"{source}: not a sentencepiece model ({error})") from None
-    return processor
-
-
-class SentencePieceTokenizer(PieceTokenizer):
-    """A sentencepiece model with byte pieces, made exact.
-
-    Spaces are not touched, characters are not normalised, and nothing is put before the text.
-    """
-
-    kind = "sentencepiece"
-
-    def __init__(self, model: bytes, source: str) -> None:
-        """`model` is a sentencepiece model file; errors (FormatError) begin with `source`."""
-        self._processor = load_sentencepiece(model, source)
-        self.n_vocab = self._processor.vocab_size()
-        if self._is_text(END_OF_TEXT):
-            raise _core.FormatError(
-                f"{source}: token 0 is {shown(self._processor.id_to_piece(0))}, "
-                "expected a control or unknown symbol: it ends a document"
-            )
-        self._bytes = [self._piece_bytes(token) for token in range(self.n_vocab)]
-        self._byte_tokens = {
-            self._bytes[token]: token
-            for token in range(self.n_vocab)
-            if self._processor.is_byte(token)
-        }
-        # What stands for a space where the vocabulary has no piece for it.
-        self._escaped = [self._byte_tokens.get(bytes([byte]), -1) for byte in "\u2581".encode()]
-
-    def _is_text(self, token: int) -> bool:
-        model = self._processor
-        return not (model.is_control(token) or model.is_unknown(token) or model.is_unused(token))
-
-    def _piece_bytes(self, token: int) -> bytes:
-        if not self._is_text(token):
-            return b""
-        piece: str = self._processor.id_to_piece(token)
-        if self._processor.is_byte(token):
-            return bytes([int(piece[3:5], 16)])  # <0xHH>
-        return piece.replace("\u2581", " ").encode()
-
-    def _encode(self, data: bytes) -> list[int]:
-        text = data.decode("utf-8", "surrogateescape")
-        tokens: list[int] = []
-        for i, part in enumerate(NOT_FOR_SENTENCEPIECE.split(text)):
-            if i % 2:
-                tokens += self._encode_bytes(part)
-            else:
-                tokens += self._encode_text(part)
-        return tokens
-
-    def _encode_text(self, text: str) -> list[int]:
-        tokens: list[int] = self._processor.encode(text)
-        if self._escaped[0] in tokens:  # of a curly quote, say
-            tokens = self._with_spaces(tokens)
-        if self._processor.unk_id() in tokens:
-            missing = next(c for c in text if self._processor.unk_id() in self._processor.encode(c))
-            raise ValueError(f"the vocabulary has no token for '{missing}' of the text")
-        return tokens
-
-    def _with_spaces(self, tokens: list[int]) -> list[int]:
-        """With a space's byte instead of the three of U+2581, which the text itself cannot hold."""
-        found: list[int] = []
-        for token in tokens:
-            found.append(token)
-            if found[-3:] == self._escaped:
-                found[-3:] = self._encode_bytes(" ")
-        return found
-
-
 # ---- Hugging Face -------------------------------------------------------------------------------
 
 
@@ -340,7 +189,7 @@ def pre_tokenizers(spec: dict[str, Any]) -> list[dict[str, Any]]:
     return steps
 
 
-class HuggingFaceTokenizer(PieceTokenizer):
+class HuggingFaceTokenizer(Tokenizer):
     """A Hugging Face tokenizer of the byte-level kind, made exact; needs the package tokenizers.
 
     Characters are not normalised (that of the Pile models asks for NFC: text that is not in that
@@ -377,7 +226,12 @@ class HuggingFaceTokenizer(PieceTokenizer):
         self._bytes = [b""] * self.n_vocab
         for number, piece in pieces.items():
             self._bytes[number] = piece_bytes(piece, source)
-        self._byte_tokens = {data: i for i, data in enumerate(self._bytes) if len(data) == 1}
+        self._byte_tokens = {data[0]: i for i, data in enumerate(self._bytes) if len(data) == 1}
+
+    def token_bytes(self, token: int) -> bytes:
+        if not 0 <= token < self.n_vocab:
+            raise ValueError(f"token {token} is outside the vocabulary of {self.n_vocab}")
+        return self._bytes[token]
 
     def _encode(self, data: bytes) -> list[int]:
         tokens: list[int] = []
@@ -386,6 +240,13 @@ class HuggingFaceTokenizer(PieceTokenizer):
         if self.decode_bytes(tokens) != data:  # not with any tokenizer that models are known to use
             raise ValueError(f"the tokenizer does not keep the text {data[:60]!r}")
         return tokens
+
+    def _encode_bytes(self, escaped: str) -> list[int]:
+        data = escaped.encode("utf-8", "surrogateescape")
+        for byte in data:
+            if byte not in self._byte_tokens:
+                raise ValueError(f"the vocabulary has no token for byte {byte} of the text")
+        return [self._byte_tokens[byte] for byte in data]
 
     def _encode_text(self, text: str) -> list[int]:
         if text.endswith("\n"):
@@ -422,30 +283,17 @@ def tokenizer_from_file(file: _core.ModelFile) -> Tokenizer:
     where the package that it needs is not installed.
     """
     kind = file.get("tokenizer.ggml.model")
-    if kind is not None:
-        _check_type(file, "tokenizer.ggml.model", "string")
     if kind is None:
         raise _core.FormatError(
             f"{file.path}: no tokenizer (key tokenizer.ggml.model is missing); name the "
             "vocabulary's file (--vocab FILE, or Model(path, vocab=...)) or put it beside the "
             "model; for a World model install it: pip install 'rwkv-edge[convert]'"
         )
-    if kind == "rwkv":
-        return CoreTokenizer(_core.Tokenizer.from_model_file(file))
     if kind == "gpt2" and file.get(HUGGINGFACE_KEY) is not None:
-        _check_type(file, HUGGINGFACE_KEY, "string")
+        if file.value_type(HUGGINGFACE_KEY) != "string":
+            raise _core.FormatError(
+                f"{file.path}: {HUGGINGFACE_KEY} is {file.value_type(HUGGINGFACE_KEY)}, "
+                "expected string"
+            )
         return HuggingFaceTokenizer(file.get(HUGGINGFACE_KEY), file.path)
-    if file.get(SENTENCEPIECE_KEY) is not None:
-        _check_type(file, SENTENCEPIECE_KEY, "array[uint8]")
-        return SentencePieceTokenizer(bytes(file.get(SENTENCEPIECE_KEY)), file.path)
-    raise _core.UnsupportedError(
-        f"{file.path}: tokenizer.ggml.model is '{kind}'; supported are 'rwkv', 'gpt2' with "
-        f"{HUGGINGFACE_KEY}, and sentencepiece models whose file is in {SENTENCEPIECE_KEY}"
-    )
-
-
-def _check_type(file: _core.ModelFile, key: str, expected: str) -> None:
-    if file.value_type(key) != expected:
-        raise _core.FormatError(
-            f"{file.path}: {key} is {file.value_type(key)}, expected {expected}"
-        )
+    return CoreTokenizer(_core.Tokenizer.from_model_file(file))

@@ -14,14 +14,8 @@ import pytest
 import tiny
 from refusal import refuses
 from rwkv_edge import FormatError, StreamDecoder, Tokenizer, UnsupportedError, _core
-from rwkv_edge.tokenizer import (
-    PIECES,
-    CoreTokenizer,
-    HuggingFaceTokenizer,
-    SentencePieceTokenizer,
-    protobuf_fields,
-    tokenizer_from_file,
-)
+from rwkv_edge.tokenizer import CoreTokenizer, HuggingFaceTokenizer, tokenizer_from_file
+from sentencepiece_library import ours
 from texts import TEXTS, train
 
 BROKEN = [
@@ -61,15 +55,9 @@ def real_world() -> tuple[CoreTokenizer, Any]:
 
 # All must be exact, whatever their makers had in mind for spaces and characters.
 SENTENCEPIECE = {
-    "identity": {"normalization_rule_name": "identity", "add_dummy_prefix": False},
     "nfkc": {},
     "unigram": {"model_type": "unigram", "treat_whitespace_as_suffix": True},
 }
-
-
-@pytest.fixture(scope="module", params=SENTENCEPIECE)
-def pieces(request: pytest.FixtureRequest) -> SentencePieceTokenizer:
-    return SentencePieceTokenizer(train(**SENTENCEPIECE[request.param]), "test.model")
 
 
 # ---- any tokenizer ------------------------------------------------------------------------------
@@ -81,7 +69,7 @@ def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
         return HuggingFaceTokenizer(pile.text(), "test.json")
     if request.param == "bytes":
         return world([*BYTES, b"ab", b"abc", b"bcd", "\u00e9".encode(), b"\n\n", None])
-    return SentencePieceTokenizer(train(**SENTENCEPIECE[request.param]), "test.model")
+    return ours(train(**SENTENCEPIECE[request.param]))
 
 
 def test_any_bytes_survive(tokenizer: Tokenizer) -> None:
@@ -174,47 +162,6 @@ def test_world_knows_the_end_of_a_turn(real_world: tuple[CoreTokenizer, Any]) ->
     assert tokenizer.n_vocab == 65536
     assert tokenizer.encode("\n\n") == [261]
     assert tokenizer.encode("User: hi\n\nAssistant:")[-4:] == tokenizer.encode("\n\nAssistant:")
-
-
-# ---- sentencepiece ------------------------------------------------------------------------------
-
-
-def test_ordinary_text_uses_the_pieces(pieces: SentencePieceTokenizer) -> None:
-    text = "def test_the_lower_of_two_equal_tokens_encodes() -> None:"
-    assert len(pieces.encode(text)) < 0.7 * len(text)
-
-
-def test_a_model_without_byte_pieces_says_what_it_lacks() -> None:
-    tokenizer = SentencePieceTokenizer(train(byte_fallback=False, vocab_size=200), "test.model")
-    assert tokenizer.decode(tokenizer.encode("def test")) == "def test"
-    with pytest.raises(ValueError, match="no token for '\u2f00' of the text"):
-        tokenizer.encode("def \u2f00")
-    with pytest.raises(ValueError, match="no token for byte 255"):
-        tokenizer.encode(b"\xff")
-
-
-def test_a_damaged_model() -> None:
-    # However little is cut. Bytes put after such a model could complete its last field.
-    for model in (b"", b"junk", *(train()[:-missing] for missing in (1, 2, 8, 16, 100))):
-        with refuses(FormatError, "a.gguf", r"^a\.gguf: not a sentencepiece model"):
-            SentencePieceTokenizer(model, "a.gguf")
-
-
-def test_a_space_without_a_piece() -> None:
-    model = b"".join(
-        field
-        for number, value, field in protobuf_fields(train())
-        if not (number == PIECES and isinstance(value, bytes) and b"\xe2\x96\x81" in value)
-    )
-    tokenizer = SentencePieceTokenizer(model, "a.model")
-    text = "def  test \u2581 \u201ca\u201d "
-    assert tokenizer.decode(tokenizer.encode(text)) == text
-
-
-def test_token_0_must_end_a_document() -> None:
-    model = train(eos_id=-1, unk_id=2, control_symbols=[], user_defined_symbols=["zero"])
-    with refuses(FormatError, "a.gguf", "token 0 is 'zero', expected a control"):
-        SentencePieceTokenizer(model, "a.gguf")
 
 
 # ---- from a model file --------------------------------------------------------------------------

@@ -11,23 +11,19 @@ from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 
-from .._core import FormatError
+from .._core import FormatError, sentencepiece_model
 from ..files.form import Form, form_of, read_bytes, shown
 from ..files.gguf_writer import Value, string, uint32
 from ..tokenizer import (
     HUGGINGFACE_KEY,
     MAX_TOKENS,
-    NORMALIZER,
-    PIECES,
     SENTENCEPIECE_KEY,
-    load_sentencepiece,
     piece_bytes,
     pre_tokenizers,
-    protobuf_fields,
     read_pieces,
 )
 
-NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # llama.cpp's token types
+NORMAL, UNKNOWN, CONTROL, USER, UNUSED = 1, 2, 3, 4, 5  # llama.cpp's token types
 WORLD_FILE = "rwkv_vocab_v20230424.txt"
 # What vocabularies are called that come with a model.
 FILES = ("20B_tokenizer.json", "tokenizer.json", WORLD_FILE, "tokenizer.model")
@@ -221,53 +217,19 @@ def _huggingface(path: Path) -> Vocabulary:
 
 def _sentencepiece(path: Path) -> Vocabulary:
     model = read_bytes(path, MAX_BYTES, "a sentencepiece model")
-    pieces = load_sentencepiece(model, str(path))
-    ids = range(pieces.vocab_size())
+    texts, scores, types, adds_space = sentencepiece_model(model, str(path))
     metadata = {
         "tokenizer.ggml.model": string("llama"),
         "tokenizer.ggml.pre": string("default"),
         "tokenizer.ggml.add_bos_token": Value("bool", False),
-        "tokenizer.ggml.add_space_prefix": Value("bool", _puts_a_space_first(model, str(path))),
+        "tokenizer.ggml.add_space_prefix": Value("bool", adds_space),
         SENTENCEPIECE_KEY: Value("array[uint8]", model),
     }
-    if pieces.unk_id() >= 0:
-        metadata["tokenizer.ggml.unknown_token_id"] = uint32(pieces.unk_id())
-    texts, types = [pieces.id_to_piece(i) for i in ids], _piece_types(model, str(path), len(ids))
+    if UNKNOWN in types:
+        metadata["tokenizer.ggml.unknown_token_id"] = uint32(types.index(UNKNOWN))
     if TURN_END in texts:
         metadata["tokenizer.ggml.eot_token_id"] = uint32(texts.index(TURN_END))
-    scores = [pieces.get_score(i) for i in ids]
     return Vocabulary(str(path), "sentencepiece", texts, types, metadata, scores)
-
-
-def _piece_types(model: bytes, source: str, count: int) -> list[int]:
-    """The types of the pieces, whose numbers are llama.cpp's. The package does not tell which were
-    defined by the user."""
-    found: list[int] = []
-    try:
-        for number, value, _ in protobuf_fields(model):
-            if number == PIECES and isinstance(value, bytes):
-                kind = {name: kind for name, kind, _ in protobuf_fields(value)}.get(3)
-                if not isinstance(kind, int) or not NORMAL <= kind <= BYTE:
-                    kind = NORMAL
-                found.append(kind)
-    except (KeyError, IndexError):
-        found = []
-    if len(found) != count:
-        raise FormatError(f"{source}: a sentencepiece model whose {count} pieces cannot be read")
-    return found
-
-
-def _puts_a_space_first(model: bytes, source: str) -> bool:
-    """The add_dummy_prefix (3) of a model's normalizer_spec, which is true where it is not said."""
-    found = True
-    try:
-        for number, value, _ in protobuf_fields(model):
-            if number == NORMALIZER and isinstance(value, bytes):
-                for name, flag, _ in protobuf_fields(value):
-                    found = bool(flag) if name == 3 else found
-    except (KeyError, IndexError):
-        raise FormatError(f"{source}: a sentencepiece model with a damaged normalizer") from None
-    return found
 
 
 def _text(path: Path, what: str) -> str:
