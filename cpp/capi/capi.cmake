@@ -68,10 +68,17 @@ configure_file(cpp/capi/rwkv_edge.pc.in rwkv_edge.pc @ONLY)
 install(FILES ${CMAKE_BINARY_DIR}/rwkv_edge.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig
     COMPONENT capi)
 
-# --- tests ---
+# --- tests and measuring ---
+
+if(RWKV_EDGE_BENCH OR RWKV_EDGE_TESTS)
+    enable_language(C)
+endif()
+if(RWKV_EDGE_BENCH)
+    add_executable(bench_first_token bench/first_token.c)
+    target_link_libraries(bench_first_token PRIVATE rwkv_edge_static)
+endif()
 
 if(RWKV_EDGE_TESTS)
-    enable_language(C)
     find_package(Python3 REQUIRED COMPONENTS Interpreter)
     set(demo ${CMAKE_SOURCE_DIR}/python/rwkv_edge/demo.gguf)
     set(kinds static)
@@ -104,7 +111,8 @@ if(RWKV_EDGE_TESTS)
             list(APPEND options -DCMAKE_TOOLCHAIN_FILE=${CMAKE_TOOLCHAIN_FILE})
         endif()
         if(CMAKE_CROSSCOMPILING_EMULATOR)
-            list(PREPEND options --run "${CMAKE_CROSSCOMPILING_EMULATOR}")
+            string(REPLACE ";" "," emulator "${CMAKE_CROSSCOMPILING_EMULATOR}")
+            list(PREPEND options --run ${emulator})
         endif()
         string(REPLACE ";" "," kinds "${kinds}")
         add_test(NAME install COMMAND ${Python3_EXECUTABLE}

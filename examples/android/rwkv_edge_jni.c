@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A sketch, neither compiled nor run: the JNI of RwkvEdge.kt. Texts pass as bytes, because JNI's own
- * strings are not UTF-8. */
+/* A sketch, neither compiled nor run: the JNI of RwkvEdge.kt. Texts pass as bytes, because JNI's
+ * own strings are not UTF-8. */
 #include <jni.h>
 #include <rwkv_edge.h>
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Programs outside the tree find the library that was installed, and say what they should:
 
-test_install.py SOURCE BUILD KINDS [--run PROGRAM] CMAKE_OPTION...
+test_install.py SOURCE BUILD KINDS [--run EMULATOR,ARGUMENT...] CMAKE_OPTION...
 
 The programs of examples/ and those of docs/c.md, which print what stands under them, are built with
 each of KINDS (shared,static) by find_package; where pkg-config is, also by a compiler alone.
@@ -44,7 +44,7 @@ def same(found: str, expected: str) -> None:
 
 
 def main(source: Path, build: Path, kinds: str, *rest: str) -> None:
-    emulator = rest[1].split(";") if rest[:1] == ("--run",) else []
+    emulator = rest[1].split(",") if rest[:1] == ("--run",) else []
     options = rest[2:] if rest[:1] == ("--run",) else rest
     demo = source / "python" / "rwkv_edge" / "demo.gguf"
     programs = BLOCK.findall((source / "docs" / "c.md").read_text("utf-8"))
