@@ -724,7 +724,8 @@ void bind_answers(py::module_& m) {
     py::class_<Answer>(m, "Answer")
         .def(py::init([](const std::vector<py::bytes>& stop, std::vector<int32_t> stop_tokens,
                          int64_t max_tokens) {
-                 return Answer({{stop.begin(), stop.end()}, std::move(stop_tokens), max_tokens});
+                 return std::make_unique<Answer>(
+                     AnswerOptions{{stop.begin(), stop.end()}, std::move(stop_tokens), max_tokens});
              }),
              py::arg("stop"), py::arg("stop_tokens"), py::arg("max_tokens"))
         .def_property_readonly("wants_token", &Answer::wants_token)
@@ -742,6 +743,12 @@ void bind_answers(py::module_& m) {
             [](Answer& a, const std::string& why) { return to_str(a.end(finish_named(why))); },
             py::arg("reason"))
         .def_property_readonly("finish_reason", [](const Answer& a) { return reason(a.finish()); })
+        .def("limit", &Answer::limit, py::arg("tokens"))
+        .def_property_readonly("stopped_by",
+                               [](const Answer& a) -> py::object {
+                                   if (a.stopped_by() == nullptr) return py::none();
+                                   return py::bytes(*a.stopped_by());
+                               })
         .def_property_readonly("all_given", &Answer::all_given)
         .def("given", [](const Answer& a) {
             const Answer::Given given = a.given();

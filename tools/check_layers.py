@@ -45,13 +45,14 @@ FOLLOWS_POINTERS = re.compile(
 PYTHON_LAYERS = (
     ("_core",),
     ("files", "grammar", "lookup", "tokenizer"),
-    ("convert",),
+    ("batch", "convert", "hub"),
     ("model_file", "state"),
     ("asynchronous", "generation"),
     ("model",),
     ("prefix_cache",),
     ("bench", "chat", "compat", "describe", "quantization", "scoring"),
     ("__init__", "harness"),
+    ("server",),
     ("cli",),
     ("__main__",),
 )

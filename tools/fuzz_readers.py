@@ -10,7 +10,7 @@ import random
 import readline
 import struct
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ import tiny
 from fuzz import Files, Reader
 from reference import Weights
 from rwkv_edge import FormatError, Model, State
-from rwkv_edge._core import ModelFile
+from rwkv_edge._core import ModelFile, feed_together
 from rwkv_edge.chat import TEMPLATES, Turn, load_template
 from rwkv_edge.chat.saved import Transcript, text_of, transcript_of
 from rwkv_edge.chat.templates import fields_of_template
@@ -40,6 +40,14 @@ from rwkv_edge.convert.vocab import read_vocabulary
 from rwkv_edge.describe import describe
 from rwkv_edge.files.form import printable
 from rwkv_edge.files.gguf_writer import header
+from rwkv_edge.server import anthropic, ollama, responses
+from rwkv_edge.server.fields import Fields, Refused, read_json
+from rwkv_edge.server.http import to_json
+from rwkv_edge.server.native import read_state
+from rwkv_edge.server.openai import read_chat, read_completions, read_stream
+from rwkv_edge.server.program import Ended, Rows, Vector
+from rwkv_edge.server.request import Caller, Event, Request, Whole
+from rwkv_edge.server.service import Options, Service
 from rwkv_edge.tokenizer import tokenizer_from_file
 from sentencepiece_library import protobuf_fields, varint
 from texts import TEXTS, train
@@ -882,6 +890,181 @@ def read_turns(path: Path) -> None:
     assert all(found.template.asked(turn.user) and turn.answer is not None for turn in found.turns)
 
 
+# ---- the server's JSON --------------------------------------------------------------------------
+
+ASKED: dict[str, Any] = {
+    "model": "m", "stream": True, "stream_options": {"include_usage": True}, "max_tokens": 3,
+    "temperature": 1.0, "top_p": 0.5, "top_k": 3, "min_p": 0.1, "presence_penalty": 0.1,
+    "penalty_decay": 0.9, "seed": 1, "logit_bias": {"5": -1, "7": 2.5}, "stop": ["a", ""],
+    "stop_token_ids": [3], "n": 2, "min_tokens": 1, "ignore_eos": True, "timeout": 5, "state": None,
+    "store": False, "cache": True,
+}  # fmt: skip
+TALKED: dict[str, Any] = {
+    "messages": [
+        {"role": "system", "content": "a"},
+        {"role": "user", "content": [{"type": "text", "text": "b"}]},
+        {"role": "assistant", "content": None, "tool_calls": [
+            {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}]},
+        {"role": "tool", "tool_call_id": "c", "content": "d"},
+        {"role": "assistant", "content": "e", "prefix": True},
+    ],
+    "tools": [{"type": "function", "function": {"name": "f", "description": "g", "parameters": {
+        "type": "object", "properties": {"x": {"enum": ["h"]}}, "required": ["x"]}}}],
+    "tool_choice": "auto", "response_format": {"type": "json_schema", "json_schema": {
+        "name": "s", "schema": {"type": "object", "properties": {"y": {"type": "integer"}}}}},
+    "logprobs": True, "top_logprobs": 2, "reasoning_effort": "low", "thinking_budget": 2,
+    "user_name": "U", "chat_template_kwargs": {"enable_thinking": True},
+}  # fmt: skip
+COMPLETED: dict[str, Any] = {
+    "prompt": ["a", [1, 2]], "echo": True, "logprobs": 1, "guided_regex": "a+", "suffix": None,
+}  # fmt: skip
+
+
+A_SCHEMA = {"type": "object", "properties": {"x": {"enum": ["h"]}}, "required": ["x"]}
+A_TURN = {"role": "user", "content": [{"type": "text", "text": "b"}]}
+ITEMS: dict[str, Any] = {
+    "input": [
+        {"role": "developer", "content": "a"}, A_TURN,
+        {"type": "reasoning", "summary": [{"type": "summary_text", "text": "q"}]},
+        {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "r"}]},
+        {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "c", "output": "d"},
+    ],
+    "instructions": "g", "previous_response_id": None, "max_output_tokens": 4, "store": True,
+    "tools": [{"type": "function", "name": "f", "parameters": A_SCHEMA}, {"type": "web_search"}],
+    "tool_choice": {"type": "function", "name": "f"}, "metadata": {"k": "v"}, "background": False,
+    "text": {"format": {"type": "json_schema", "name": "s", "schema": A_SCHEMA}},
+    "reasoning": {"effort": "low", "summary": "auto"},
+}  # fmt: skip
+BLOCKS: dict[str, Any] = {
+    "system": [{"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}}],
+    "messages": [
+        A_TURN,
+        {"role": "assistant", "content": [
+            {"type": "thinking", "thinking": "q", "signature": ""},
+            {"type": "text", "text": "r"},
+            {"type": "tool_use", "id": "c", "name": "f", "input": {"x": "h"}}]},
+        {"role": "user", "content": [
+            {"type": "tool_result", "tool_use_id": "c", "content": [{"type": "text", "text": "d"}]},
+            {"type": "text", "text": "e"}]},
+        {"role": "assistant", "content": "k"},
+    ],
+    "tools": [{"name": "f", "description": "g", "input_schema": A_SCHEMA}],
+    "tool_choice": {"type": "tool", "name": "f"}, "stop_sequences": ["z"],
+    "thinking": {"type": "enabled", "budget_tokens": 2},
+    "output_config": {"format": {"type": "json_schema", "schema": A_SCHEMA}},
+}  # fmt: skip
+OLLAMAS: dict[str, Any] = {
+    "messages": [
+        {"role": "system", "content": "a"}, {"role": "user", "content": "b", "images": []},
+        {"role": "assistant", "content": "", "thinking": "q", "tool_calls": [
+            {"function": {"name": "f", "arguments": {"x": "h"}}}]},
+        {"role": "tool", "tool_name": "f", "content": "d"},
+    ],
+    "tools": [{"type": "function", "function": {"name": "f", "parameters": A_SCHEMA}}],
+    "options": {"num_predict": 3, "temperature": 1, "top_k": 5, "stop": ["z"], "seed": 3,
+                "num_ctx": 100},
+    "think": "low", "format": A_SCHEMA, "keep_alive": "5m", "prompt": "b", "system": "a",
+    "raw": False, "suffix": "", "context": [],
+}  # fmt: skip
+
+
+def asked_with(*parts: dict[str, Any]) -> Make:
+    def make(rng: random.Random) -> Files:
+        part = rng.choice(parts)
+        tree = {**ASKED, **{name: part[name] for name in part if rng.random() < 0.7}}
+        return {"body.json": maybe(rng, as_json(rng, change_json(rng, tree, 4)), 0.1)}
+
+    return make
+
+
+@cache
+def service_of(folder: Path) -> Service:
+    return Service(model_of("7", folder), Options(max_prompt=1000, template=TEMPLATES["g1"]))
+
+
+Writes = Callable[[Sequence[Event]], object]
+
+
+def in_openai(body: Fields, n_vocab: int) -> tuple[Request | None, Writes]:
+    if body.sent("messages"):
+        requests = read_chat(body, n_vocab)
+    else:
+        requests, _ = read_completions(body, n_vocab)
+    read_stream(body)
+    return requests[0], len
+
+
+def in_responses(body: Fields, n_vocab: int) -> tuple[Request | None, Writes]:
+    found, id = responses.read_request(body, n_vocab)
+    writer = responses.Writer(responses.about(body, "m", found, id))
+    return found, lambda events: [each for event in events for each in writer.told(event)]
+
+
+def in_anthropic(body: Fields, n_vocab: int) -> tuple[Request | None, Writes]:
+    writer = anthropic.Writer("m")
+    found = anthropic.read_request(body, n_vocab)
+    return found, lambda events: [each for event in events for each in writer.told(event)]
+
+
+def in_ollama(body: Fields, n_vocab: int) -> tuple[Request | None, Writes]:
+    chats = body.sent("messages")
+    found = (ollama.read_chat if chats else ollama.read_generate)(body, n_vocab)
+
+    def write(events: Sequence[Event]) -> object:
+        whole = Whole()
+        for event in events:
+            whole.add(event)
+        end = [] if whole.finish is None else [ollama.last(whole.finish)]
+        return [(ollama.chat_part if chats else ollama.generate_part)(whole), *end]
+
+    return found, write
+
+
+Reads = Callable[[Fields, int], "tuple[Request | None, Writes]"]
+
+
+def serve(read: Reads, path: Path) -> None:
+    """Answer as the server does, but for HTTP and its threads."""
+    service = service_of(beside(path, ""))
+    try:
+        request, write = read(Fields(read_json(path.read_bytes())), service.model.n_vocab)
+        if request is None:
+            return
+        program = service._program(request, Caller(""))
+    except Refused as error:
+        if error.status >= 500:
+            raise
+        raise FormatError(f"{path}: {error}") from None
+    steps, rows = program.steps(), None
+    for _ in range(40):
+        try:
+            feed = steps.send(rows)
+        except StopIteration:
+            break
+        assert feed is not None
+        logits = feed_together([(feed.session, feed.tokens, feed.logits)])
+        rows = Rows(logits, 0)
+        program.expired = program.expired or len(program.events) > 20
+    steps.close()
+    events = [x.finish if isinstance(x, Ended) else x for x in program.events]
+    to_json(write([event for event in events if not isinstance(event, Vector)]))
+
+
+def state_request(rng: random.Random) -> Files:
+    tree = {"messages": TALKED["messages"][:-1], "prompt": "a", "from": None, "ttl": 5}
+    return {"body.json": maybe(rng, as_json(rng, change_json(rng, tree)), 0.1)}
+
+
+def make_state(path: Path) -> None:
+    service = service_of(beside(path, ""))
+    try:
+        found = read_state(Fields(read_json(path.read_bytes())), service.model.n_vocab)
+        service._reading(found, Caller(""))
+    except Refused as error:
+        raise FormatError(f"{path}: {error}") from None
+
+
 # ---- all ----------------------------------------------------------------------------------------
 
 USES: Sequence[Callable[[Path], object]] = (describe, talk_with_vocabulary, converted)
@@ -908,5 +1091,10 @@ READERS = dict(
         reader("tokenizer", tokenizer, describe, in_a_file),
         reader("sentencepiece", sentencepiece, describe, in_a_file),
         reader("history", history, remember),
+        reader("request", asked_with(TALKED, COMPLETED), partial(serve, in_openai)),
+        reader("responses", asked_with(ITEMS), partial(serve, in_responses)),
+        reader("messages", asked_with(BLOCKS), partial(serve, in_anthropic)),
+        reader("ollama", asked_with(OLLAMAS), partial(serve, in_ollama)),
+        reader("state-request", state_request, make_state),
     )
 )

@@ -4,7 +4,8 @@
 Run after `pip install '.[test]'`, from the root of the repository. A workflow preset's name as
 argument (asan, tsan, aarch64, ...) builds and runs the C++ tests so, instead of the whole list.
 `oldest` runs the Python tests with the oldest dependencies and the oldest Python that
-pyproject.toml allows, in an environment of its own, `build/oldest`. Where that Python is missing
+pyproject.toml allows, in an environment of its own, `build/oldest`, and measures their coverage
+(tools/measure_coverage.py). Where that Python is missing
 (on the PATH, and among pyenv's), `oldest` says so and takes the one that runs it. The whole list
 runs with the Python and the dependencies that are installed.
 
@@ -23,6 +24,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+# Two processes: many tests wait, for a program that they start or for a clock.
+PYTEST = ("-m", "pytest", "--numprocesses=2", "--dist=loadfile")
 
 
 def run(*command: str, folder: Path = ROOT) -> None:
@@ -69,7 +72,7 @@ def oldest() -> None:
     constraints.write_text("\n".join(versions) + "\n", encoding="utf-8")
     pip = (python, "-m", "pip", "install", "--prefer-binary")
     run(*pip, "--constraint", str(constraints), ".[test]")
-    run(python, "-m", "pytest")
+    run(python, "tools/measure_coverage.py", "python")
 
 
 def wheel_tests(pyproject: str) -> tuple[list[str], list[str], list[str]]:
@@ -128,7 +131,7 @@ def main(presets: Sequence[str]) -> None:
     run(sys.executable, "-m", "mypy.stubtest", "rwkv_edge._core", "--allowlist", stubs)
     run("clang-format", "--dry-run", "--Werror", *sources)
     cpp_tests("release")
-    run(sys.executable, "-m", "pytest")
+    run(sys.executable, *PYTEST)
 
 
 if __name__ == "__main__":

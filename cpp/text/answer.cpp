@@ -87,8 +87,12 @@ std::string Answer::take(int32_t token, std::string_view bytes, bool last) {
     ends_.push_back((ends_.empty() ? 0 : ends_.back()) + bytes.size());
     tokens_.push_back(token);
     held_ += bytes;
-    if (const std::size_t stop = find_stop(); stop != std::string::npos)
-        return end(Finish::Stop, held_.substr(0, stop));
+    if (const std::size_t stop = find_stop(); stop != std::string::npos) {
+        const std::string_view text = held_;
+        stopped_by_ = &*std::ranges::find_if(
+            options_.stop, [&](const std::string& s) { return text.substr(stop).starts_with(s); });
+        return end(Finish::Stop, text.substr(0, stop));
+    }
     if (last) return end(Finish::Stop);
     if (left_ == 0) return end(Finish::Length);
     const std::size_t cut = held_.size() - held_back();
@@ -98,7 +102,7 @@ std::string Answer::take(int32_t token, std::string_view bytes, bool last) {
     return text;
 }
 
-std::string Answer::end(Finish reason) { return end(reason, std::string(held_)); }
+std::string Answer::end(Finish reason) { return end(reason, held_); }
 
 std::string Answer::end(Finish reason, std::string_view rest) {
     finish_ = reason;

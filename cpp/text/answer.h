@@ -2,6 +2,7 @@
 // Text from tokens as they are chosen: whole characters, and no part of a stop string.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -48,6 +49,8 @@ class Answer {
 public:
     // Throws std::invalid_argument for an empty stop string and for max_tokens below 0.
     explicit Answer(AnswerOptions options);
+    Answer(const Answer&) = delete;
+    Answer& operator=(const Answer&) = delete;
 
     // Whether a token may follow: if not, `end` is what remains to be called.
     bool wants_token() const { return left_ > 0; }
@@ -56,10 +59,14 @@ public:
     // The text that is certain after a token with these bytes: whole characters that begin no stop
     // string. With `last` no token follows, whatever its text.
     std::string take(int32_t token, std::string_view bytes, bool last = false);
+    // Lets at most so many more come.
+    void limit(int64_t tokens) { left_ = std::min(left_, tokens); }
     // Ends the text; returns what was held back.
     std::string end(Finish reason);
 
     Finish finish() const { return finish_; }
+    // The stop string that ended the text, the first of those that begin there; null without one.
+    const std::string* stopped_by() const { return stopped_by_; }
     // All that were taken, but for the one that ended the text without being part of it.
     const std::vector<int32_t>& tokens() const { return tokens_; }
 
@@ -83,6 +90,7 @@ private:
     std::vector<std::size_t> ends_;  // where the bytes of each token end
     std::vector<int32_t> tokens_;
     Finish finish_ = Finish::None;
+    const std::string* stopped_by_ = nullptr;  // one of options_.stop
 };
 
 }  // namespace rwkv_edge

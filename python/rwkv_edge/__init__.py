@@ -10,6 +10,7 @@ for piece in session.generate("User: hello\\n\\nAssistant:", stop="\\n\\n"):
 
 from ._core import FormatError, UnsupportedError
 from .chat import Conversation
+from .hub import pull
 from .model import Model, Session
 from .prefix_cache import PrefixCache
 from .state import State
@@ -26,4 +27,5 @@ __all__ = [
     "StreamDecoder",
     "Tokenizer",
     "UnsupportedError",
+    "pull",
 ]

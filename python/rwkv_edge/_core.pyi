@@ -328,6 +328,11 @@ class Answer:
         """What was held back. `reason` is stop, length or end."""
     @property
     def finish_reason(self) -> Literal["stop", "length", "end"] | None: ...
+    def limit(self, tokens: int) -> None:
+        """Let at most so many more come."""
+    @property
+    def stopped_by(self) -> bytes | None:
+        """The stop string that ended the text."""
     @property
     def all_given(self) -> bool: ...
     def given(self) -> tuple[int, int]:

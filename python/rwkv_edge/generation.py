@@ -196,9 +196,19 @@ class Answer:
         return self._core.finish_reason
 
     @property
+    def stopped_by(self) -> bytes | None:
+        """The stop string that ended the text."""
+        return self._core.stopped_by
+
+    @property
     def complete(self) -> bool:
         """Whether no token follows."""
         return self.finish_reason is not None
+
+    @property
+    def restricted(self) -> bool:
+        """Whether the text has to have a form."""
+        return self._constraint is not None
 
     @property
     def all_given(self) -> bool:
@@ -242,6 +252,14 @@ class Answer:
             self._constraint.accept(token)
         last = self._constraint is not None and self._constraint.complete
         return self._core.take(token, data, last)
+
+    def limit(self, tokens: int) -> None:
+        """Let at most so many more come."""
+        self._core.limit(tokens)
+
+    def cut(self) -> str:
+        """End the text where it is, as `max_tokens` does; returns what was held back."""
+        return self._core.end("length")
 
     @property
     def _needs_row(self) -> bool:
@@ -405,6 +423,21 @@ class Stream:
     def mark(self) -> tuple[int, _core.Session] | None:
         """A session before the last tokens of the answer, and how many of them it has read."""
         return None if self._mark is None else (self._mark.tokens - self._start, self._mark)
+
+    def back_to(self, tokens: list[int]) -> list[int] | None:
+        """End, with the session where it has read a beginning of `tokens` behind the prompt, and
+        nothing else. Returns the rest of them; None, and nothing has changed, where it has read
+        something else and no such state is known.
+        """
+        core, given = self._core, self.answer.tokens
+        fed = core.tokens - self._start
+        if self._draft or fed < 0 or given[:fed] != tokens[:fed]:
+            if self.mark is None or tokens[: self.mark[0]] != given[: self.mark[0]]:
+                return None
+            fed, mark = self.mark
+            core.rewind(mark)
+        self.ended = True
+        return tokens[fed:]
 
     def settled_fork(self) -> _core.Session:
         """A second session where that text ends; this one goes on."""

@@ -37,7 +37,7 @@ MAX_TOKENS = 256  # of an answer, where the task does not say
 
 @register_model("rwkv_edge")
 class HarnessModel(TemplateLM):
-    """Each text begins after token 0, which ends a document. None is too long, so none is cut."""
+    """No text is too long, so none is cut."""
 
     def __init__(
         self,
@@ -45,11 +45,13 @@ class HarnessModel(TemplateLM):
         vocab: str | None = None,
         threads: int | None = None,
         batch_size: int | str = BATCH_SIZE,
+        add_bos_token: bool = True,
         max_batch_size: int | None = None,  # noqa: ARG002 (of a search for the best size)
         device: str | None = None,  # noqa: ARG002 (the harness names one by itself)
     ) -> None:
         """`path`, `vocab` and `threads` as for `Model`; `batch_size` sessions go on together, which
-        are 16 for "auto".
+        are 16 for "auto". With `add_bos_token` each text begins after token 0, which ends a
+        document; otherwise only one without context does.
 
         Raises ValueError for a batch size that is no number, and as `Model` does.
         """
@@ -58,6 +60,7 @@ class HarnessModel(TemplateLM):
         if size < 1:
             raise ValueError(f"batch_size: found {batch_size}, expected at least 1")
         self.batch_size = size
+        self._bos = add_bos_token
         self.model = Model(path, vocab=vocab, threads=threads)
 
     @property
@@ -72,13 +75,16 @@ class HarnessModel(TemplateLM):
     ) -> list[int]:
         return self.model.tokenizer.encode(string)
 
+    def _begun(self, context: list[int]) -> list[int]:
+        return after_end(context) if self._bos or not context else context
+
     def _loglikelihood_tokens(
         self,
         requests: list[tuple[tuple[str, str], list[int], list[int]]],
         disable_tqdm: bool = False,
         **_options: object,
     ) -> list[tuple[float, bool]]:
-        pairs = [(after_end(context), text) for _, context, text in requests]
+        pairs = [(self._begun(context), text) for _, context, text in requests]
         with tqdm(total=len(pairs), desc="loglikelihood", disable=disable_tqdm) as bar:
             found = score(self.model, pairs, batch_size=self.batch_size, progress=bar.update)
         for (strings, _, _), result in zip(requests, found, strict=True):
@@ -109,7 +115,7 @@ class HarnessModel(TemplateLM):
             for numbers in by_options.values():
                 stop, sampling = generation_options(requests[numbers[0]].args[1])
                 for some in several(numbers, self.batch_size):
-                    prompts = [after_end(self.tok_encode(requests[i].args[0])) for i in some]
+                    prompts = [self._begun(self.tok_encode(requests[i].args[0])) for i in some]
                     batch = self.model.batch(self.model.session() for _ in some)
                     for i, piece in batch.generate(prompts, stop=stop, **sampling):
                         found[some[i]] += piece

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import accumulate
 from operator import index
@@ -233,20 +233,34 @@ class Model:
             raise TypeError(f"texts: found {texts[:40]!r}, expected a list of texts")
         if pooling not in ("mean", "last"):
             raise ValueError(f"pooling: found {pooling!r}, expected 'mean' or 'last'")
-        depth = (2 * self.n_layer + 1) // 3 if layer is None else layer
+        depth = self.embedding_depth if layer is None else layer
         vectors = []
         for i, text in enumerate(texts):
             ids = self.tokenizer.encode(text)
             if not ids:
                 raise ValueError(f"text {i} is empty")
-            session = self.session()
-            session.read([END_OF_TEXT])
-            total = np.zeros(self.n_embd)
-            for start in range(0, len(ids), EMBEDDED_AT_ONCE):
-                (found,) = session.hidden(ids[start : start + EMBEDDED_AT_ONCE], [depth])
-                total = found[-1] if pooling == "last" else total + found.sum(0, np.float64)
-            vectors.append(total / np.linalg.norm(total))
+            *_, vector = self._embedding(ids, depth, pooling, EMBEDDED_AT_ONCE)
+            vectors.append(vector)
         return np.array(vectors, np.float32).reshape(-1, self.n_embd)
+
+    def _embedding(
+        self, ids: list[int], depth: int, pooling: str, at_once: int
+    ) -> Iterator[NDArray[np.float64]]:
+        """Vectors after so many tokens at once, the last of which is that of the text."""
+        import numpy as np
+
+        session = self.session()
+        session.read([END_OF_TEXT])
+        total = np.zeros(self.n_embd)
+        for start in range(0, len(ids), at_once):
+            (found,) = session.hidden(ids[start : start + at_once], [depth])
+            total = found[-1] if pooling == "last" else total + found.sum(0, np.float64)
+            yield total / np.linalg.norm(total)
+
+    @property
+    def embedding_depth(self) -> int:
+        """The layers after which `embed` takes a text's vector by default."""
+        return (2 * self.n_layer + 1) // 3
 
     def batch(self, sessions: Iterable[Session]) -> Batch:
         """A batch of sessions of this model, which read and write together.
@@ -422,18 +436,7 @@ class Session:
         return ids
 
     def _ids(self, tokens: Iterable[SupportsIndex]) -> list[int]:
-        expected = "expected a list or an array of whole numbers"
-        if isinstance(tokens, (str, bytes, bytearray, memoryview)):
-            raise ValueError(f"tokens: found {type(tokens).__name__}, {expected}")
-        try:
-            ids = [index(token) for token in tokens]
-        except TypeError as error:
-            raise ValueError(f"tokens: {error}, {expected}") from error
-        n_vocab = self.model.n_vocab
-        outside = next((i for i in ids if not 0 <= i < n_vocab), None)
-        if outside is not None:
-            raise ValueError(f"token {outside} is outside the vocabulary of {n_vocab}")
-        return ids
+        return checked_ids(tokens, self.model.n_vocab)
 
     def _feed(
         self, ids: list[int], logits: _core.Logits, progress: FeedProgress | None
@@ -758,6 +761,20 @@ class Batch:
                 f"{name}: found {len(found)}, expected {len(self.sessions)}, one for each session"
             )
         return found
+
+
+def checked_ids(tokens: Iterable[SupportsIndex], n_vocab: int) -> list[int]:
+    expected = "expected a list or an array of whole numbers"
+    if isinstance(tokens, (str, bytes, bytearray, memoryview)):
+        raise ValueError(f"tokens: found {type(tokens).__name__}, {expected}")
+    try:
+        ids = [index(token) for token in tokens]
+    except TypeError as error:
+        raise ValueError(f"tokens: {error}, {expected}") from error
+    outside = next((i for i in ids if not 0 <= i < n_vocab), None)
+    if outside is not None:
+        raise ValueError(f"token {outside} is outside the vocabulary of {n_vocab}")
+    return ids
 
 
 def logits_mode(logits: str) -> _core.Logits:

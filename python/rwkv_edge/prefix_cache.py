@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, NamedTuple, SupportsIndex
 
 from . import _core
 from .files.output import NO_LINK, PLAIN
-from .model import FeedProgress, Model, Session
+from .model import FeedProgress, Model, Session, checked_ids
 from .model_file import stamp
 from .state import OUTPUT, State, StateShape
 
@@ -63,6 +63,26 @@ class Beginning(NamedTuple):
     key: bytes
     end: int
     """How many tokens it has."""
+
+
+class Text(NamedTuple):
+    """What is to be read, and where it can be found again."""
+
+    root: bytes
+    start: State | None
+    tokens: array[int]
+    beginnings: list[Beginning]
+
+    def up_to(self, number: int) -> Text:
+        """So many of its beginnings."""
+        return self._replace(beginnings=self.beginnings[:number])
+
+    def other(self, tokens: array[int]) -> Text:
+        """Another text in one piece, from the same start."""
+        import hashlib
+
+        key = hashlib.sha256(self.root + tokens.tobytes()).digest()
+        return Text(self.root, self.start, tokens, [Beginning(key, len(tokens))])
 
 
 class Entry(NamedTuple):
@@ -137,82 +157,70 @@ class PrefixCache:
         warning. Raises ValueError for a token outside the vocabulary, FormatError where `start` is
         of another model, TypeError for one text in place of several segments.
         """
-        if isinstance(segments, (str, bytes)):
-            raise TypeError(f"segments: found {segments[:40]!r}, expected a list of segments")
-        model = session.model
-        if start is not None:
-            start = start.fitted(model._shape, str(model.path), model.fingerprint)
-        root = root_of(model, start, salt)
-        tokens, beginnings = self._beginnings(session, segments, root)
-        known, kept = self._longest(model, root, tokens, beginnings)
-        rest, done = beginnings[known:], beginnings[known - 1].end if known else 0
-        mark = session.fork() if rest else None
+        text = text_of(session.model, segments, start=start, salt=salt)
+        mark = session.fork()
         try:
-            if kept is None:
-                session.reset(start)
-            else:
-                before = 0 if start is None else start.tokens
-                count = None if before is None else before + done
-                session._stand(kept.state, kept.output, count, tokens[:done])
-            self._read_rest(session, root, tokens, done, rest, progress)
+            known = self.begin(session, text)
+            done = text.beginnings[known - 1].end if known else 0
+            self._read_rest(session, text, known, progress)
         except BaseException:
-            if mark is not None:
-                session.rewind(mark)
+            session.rewind(mark)
             raise
         return done
 
-    def _beginnings(
-        self, session: Session, segments: Iterable[str | Iterable[SupportsIndex]], root: bytes
-    ) -> tuple[array[int], list[Beginning]]:
-        """The tokens of all segments, and where each ends."""
-        import hashlib  # slow, here and below: whoever uses no cache does without
-
-        encode = session.model.tokenizer.encode
-        tokens, digest, found = array("i"), hashlib.sha256(root), []
-        for segment in segments:
-            ids = session._ids(encode(segment) if isinstance(segment, str) else segment)
-            if ids:
-                new = array("i", ids)
-                tokens += new
-                digest.update(new.tobytes())
-                found.append(Beginning(digest.digest(), len(tokens)))
-        return tokens, found
-
-    def _longest(
-        self, model: Model, root: bytes, tokens: array[int], beginnings: list[Beginning]
-    ) -> tuple[int, Entry | None]:
-        """The longest beginning that is kept, after the number of those up to it."""
-        for i in range(len(beginnings), 0, -1):
-            key, end = beginnings[i - 1]
-            kept = self._find(key, root, tokens[:end].tobytes(), model)
+    def begin(self, session: Session, text: Text) -> int:
+        """Let a session begin anew where the longest beginning ends that is kept; returns the
+        number of those up to there."""
+        for i in range(len(text.beginnings), 0, -1):
+            key, end = text.beginnings[i - 1]
+            read = text.tokens[:end]
+            kept = self._find(key, text.root, read.tobytes(), session.model)
             if kept is not None:
-                return i, kept
-        return 0, None
+                before = 0 if text.start is None else text.start.tokens
+                session._stand(
+                    kept.state, kept.output, None if before is None else before + end, read
+                )
+                return i
+        session.reset(text.start)
+        return 0
+
+    def keep(self, session: Session, text: Text, number: int) -> Entry:
+        """Keep in memory where a session stands, which has read that many beginnings."""
+        key, end = text.beginnings[number - 1]
+        core = session._readable
+        read = text.tokens[:end].tobytes()
+        entry = Entry(text.root, read, core.get_state(), core.get_output())
+        self._keep(key, entry)
+        return entry
+
+    def keep_on_disk(self, text: Text, number: int, entry: Entry, state: State) -> str | None:
+        """The same on disk, where there is a folder. Returns a warning where that failed."""
+        if self._folder is None:
+            return None
+        try:
+            self._keep_on_disk(self._folder, text.beginnings[number - 1].key, entry, state)
+        except (OSError, ValueError, self._sqlite.Error) as error:  # a state may hold NaN
+            return f"{self._folder}: a state was not kept, so it is read again: {error}"
+        return None
 
     def _read_rest(
-        self,
-        session: Session,
-        root: bytes,
-        tokens: array[int],
-        done: int,
-        rest: list[Beginning],
-        progress: FeedProgress | None,
+        self, session: Session, text: Text, known: int, progress: FeedProgress | None
     ) -> None:
-        start, folder = done, self._folder
-        for key, end in rest:
-            report = shifted(progress, done - start, len(tokens) - start)
-            session.read(tokens[done:end], progress=report)
+        done = start = text.beginnings[known - 1].end if known else 0
+        on_disk = self._folder is not None
+        for number, (_, end) in enumerate(text.beginnings[known:], known + 1):
+            report = shifted(progress, done - start, len(text.tokens) - start)
+            session.read(text.tokens[done:end], progress=report)
             done = end
-            core = session._readable
-            entry = Entry(root, tokens[:end].tobytes(), core.get_state(), core.get_output())
-            self._keep(key, entry)
-            if folder is not None:
-                try:
-                    self._keep_on_disk(folder, key, entry, session.state)
-                except (OSError, ValueError, self._sqlite.Error) as error:  # a state may hold NaN
-                    text = f"{folder}: a state was not kept, so it is read again: {error}"
-                    folder = None  # the next one would wait as long
-                    warnings.warn(text, stacklevel=3)
+            entry = self.keep(session, text, number)
+            if on_disk and (warning := self.keep_on_disk(text, number, entry, session.state)):
+                on_disk = False  # the next one would wait as long
+                warnings.warn(warning, stacklevel=3)
+
+    @property
+    def used(self) -> int:
+        """Bytes in memory."""
+        return self._used
 
     # ---- in memory ------------------------------------------------------------------------------
 
@@ -310,6 +318,32 @@ class PrefixCache:
                     (folder / name).unlink(missing_ok=True)
                 used -= size
             index.execute("COMMIT")
+
+
+def text_of(
+    model: Model,
+    segments: Iterable[str | Iterable[SupportsIndex]],
+    *,
+    start: State | None = None,
+    salt: bytes = b"",
+) -> Text:
+    """The tokens of all segments, and where each ends; `PrefixCache.read` says the rest."""
+    import hashlib  # slow, here and below: whoever uses no cache does without
+
+    if isinstance(segments, (str, bytes)):
+        raise TypeError(f"segments: found {segments[:40]!r}, expected a list of segments")
+    if start is not None:
+        start = start.fitted(model._shape, str(model.path), model.fingerprint)
+    root = root_of(model, start, salt)
+    tokens, digest, found = array("i"), hashlib.sha256(root), []
+    for segment in segments:
+        whole = model.tokenizer.encode(segment) if isinstance(segment, str) else segment
+        if ids := checked_ids(whole, model.n_vocab):
+            new = array("i", ids)
+            tokens += new
+            digest.update(new.tobytes())
+            found.append(Beginning(digest.digest(), len(tokens)))
+    return Text(root, start, tokens, found)
 
 
 def root_of(model: Model, start: State | None, salt: bytes) -> bytes:

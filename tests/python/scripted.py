@@ -25,6 +25,11 @@ def byte_tokens(text: str | bytes) -> list[int]:
     return [1 + byte for byte in data]
 
 
+def letters(model: Model, text: str) -> list[int]:
+    """A token for each, which no encoding of the text would give."""
+    return [token for letter in text for token in model.tokenizer.encode(letter)]
+
+
 def talkative_model(folder: Path) -> Path:
     """A random model in float32 that never ends a text of its own accord."""
     made = tiny.tiny_model(tiny.SHAPES["d128"], "f32", 1)

@@ -82,7 +82,7 @@ def test_a_chat_in_c_is_one_in_python(template: str, most: int) -> None:
         def add(
             _user: int, text: ctypes._Pointer[ctypes.c_char], n: int, to: list[bytes] = pieces
         ) -> int:
-            to.append(text[:n])
+            to.append(ctypes.string_at(text, n))
             return 0
 
         options = Options(ctypes.sizeof(Options), seed, most, penalty_decay=0.996, typical_p=1.0)

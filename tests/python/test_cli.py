@@ -436,6 +436,8 @@ COMMANDS: dict[str, Callable[[Path], list[str | Path]]] = {
     "state": lambda path: ["state", "info", path],
     "tokenize": lambda path: ["tokenize", path, "-p", "x"],
     "embed": lambda path: ["embed", path, "-p", "x"],
+    "serve": lambda path: ["serve", path, "--port", "0"],
+    "batch": lambda path: ["batch", __file__, path.parent / "out", "--model", path],
     "bench": lambda path: ["bench", path],
     "perplexity": lambda path: ["perplexity", path, __file__],
     "imatrix": lambda path: ["imatrix", path, __file__, "-o", path.parent / "out"],
@@ -505,7 +507,7 @@ def test_wrong_usage(arguments: list[str]) -> None:
 
 
 def test_help_lists_the_commands() -> None:
-    assert sorted(commands()) == sorted(COMMANDS)
+    assert sorted(commands()) == sorted([*COMMANDS, "pull"])
     result = CliRunner().invoke(cli.main, ["--help"])
     assert result.exit_code == 0
     for name, command in commands().items():

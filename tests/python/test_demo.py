@@ -16,6 +16,9 @@ from rwkv_edge.model import bundled_model
 
 ANSWERS = Path(__file__).parents[2] / "tools" / "demo_answers.txt"
 
+# Commands that are younger than its last training, so that it cannot explain them.
+NEWER = {"batch", "imatrix", "perplexity", "pull", "serve"}
+
 # Phrasings and pairs that its training never held, and what only follows from the turn before.
 CONVERSATION = [
     ("Hello you", "Hello! How can I help you?"),
@@ -49,7 +52,7 @@ def test_every_command_and_option_that_it_names_exists() -> None:
         command = commands()[line.split()[1]]
         known = {o for p in command.params if isinstance(p, click.Option) for o in p.opts}
         assert set(re.findall(r"(?<!\S)--?[a-z][a-z-]*", line)) <= known, line
-    assert {line.split()[1] for line in lines} == set(commands())
+    assert {line.split()[1] for line in lines} == set(commands()) - NEWER
 
 
 def test_every_chat_command_that_it_names_exists() -> None:

@@ -33,7 +33,9 @@ def run_console(text: str) -> None:
         assert re.fullmatch(pattern, done.stdout.rstrip("\n"), re.DOTALL), done.stdout
 
 
-@pytest.mark.parametrize("name", ["generation.md", "quantization.md", "states.md"])
+@pytest.mark.parametrize(
+    "name", ["batch.md", "generation.md", "models.md", "quantization.md", "states.md"]
+)
 def test_examples(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     blocks = BLOCK.findall((DOCS / name).read_text("utf-8"))

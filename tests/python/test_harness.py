@@ -67,6 +67,28 @@ TASKS: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
 }
 
 
+def write_tasks(folder: Path) -> str:
+    """The tasks as files for the harness; returns their names."""
+    for name, (task, rows) in TASKS.items():
+        data = folder / f"{name}.jsonl"
+        data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        source = {
+            "task": f"local_{name}",
+            "dataset_path": "json",
+            "dataset_kwargs": {"data_files": {"test": str(data)}},
+            "test_split": "test",
+        }
+        (folder / f"{name}.yaml").write_text(json.dumps(source | task))
+    return ",".join(f"local_{name}" for name in TASKS)
+
+
+def samples(folder: Path, name: str) -> list[dict[str, Any]]:
+    """What the harness has written of a task."""
+    (path,) = (folder / "out").rglob(f"samples_local_{name}_*.jsonl")
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    return sorted(found, key=lambda line: int(line["doc_id"]))
+
+
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     monkeypatch.delitem(sys.modules, "rwkv_edge.harness", raising=False)
@@ -77,17 +99,7 @@ def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.torch
 @needs_harness
 def test_the_real_harness(tmp_path: Path) -> None:
-    for name, (task, rows) in TASKS.items():
-        data = tmp_path / f"{name}.jsonl"
-        data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        source = {
-            "task": f"local_{name}",
-            "dataset_path": "json",
-            "dataset_kwargs": {"data_files": {"test": str(data)}},
-            "test_split": "test",
-        }
-        (tmp_path / f"{name}.yaml").write_text(json.dumps(source | task))
-    names = ",".join(f"local_{name}" for name in TASKS)
+    names = write_tasks(tmp_path)
     command = f"run --model rwkv_edge --tasks {names} --batch_size 3 --log_samples"
     subprocess.run(
         [
@@ -100,16 +112,11 @@ def test_the_real_harness(tmp_path: Path) -> None:
         timeout=600,
     )
 
-    def lines(name: str) -> list[dict[str, Any]]:
-        (path,) = (tmp_path / "out").rglob(f"samples_local_{name}_*.jsonl")
-        found = [json.loads(line) for line in path.read_text().splitlines()]
-        return sorted(found, key=lambda line: int(line["doc_id"]))
-
     (path,) = (tmp_path / "out").rglob("results_*.json")
     results = json.loads(path.read_text())["results"]
     model = Model(threads=1)
     encode = model.tokenizer.encode
-    for line, row in zip(lines("choice"), TASKS["choice"][1], strict=True):
+    for line, row in zip(samples(tmp_path, "choice"), TASKS["choice"][1], strict=True):
         context = [0, *encode(f"User: What is the capital of {row['country']}?\n\nAssistant:")]
         expected = scoring.score(model, [(context, encode(text)) for text in row["choices"]])
         given = [(float(logprob), greedy == "True") for ((logprob, greedy),) in line["resps"]]
@@ -118,7 +125,7 @@ def test_the_real_harness(tmp_path: Path) -> None:
     scores = scoring.score(model, [([0], encode(text)) for text in TEXTS])
     per_byte = -sum(logprob for logprob, _ in scores) / len("".join(TEXTS).encode())
     assert results["local_text"]["byte_perplexity,none"] == pytest.approx(math.exp(per_byte))
-    for line, (question, _) in zip(lines("answer"), SUMS, strict=True):
+    for line, (question, _) in zip(samples(tmp_path, "answer"), SUMS, strict=True):
         prompt = [0, *encode(f"User: {question}\n\nAssistant:")]
         text = "".join(model.session().generate(prompt, stop="\n\n", temperature=0, max_tokens=20))
         assert line["resps"] == [[text]]
@@ -146,3 +153,6 @@ def test_options() -> None:
     model = harness.HarnessModel(batch_size="auto")
     assert model.batch_size == harness.BATCH_SIZE
     assert harness.after_end([0, 1]) == harness.after_end([1]) == [0, 1]
+    plain = harness.HarnessModel(add_bos_token=False)
+    assert [model._begun([5]), model._begun([])] == [[0, 5], [0]]
+    assert [plain._begun([5]), plain._begun([])] == [[5], [0]]

@@ -32,6 +32,7 @@ inline F32 fma(F32 a, F32 b, F32 c) {
 inline F32 negative_fma(F32 a, F32 b, F32 c) {
     return {vfmsq_f32(c.low, a.low, b.low), vfmsq_f32(c.high, a.high, b.high)};
 }
+ALWAYS_INLINE void pin(F32& v) { asm volatile("" : "+w"(v.low), "+w"(v.high)); }
 inline F32 min(F32 a, F32 b) { return {vminq_f32(a.low, b.low), vminq_f32(a.high, b.high)}; }
 inline F32 max(F32 a, F32 b) { return {vmaxq_f32(a.low, b.low), vmaxq_f32(a.high, b.high)}; }
 inline F32 round_(F32 a) { return {vrndnq_f32(a.low), vrndnq_f32(a.high)}; }

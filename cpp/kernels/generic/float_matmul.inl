@@ -74,7 +74,10 @@ template <int kTokens, int kAhead, class Weight>
 NEVER_INLINE void panel_dots(const Weight* const* w, const char* x, int64_t x_stride, int64_t cols,
                              bool first, F32 (*sums)[kPanelRows]) {
     constexpr int64_t kLine = 64 / sizeof(Weight);
+    const Weight* rows[kPanelRows];
     F32 s[kPanelRows][kTokens];
+    UNROLL
+    for (int r = 0; r < kPanelRows; ++r) rows[r] = w[r];
     UNROLL
     for (int r = 0; r < kPanelRows; ++r) UNROLL
     for (int t = 0; t < kTokens; ++t) s[r][t] = first ? set(0.0f) : sums[t][r];
@@ -84,15 +87,18 @@ NEVER_INLINE void panel_dots(const Weight* const* w, const char* x, int64_t x_st
         for (int t = 0; t < kTokens; ++t) xs[t] = load((const float*)(x + t * x_stride) + k);
         UNROLL
         for (int r = 0; r < kPanelRows; ++r) {
-            const F32 row = load(w[r] + k);
+            const F32 row = load(rows[r] + k);
             UNROLL
             for (int t = 0; t < kTokens; ++t) s[r][t] = fma(row, xs[t], s[r][t]);
+            // Else clang loads all rows first, and spills sums.
+            UNROLL
+            for (int t = 0; t < kTokens; ++t) pin(s[r][t]);
         }
     };
     int64_t k = 0;
     for (; k + kLine <= cols; k += kLine) {
         UNROLL
-        for (int r = 0; r < kPanelRows && kAhead > 0; ++r) prefetch(w[r] + k + kAhead * kLine);
+        for (int r = 0; r < kPanelRows && kAhead > 0; ++r) prefetch(rows[r] + k + kAhead * kLine);
         // twice: more, and compilers spill
         _Pragma("GCC unroll 2") for (int64_t i = 0; i < kLine; i += 8) add_products(k + i);
     }

@@ -4,6 +4,7 @@
 //   load, store   F32 from and to floats; load also from Half and Bfloat16
 //   set, add, sub, mul, div, min, max
 //   fma, negative_fma   a * b + c, c - a * b
+//   pin           a point that neither a value nor other pins may pass
 //   round_, pow2        2^n of a rounded n
 //   sum8          the sum of one F32 in the order of kernels.h; of four at once
 //   prefetch, prefetch_l2   the line at an address into the first or second cache

@@ -22,9 +22,6 @@ namespace rwkv_edge {
 
 namespace {
 
-// A point that neither a value nor other PINs may pass.
-#define PIN(vector) asm volatile("" : "+x"(vector))
-
 // --- dots ---
 
 // Pairs of products added, in i16.
@@ -77,41 +74,51 @@ ALWAYS_INLINE __m256i zero_products(const RoundedBlock& x, int half) {
     return kTimes == 4 ? _mm256_slli_epi16(sums, 2) : sums;
 }
 
+// What vector j of a block is multiplied with. Where a half begins, `zero` is zero times its
+// activations. Both are read once for all rows: clang reads memory again behind a PIN.
+struct Input {
+    __m256i x, zero;
+};
+
 // The integer dots of eight rows over 32 columns, vector after vector; those that are added up in
 // i16 may come mixed with others, but each kAdds in order.
 template <class Block>
 struct Dot {
     enum { kAdds = rwkv_edge::kAdds<Layout<Block>> };
+    enum { kAtOnce = kAddsDots && !Layout<Block>::kHalfScales };  // in i32, without i16
     __m256i sums[8 / kAdds], total;
 
-    // What vector j of block i is multiplied with.
-    ALWAYS_INLINE static __m256i activations(const RoundedRow& x, int64_t i, int j) {
-        return broadcast(x.block[i].q + 4 * j);
+    ALWAYS_INLINE static Input input(const RoundedBlock& x, int j) {
+        Input in = {broadcast(x.q + 4 * j), _mm256_setzero_si256()};
+        if (Layout<Block>::kZero == 0 || j % 4 != 0) return in;
+        if (kAtOnce) {
+            const __m256i eighths = _mm256_set1_epi16(Layout<Block>::kZero / 8);
+            in.zero = _mm256_madd_epi16(broadcast(x.sums8 + 2 * (j / 4)), eighths);
+        } else {
+            in.zero = zero_products<Block>(x, j / 4);
+        }
+        return in;
+    }
+    ALWAYS_INLINE static Input input(const RoundedRow& x, int64_t i, int j) {
+        return input(x.block[i], j);
     }
 
-    // Takes in vector j; xj is what `activations` gives, x the block of theirs.
-    ALWAYS_INLINE void add(int j, __m256i codes, __m256i xj, const Factors<Block>& factors,
-                           const RoundedBlock& x) {
-        if (kAddsDots && !Layout<Block>::kHalfScales) return add_at_once(j, codes, xj, x);
-        __m256i product = products(codes, xj);
-        if (Layout<Block>::kZero != 0 && j % 4 == 0)
-            product = _mm256_sub_epi16(product, zero_products<Block>(x, j / 4));
+    // Takes in vector j.
+    ALWAYS_INLINE void add(int j, __m256i codes, Input in, const Factors<Block>& factors) {
+        const bool zero = Layout<Block>::kZero != 0 && j % 4 == 0;
+        if (kAtOnce) {
+            total = add_dots(j == 0 ? _mm256_setzero_si256() : total, codes, in.x);
+            if (zero) total = _mm256_sub_epi32(total, in.zero);
+            return;
+        }
+        __m256i product = products(codes, in.x);
+        if (zero) product = _mm256_sub_epi16(product, in.zero);
         __m256i& sum = sums[j / kAdds];
         sum = j % kAdds == 0 ? product : _mm256_add_epi16(sum, product);
         PIN(sum);
         if (j % kAdds != kAdds - 1) return;
         const __m256i dots = _mm256_madd_epi16(sum, factors.half(j / 4));
         total = j < kAdds ? dots : _mm256_add_epi32(total, dots);
-    }
-
-private:
-    ALWAYS_INLINE void add_at_once(int j, __m256i codes, __m256i xj, const RoundedBlock& x) {
-        total = add_dots(j == 0 ? _mm256_setzero_si256() : total, codes, xj);
-        if (Layout<Block>::kZero != 0 && j % 4 == 0) {
-            const __m256i eighths = _mm256_set1_epi16(Layout<Block>::kZero / 8);
-            const __m256i zero = _mm256_madd_epi16(broadcast(x.sums8 + 2 * (j / 4)), eighths);
-            total = _mm256_sub_epi32(total, zero);
-        }
     }
 };
 
@@ -126,13 +133,12 @@ template <>
 struct Dot<BlockQ8_0> {
     __m256i total;
 
-    ALWAYS_INLINE static __m256i activations(const RoundedRow& x, int64_t i, int j) {
-        return broadcast(x.q16 + i * kBlock + 2 * j);
+    ALWAYS_INLINE static Input input(const RoundedRow& x, int64_t i, int j) {
+        return {broadcast(x.q16 + i * kBlock + 2 * j), _mm256_setzero_si256()};
     }
 
-    ALWAYS_INLINE void add(int j, __m256i codes, __m256i xj, const Factors<BlockQ8_0>&,
-                           const RoundedBlock&) {
-        const __m256i dots = _mm256_madd_epi16(codes, xj);
+    ALWAYS_INLINE void add(int j, __m256i codes, Input in, const Factors<BlockQ8_0>&) {
+        const __m256i dots = _mm256_madd_epi16(codes, in.x);
         total = j == 0 ? dots : _mm256_add_epi32(total, dots);
         PIN(total);
     }
@@ -197,10 +203,9 @@ ALWAYS_INLINE void add_blocks(F32* acc, Rows rows, int64_t i, int64_t blocks, To
             const int64_t first = i + group * L::kGroup;
             L::codes(rows, header, group, [&](int b, int j, __m256i codes) INLINE_LAMBDA {
                 UNROLL
-                for (int t = 0; t < kTokens; ++t) {
-                    const RoundedBlock& xb = x.block(t, first + b);
-                    dots[b][t].add(j, codes, broadcast(xb.q + 4 * j), factors[b], xb);
-                }
+                for (int t = 0; t < kTokens; ++t)
+                    dots[b][t].add(j, codes, Dot<Block>::input(x.block(t, first + b), j),
+                                   factors[b]);
             });
             UNROLL
             for (int b = 0; b < L::kGroup; ++b) {
@@ -244,10 +249,8 @@ struct FewTokensOfNibbles {
                 Dot<Block> dots[kTokens];
                 L::codes_of(bytes, [&](int, int j, __m256i codes) INLINE_LAMBDA {
                     UNROLL
-                    for (int t = 0; t < kTokens; ++t) {
-                        const RoundedBlock& xb = x.block(t, i);
-                        dots[t].add(j, codes, broadcast(xb.q + 4 * j), {}, xb);
-                    }
+                    for (int t = 0; t < kTokens; ++t)
+                        dots[t].add(j, codes, Dot<Block>::input(x.block(t, i), j), {});
                 });
                 transpose(loaded, bytes);
                 for (int j = 0; j < 4; ++j) PIN(bytes[j]);
@@ -389,15 +392,15 @@ struct Avx2Kernel : Avx2 {
             Dot<Block> dots[kGroups][kTokens];
             UNROLL
             for (int j = 0; j < Layout::kVectors; ++j) {
+                __m256i codes[kGroups];
+                UNROLL
+                for (int g = 0; g < kGroups; ++g) codes[g] = tile[g * blocks + i].codes[j];
                 UNROLL
                 for (int t = 0; t < kTokens; ++t) {
-                    const RoundedRow x = row(t);
-                    const __m256i xj = Dot<Block>::activations(x, i, j);
+                    const Input in = Dot<Block>::input(row(t), i, j);
                     UNROLL
-                    for (int g = 0; g < kGroups; ++g) {
-                        const Tile& b = tile[g * blocks + i];
-                        dots[g][t].add(j, b.codes[j], xj, b.factors, x.block[i]);
-                    }
+                    for (int g = 0; g < kGroups; ++g)
+                        dots[g][t].add(j, codes[g], in, tile[g * blocks + i].factors);
                 }
             }
             UNROLL

@@ -12,6 +12,9 @@ namespace rwkv_edge {
 
 namespace {
 
+// A point that neither a value nor other PINs may pass.
+#define PIN(vector) asm volatile("" : "+x"(vector))
+
 using F32 = __m256;
 
 inline F32 load(const float* p) { return _mm256_loadu_ps(p); }
@@ -23,6 +26,7 @@ inline F32 mul(F32 a, F32 b) { return _mm256_mul_ps(a, b); }
 inline F32 div(F32 a, F32 b) { return _mm256_div_ps(a, b); }
 inline F32 fma(F32 a, F32 b, F32 c) { return _mm256_fmadd_ps(a, b, c); }
 inline F32 negative_fma(F32 a, F32 b, F32 c) { return _mm256_fnmadd_ps(a, b, c); }
+ALWAYS_INLINE void pin(F32& v) { PIN(v); }
 inline F32 min(F32 a, F32 b) { return _mm256_min_ps(a, b); }
 inline F32 max(F32 a, F32 b) { return _mm256_max_ps(a, b); }
 inline F32 round_(F32 a) {

@@ -18,14 +18,17 @@ from .. import __version__, _core
 from .terminal import error_text, prepare_streams
 
 COMMANDS = (
+    "batch",
     "chat",
     "generate",
     "convert",
     "quantize",
     "info",
+    "pull",
     "state",
     "tokenize",
     "embed",
+    "serve",
     "bench",
     "perplexity",
     "imatrix",
@@ -112,5 +115,6 @@ def ended_by_signals() -> Iterator[None]:
 def main() -> None:
     """Run RWKV language models on the CPU.
 
-    Without MODEL, a command uses the small demo model that comes with the program.
+    MODEL is a file or a name such as g1:0.4b (see `rwkv-edge pull`). Without MODEL, a command uses
+    the small demo model that comes with the program.
     """

@@ -13,7 +13,7 @@ from .. import _core
 from ..files.form import amount, printable
 from ..model import Model, bundled_model, device_name
 from ..model_file import by_input, bytes_per_token, open_model_file
-from .options import device_option, model_argument
+from .options import device_option, local, model_argument
 from .terminal import Progress
 
 
@@ -94,7 +94,7 @@ def bench(
     """
     from .. import bench as benchmark
 
-    path = model or bundled_model()
+    path = bundled_model() if model is None else local(model)
     device = device_name(device)
     on_cpu = device == "cpu"
     if threads and not on_cpu:

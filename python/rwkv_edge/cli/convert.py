@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from .options import FILE, TYPE, type_options
+from .options import FILE, TYPE, local, type_options
 from .terminal import making
 
 
@@ -43,9 +43,10 @@ def convert(*, source: Path, target: Path, kind: str | None, **options: Any) -> 
     """Convert a checkpoint to GGUF.
 
     IN is a .pth, .safetensors or .st file, a .bin of rwkv.cpp, a Hugging Face folder, or a GGUF
-    file. --adapter takes LoRA, PISSA, DiSHA, Bone and MiSS.
+    file, or a name as `rwkv-edge pull` takes it. --adapter takes LoRA, PISSA, DiSHA, Bone and MiSS.
     """
     from ..convert import convert as convert_model
 
+    path = local(source)
     with making(target, "converting") as bar:
-        convert_model(source, target, type=kind, progress=bar, **options)
+        convert_model(path, target, type=kind, progress=bar, **options)

@@ -9,7 +9,7 @@ import click
 
 from ..files.form import printable
 from ..model import bundled_model
-from .options import model_argument
+from .options import local, model_argument
 
 
 @click.command()
@@ -18,7 +18,7 @@ def info(model: Path | None) -> None:
     """Describe a file: a model in any format, a state, an adapter or a vocabulary."""
     from ..describe import describe
 
-    sentence, lines = describe(model or bundled_model())
+    sentence, lines = describe(bundled_model() if model is None else local(model))
     click.echo(printable(sentence))
     for name, text in lines:
         click.echo(f"{name:<14}{printable(text)}")

@@ -24,6 +24,7 @@ MOST_BYTES = 1 << 30  # of a text
 DEFAULTS = inspect.signature(Answer).parameters
 TYPE = click.Choice([*FILE_TYPES, *ALIASES], case_sensitive=False)
 Command = Callable[..., Any]
+# A file, or a name that `local` knows.
 model_argument = click.argument("model", required=False, type=FILE)
 vocab_option = click.option(
     "--vocab", type=FILE, metavar="FILE", help="Vocabulary file, if the model file has none."
@@ -121,9 +122,26 @@ def writing_options(least: int, most: int, help: str) -> Callable[[Command], Com
     return decorate
 
 
+def local(path: Path) -> Path:
+    """The file that a user means: a path, or a name as `rwkv-edge pull` takes it, whose file is
+    brought here first where it is missing."""
+    text = str(path)
+    if ":" not in text or path.exists():
+        return path
+    from .. import hub
+
+    name = hub.parse(text)
+    if name is None:
+        return path
+    from .pull import fetched
+
+    return hub.cached(name) or fetched(text)
+
+
 def open_model(
     path: Path | None, vocab: Path | None, threads: int | None, device: str | None
 ) -> Model:
+    path = None if path is None else local(path)
     model = Model(path, vocab=vocab, threads=threads, device=device)
     if model.device.startswith("cpu") and model.hint is not None:
         click.echo(printable(model.hint), err=True)

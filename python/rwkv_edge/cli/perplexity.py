@@ -14,7 +14,7 @@ import click
 from ..files.form import amount, printable
 from ..model import Model
 from ..model_file import bytes_per_token, open_model_file
-from .options import FILE, device_option, open_model, vocab_option
+from .options import FILE, device_option, local, open_model, vocab_option
 from .terminal import Progress
 
 if TYPE_CHECKING:
@@ -73,6 +73,7 @@ def perplexity(
     from ..quantization import perplexity as measure
     from ..quantization.text import tokens_of, windows_of
 
+    model, against = local(model), None if against is None else local(against)
     with contextlib.ExitStack() as stack:
         bar = stack.enter_context(Progress("measuring"))
         measured = open_model(model, vocab, threads, device)

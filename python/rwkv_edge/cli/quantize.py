@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from ..files.form import printable
-from .options import FILE, TYPE, type_options, vocab_option
+from .options import FILE, TYPE, local, type_options, vocab_option
 from .terminal import making
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
@@ -92,6 +92,7 @@ def quantize(
     if texts and (imatrix is not None or options["sparse_ffn"]):
         other = "--imatrix" if imatrix is not None else "--sparse-ffn"
         raise click.UsageError(f"--calibrate and {other}: expected one of them")
+    source = local(source)
     if not texts:
         for name, value in (("--memory", memory), ("--calibration-tokens", calibration_tokens)):
             if value is not None:

@@ -153,6 +153,6 @@ def printable(text: str, *, lines: bool = False) -> str:
 
 def amount(nbytes: float) -> str:
     """A number of bytes as people read it."""
-    unit = next((unit for unit in (1, 1e3, 1e6) if nbytes < 1000 * unit), 1e9)
+    unit = next((unit for unit in (1, 1e3, 1e6) if nbytes < 999.5 * unit), 1e9)
     name = {1: "bytes", 1e3: "KB", 1e6: "MB", 1e9: "GB"}[unit]
     return f"{nbytes / unit:.3g} {name}"

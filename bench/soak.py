@@ -1,0 +1,376 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Abuse a server for some minutes, and check that it does not mind.
+
+    python bench/soak.py                         15 minutes with the demo model
+    python bench/soak.py MODEL.gguf --minutes 60
+
+At the same time: chats, completions and embeddings, streamed or not; conversations that go on
+from stored states, forks too; storms of clients that go away; clients that read slowly; halves of
+headers and of bodies; garbage. At a third and at two thirds the server is killed with SIGKILL and
+started again; at the end it gets SIGTERM.
+
+It must hold that each answer is that of the model alone, that states of before the kill give what
+they gave, that /health answers within --health milliseconds, and that memory does not grow from
+one minute to another once the caches are full. The program ends with 1 where something does not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import serve
+from rwkv_edge import Conversation, Model
+
+START_SECONDS = 120.0
+SETTLED = 60.0  # seconds until the caches are full and memory shall stay as it is
+PORTS = (20000, 30000)  # none that a client gets, which would then talk to itself
+GROWTH = 1.02  # of memory, from the first to the last third of what follows
+CHAT, COMPLETIONS, STATES = "/v1/chat/completions", "/v1/completions", "/v1/states"
+NAMES = ("Anna", "Tom", "Mia", "Ben", "Lea", "Max")
+QUESTIONS = ("What is the capital of France?", "Hello!", "Tell me a story.", "What is 3 plus 4?")
+Found = tuple[int, bytes]
+
+
+class Soak:
+    """A server under load, and what was seen of it."""
+
+    def __init__(self, options: argparse.Namespace, folder: Path) -> None:
+        self.options, self.folder = options, folder
+        self.port = random.randrange(*PORTS)
+        self.process: subprocess.Popen[bytes] | None = None
+        self.down = asyncio.Event()
+        """Set while it is being killed and started: then connections may break."""
+        self.done = Counter[str]()
+        self.wrong: list[str] = []
+        self.health: list[float] = []
+        self.memory: list[tuple[int, float, int]] = []
+        """Which of the server's lives, seconds since its beginning, bytes."""
+        self.lives = 0
+        self.born = 0.0
+        self.states: dict[str, tuple[str, str]] = {}
+        """Of an id: a question, and what is answered to it there."""
+        self.expected: dict[tuple[str, ...], str] = {}
+
+    # ---- the server -----------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        options = self.options
+        model = [str(options.model)] if options.model else []
+        folders = ["--state-dir", self.folder / "states", "--cache-dir", self.folder / "cache"]
+        sizes = ["--cache-memory", "32", "--cache-disk", "64", "--state-memory", "16"]
+        limits = ["--state-disk", "256", "--max-queue", "64", "--max-sessions", "16"]
+        command = [sys.executable, "-m", "rwkv_edge", "serve", *model, "-t", options.threads]
+        command += [*folders, *sizes, *limits, "--port", self.port]
+        log = self.folder / "log"
+        with log.open("ab") as file:
+            self.process = subprocess.Popen(
+                [str(each) for each in command], stdout=subprocess.DEVNULL, stderr=file
+            )
+        until = time.monotonic() + START_SECONDS
+        while True:
+            with contextlib.suppress(OSError):
+                if (await self.ask("GET", "/health"))[0] == 200:
+                    break
+            if time.monotonic() > until or self.process.poll() is not None:
+                said = log.read_text("utf-8", "replace")[-1000:]
+                raise RuntimeError(f"the server did not start: {said}")
+            await asyncio.sleep(0.05)
+        self.lives += 1
+        self.born = time.monotonic()
+        self.down.clear()
+
+    async def kill(self) -> None:
+        """In the middle of everything; then it must know what it knew."""
+        assert self.process is not None
+        self.down.set()
+        known = dict(self.states)
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+        await self.start()
+        status, data = await self.ask("GET", STATES)
+        there = {each["id"] for each in json.loads(data)["data"]} if status == 200 else set()
+        self.note(known.keys() <= there, f"{len(known.keys() - there)} states are gone")
+        for id in random.sample(sorted(known), min(5, len(known))):
+            await self.go_on(id)
+
+    def note(self, right: bool, text: str) -> None:
+        if not right:
+            self.wrong.append(f"{time.monotonic() - self.born:.0f} s: {text}")
+            print("WRONG", self.wrong[-1], flush=True)
+
+    # ---- requests -------------------------------------------------------------------------------
+
+    async def open(
+        self, method: str, path: str, body: Any = None, most: int | None = None
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A connection on which a request, or the first `most` bytes of it, was sent."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        data = (
+            b"" if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
+        )
+        head = f"{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n"
+        if data:
+            head += f"content-type: application/json\r\ncontent-length: {len(data)}\r\n"
+        writer.write((f"{head}\r\n".encode() + data)[:most])
+        await writer.drain()
+        return reader, writer
+
+    async def ask(self, method: str, path: str, body: Any = None) -> Found:
+        """The status and the body of an answer."""
+        reader, writer = await self.open(method, path, body)
+        try:
+            data = await reader.read()
+        finally:
+            writer.close()
+        head, _, rest = data.partition(b"\r\n\r\n")
+        chunked = b"transfer-encoding: chunked" in head.lower()
+        if not head or (chunked and not rest.endswith(b"0\r\n\r\n")):
+            raise ConnectionResetError(f"{path}: cut off at {data[-100:]!r}")
+        return int(head.split()[1]), unchunked(rest) if chunked else rest
+
+    async def told(self, body: dict[str, Any], stream: bool) -> tuple[str, str | None] | None:
+        """The text of a chat's answer and its state; None where the queue is full."""
+        status, data = await self.ask("POST", CHAT, {**body, "stream": stream})
+        if status == 429:
+            self.done["refused"] += 1
+            return None
+        self.note(status == 200, f"{status} {data[:200]!r}")
+        if status != 200:
+            return None
+        if not stream:
+            found = json.loads(data)
+            return found["choices"][0]["message"]["content"], found.get("state")
+        events = [x[6:] for x in data.split(b"\n\n") if x.startswith(b"data: ")]
+        whole = bool(events) and events[-1] == b"[DONE]"
+        self.note(whole, f"a stream without its end: {data[-300:]!r}")
+        if not whole:
+            return None
+        chunks = [json.loads(event) for event in events[:-1]]
+        text = "".join(c["choices"][0]["delta"].get("content", "") for c in chunks)
+        return text, chunks[-1].get("state")
+
+    # ---- what clients do ------------------------------------------------------------------------
+
+    async def talk(self, rng: random.Random) -> None:
+        question = rng.choice(QUESTIONS)
+        found = await self.told(chat(question), rng.random() < 0.5)
+        if found is not None:
+            self.note(found[0] == self.expected[(question,)], f"{question}: {found[0]!r}")
+            self.done["chats"] += 1
+
+    async def store(self, rng: random.Random) -> None:
+        told, asked = f"My name is {rng.choice(NAMES)}.", "What is my name?"
+        found = await self.told({**chat(told), "store": True}, rng.random() < 0.5)
+        if found is None:
+            return
+        self.note(found[0] == self.expected[(told,)], f"{told}: {found[0]!r}")
+        id = found[1]
+        self.note(id is not None, "no state")
+        if id is not None:
+            self.states[id] = (asked, self.expected[(told, asked)])
+            self.done["stored"] += 1
+            while len(self.states) > 20:  # the budget of the disk has room for more
+                old = rng.choice(sorted(self.states))
+                del self.states[old]
+                await self.ask("DELETE", f"{STATES}/{old}")
+
+    async def go_on(self, id: str) -> None:
+        """From a state, by two at once."""
+        question, answer = self.states[id]
+        for found in await asyncio.gather(
+            *(self.told({**chat(question), "state": id}, stream) for stream in (False, True))
+        ):
+            if found is not None:
+                self.note(found[0] == answer, f"{id} {question}: {found[0]!r}, not {answer!r}")
+                self.done["went on"] += 1
+
+    async def come_back(self, rng: random.Random) -> None:
+        if self.states:
+            id = rng.choice(sorted(self.states))
+            state = self.states.pop(id)  # nobody deletes it meanwhile
+            self.states[id] = state
+            with contextlib.suppress(KeyError):
+                await self.go_on(id)
+
+    async def embed(self, rng: random.Random) -> None:
+        status, _ = await self.ask("POST", "/v1/embeddings", {"input": rng.choice(QUESTIONS) * 9})
+        self.note(status in (200, 429), f"embeddings: {status}")
+        self.done["vectors"] += 1
+
+    async def storm(self, rng: random.Random) -> None:
+        """Many who go away: before, while and after the first words come."""
+
+        async def one(stream: bool, seconds: float) -> None:
+            body = {"prompt": "word " * rng.randrange(1, 300), "max_tokens": 4000,
+                    "ignore_eos": True, "stream": stream}  # fmt: skip
+            reader, writer = await self.open("POST", COMPLETIONS, body)
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(reader.read(400), seconds)
+            writer.transport.abort()
+
+        await asyncio.gather(*(one(rng.random() < 0.5, rng.random()) for _ in range(24)))
+        self.done["gone away"] += 24
+        await asyncio.sleep(5 * rng.random())
+
+    async def read_slowly(self, rng: random.Random) -> None:
+        body = {"prompt": "Once", "max_tokens": 300, "ignore_eos": True, "stream": True}
+        reader, writer = await self.open("POST", COMPLETIONS, body)
+        for _ in range(rng.randrange(400)):
+            if not await reader.read(16):
+                break
+            await asyncio.sleep(0.02)
+        writer.close()
+        self.done["slow readers"] += 1
+
+    async def half(self, rng: random.Random) -> None:
+        """Of a request, whose sender then says nothing for long."""
+        _, writer = await self.open("POST", CHAT, chat("Hello!"), most=rng.randrange(200))
+        try:
+            await asyncio.sleep(30 * rng.random())
+        finally:
+            writer.close()
+        self.done["halves"] += 1
+
+    async def garbage(self, rng: random.Random) -> None:
+        data = bytearray(json.dumps(chat("Hello!")).encode())
+        for _ in range(rng.randrange(1, 9)):
+            data[rng.randrange(len(data))] = rng.randrange(256)
+        status, found = await self.ask("POST", CHAT, bytes(data))
+        self.note(status in (200, 400, 404, 429), f"garbage: {status} {found[:200]!r}")
+        self.done["garbage"] += 1
+
+    # ---- all of it ------------------------------------------------------------------------------
+
+    async def repeat(self, work: Callable[[random.Random], Awaitable[None]], seed: object) -> None:
+        rng = random.Random(str(seed))
+        while True:
+            while self.down.is_set():
+                await asyncio.sleep(0.1)
+            try:
+                await work(rng)
+            except (OSError, asyncio.IncompleteReadError, ValueError) as error:
+                if not self.down.is_set() and time.monotonic() - self.born > 2:
+                    self.note(False, f"{work.__name__}: {error!r}")
+                await asyncio.sleep(0.2)
+            await asyncio.sleep(0.1 * rng.random())
+
+    async def watch(self) -> None:
+        while True:
+            began = time.monotonic()
+            with contextlib.suppress(OSError, ValueError):
+                status, _ = await self.ask("GET", "/health")
+                if not self.down.is_set():
+                    self.health.append(time.monotonic() - began)
+                    self.note(status == 200, f"/health: {status}")
+            with contextlib.suppress(OSError):
+                assert self.process is not None
+                text = Path(f"/proc/{self.process.pid}/status").read_text()
+                line = next(line for line in text.splitlines() if line.startswith("RssAnon"))
+                self.memory.append(
+                    (self.lives, time.monotonic() - self.born, int(line.split()[1]) << 10)
+                )
+            await asyncio.sleep(0.25)
+
+    def answer_alone(self) -> None:
+        model = Model(self.options.model, threads=1)
+        talks = [(question,) for question in QUESTIONS]
+        named = [f"My name is {name}." for name in NAMES]
+        for told in [*talks, *((name, "What is my name?") for name in named)]:
+            chat = Conversation(model)
+            for i, question in enumerate(told):
+                text = "".join(chat.ask(question, temperature=0, max_tokens=60))
+                self.expected[told[: i + 1]] = text
+
+    async def run(self) -> None:
+        self.answer_alone()
+        await self.start()
+        works = [self.talk] * 3 + [self.store, self.come_back, self.come_back, self.embed]
+        works += [self.storm, self.read_slowly, self.read_slowly, self.garbage] + [self.half] * 4
+        tasks = [asyncio.create_task(self.repeat(work, i)) for i, work in enumerate(works)]
+        tasks.append(asyncio.create_task(self.watch()))
+        for _ in range(2):
+            await asyncio.sleep(20 * self.options.minutes)
+            await self.kill()
+        await asyncio.sleep(20 * self.options.minutes)
+        self.down.set()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        code = await asyncio.to_thread(self.process.wait, 60)
+        self.note(code in (0, -signal.SIGTERM), f"it ended with {code}")
+
+    def report(self) -> None:
+        print(", ".join(f"{count} {name}" for name, count in sorted(self.done.items())))
+        ordered = sorted(1000 * x for x in self.health)
+        print(
+            f"/health in ms: median {statistics.median(ordered):.1f}, "
+            f"p99 {serve.quantile(ordered, 0.99):.1f}, longest {ordered[-1]:.1f}"
+        )
+        late = sum(x > self.options.health for x in ordered)
+        self.note(late == 0, f"/health was late {late} times of {len(ordered)}")
+        for life in range(1, self.lives + 1):
+            found = [x for n, at, x in self.memory if n == life and at > SETTLED]
+            third = len(found) // 3
+            if third < 10:
+                continue
+            first, last = (statistics.median(x) / 1e6 for x in (found[:third], found[-third:]))
+            print(f"memory of life {life}: {first:.1f} MB, then {last:.1f} MB")
+            self.note(last < first * GROWTH, "memory grows")
+        log = (self.folder / "log").read_text("utf-8", "replace")
+        print(log[-2000:])
+        self.note("Traceback" not in log, "a traceback in the log")
+        print(f"{len(self.wrong)} wrong")
+
+
+def chat(text: str) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": text}], "temperature": 0, "max_tokens": 60}
+
+
+def unchunked(data: bytes) -> bytes:
+    parts = []
+    while data:
+        size, _, data = data.partition(b"\r\n")
+        count = int(size, 16)
+        parts.append(data[:count])
+        data = data[count + 2 :]
+    return b"".join(parts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("model", type=Path, nargs="?")
+    parser.add_argument("--minutes", type=float, default=15.0)
+    parser.add_argument("--threads", type=int, default=max(1, (os.cpu_count() or 2) - 1))
+    parser.add_argument("--health", type=float, default=100.0, help="milliseconds")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        soak = Soak(options, Path(folder))
+        try:
+            asyncio.run(soak.run())
+        finally:
+            if soak.process is not None and soak.process.poll() is None:
+                soak.process.kill()
+        soak.report()
+    if soak.wrong:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
