@@ -431,6 +431,33 @@ py::bytearray inputs(Session& session, const std::vector<int32_t>& ids,
     return found;
 }
 
+float* written_rows(const py::array_t<float>& rows, std::size_t tokens, int64_t width,
+                    const char* what) {
+    if (rows.ndim() != 2 || rows.shape(0) != static_cast<py::ssize_t>(tokens) ||
+        rows.shape(1) != width)
+        throw std::invalid_argument(cat(what, ", expected [", tokens, ", ", width, "]"));
+    if ((rows.flags() & py::array::c_style) == 0 || !rows.writeable())
+        throw std::invalid_argument(cat(what, ", expected an array of rows that can be written"));
+    return const_cast<float*>(rows.data());
+}
+
+// The same of the layers from `begin` to before `end`.
+py::bytearray section_inputs(Session& session, const std::vector<int32_t>& ids,
+                             const std::vector<std::string>& tensors, int64_t begin, int64_t end,
+                             const py::array_t<float>& residual, const py::array_t<float>& carry) {
+    const Model& model = session.model();
+    const Section section{begin, end,
+                          written_rows(residual, ids.size(), model.config().n_embd, "residual"),
+                          written_rows(carry, ids.size(), model.carry_width(), "carry")};
+    py::bytearray found = new_floats(session.input_floats(tensors, std::ssize(ids)));
+    float* to = floats(found).data();
+    const py::none silent;
+    Unlocked unlocked;
+    Watch watch(silent, unlocked);
+    session.inputs(ids, tensors, to, std::ref(watch), &section);
+    return found;
+}
+
 py::bytearray last_logits(const Session& session) {
     py::bytearray logits = new_floats(session.model().config().n_vocab);
     float* to = floats(logits).data();
@@ -615,6 +642,8 @@ void bind_engine(py::module_& m) {
         .def_property_readonly("n_layer", [=](const Runner& r) { return config(r).n_layer; })
         .def_property_readonly("n_embd", [=](const Runner& r) { return config(r).n_embd; })
         .def_property_readonly("n_vocab", [=](const Runner& r) { return config(r).n_vocab; })
+        .def_property_readonly("carry_width",
+                               [](const Runner& r) { return r.model().carry_width(); })
         .def_property_readonly(
             "state_parts",
             [](const Runner& r) {
@@ -638,6 +667,9 @@ void bind_engine(py::module_& m) {
              py::arg("progress") = py::none())
         .def("inputs", &inputs, py::arg("tokens"), py::arg("tensors"),
              py::arg("progress") = py::none())
+        .def("section_inputs", &section_inputs, py::arg("tokens"), py::arg("tensors"),
+             py::arg("begin"), py::arg("end"), py::arg("residual").noconvert(),
+             py::arg("carry").noconvert())
         .def_property_readonly("tokens",
                                py::cpp_function(&Session::tokens, py::call_guard<Unlocked>()))
         .def("logits", &last_logits)

@@ -59,7 +59,8 @@ Runner::Runner(std::shared_ptr<const Model> model)
       scratch_(model_->backend()) {}
 
 void Runner::step(std::span<const Feed> feeds, std::span<float* const> logits, bool stay,
-                  const std::function<void()>& between, const Tap& tap, const MatmulTap& products) {
+                  const std::function<void()>& between, const Tap& tap, const MatmulTap& products,
+                  const Section* section) {
     const std::lock_guard lock(mutex_);
     TappedOps tapped(*ops_, products);
     Ops& ops = products ? static_cast<Ops&>(tapped) : *ops_;
@@ -75,8 +76,8 @@ void Runner::step(std::span<const Feed> feeds, std::span<float* const> logits, b
         end += floats(i);
     }
     float* direct = begin == nullptr || scattered || stay ? nullptr : backend.direct(begin);
-    const float* found = model_->forward(ops, scratch_, feeds, direct, between, tap);
-    if (begin != nullptr) settled_ = true;  // every verb has run, the head's product too
+    const float* found = model_->forward(ops, scratch_, feeds, direct, between, tap, section);
+    if (begin != nullptr && !products) settled_ = true;  // every verb, the head's product too
     if (direct != nullptr || begin == nullptr) return;
     const auto take = [&](float* to, int64_t n) {
         if (stay)
@@ -179,7 +180,13 @@ int64_t Session::input_floats(std::span<const std::string> tensors, int64_t toke
 }
 
 void Session::inputs(std::span<const int32_t> ids, std::span<const std::string> tensors, float* to,
-                     const Progress& progress) {
+                     const Progress& progress, const Section* section) {
+    const int64_t n_layer = model().config().n_layer;
+    if (section != nullptr &&
+        (section->begin < 0 || section->begin > section->end || section->end > n_layer))
+        throw std::invalid_argument(cat("layers ", section->begin, " to ", section->end,
+                                        ", expected some of 0 to ", n_layer));
+    const TensorView& head = matrix_named("output.weight");
     struct Wanted {
         const TensorView* tensor;
         float* to;
@@ -192,7 +199,7 @@ void Session::inputs(std::span<const int32_t> ids, std::span<const std::string> 
         const TensorView& tensor = matrix_named(name);
         wanted.push_back({&tensor, to, tokens});
         to += tokens * tensor.shape[1];
-        if (name == "output.weight") part.mode = Logits::All;
+        if (&tensor == &head) part.mode = Logits::All;
     }
     Backend& backend = model().backend();
     std::vector<float> target, mix;
@@ -214,17 +221,18 @@ void Session::inputs(std::span<const int32_t> ids, std::span<const std::string> 
             if (job.x.to == nullptr) continue;
             read(target, job.x.to, floats);
             read(mix, job.x.mix, job.x.mix_per_token ? floats : cols);
-            for (int64_t i = 0; i < floats; ++i) {
-                const auto at = static_cast<std::size_t>(i);
-                const float share = mix[job.x.mix_per_token ? at : at % mix.size()];
-                rows[i] += (target[at] - rows[i]) * share;
+            for (int64_t t = 0; t < step; ++t, rows += cols) {
+                const float* to_row = target.data() + t * cols;
+                const float* share = mix.data() + (job.x.mix_per_token ? t * cols : 0);
+                for (int64_t i = 0; i < cols; ++i) rows[i] += (to_row[i] - rows[i]) * share[i];
             }
         }
+        return job.w.data != head.data.data();  // nobody wants logits
     };
     std::vector<float> logits(
         static_cast<std::size_t>(rows(part.mode, tokens) * model().config().n_vocab));
     const std::unique_ptr<Session> before = fork();
-    feed_parts({&part, 1}, logits.data(), false, progress, tap);
+    feed_parts({&part, 1}, logits.data(), false, progress, tap, section);
     for (const Wanted& w : wanted)
         if (w.left > 0) {
             rewind(*before);
@@ -235,7 +243,8 @@ void Session::inputs(std::span<const int32_t> ids, std::span<const std::string> 
 }
 
 void Session::feed_parts(std::span<const Part> parts, float* logits, bool stay,
-                         const Progress& progress, const MatmulTap& products) {
+                         const Progress& progress, const MatmulTap& products,
+                         const Section* section) {
     if (parts.empty()) return;
     Runner& runner = *parts[0].session->runner_;
     const Model& model = runner.model();
@@ -317,7 +326,11 @@ void Session::feed_parts(std::span<const Part> parts, float* logits, bool stay,
             };
         }
         if (interruptible) between = [&] { progress(done); };
-        runner.step(feeds, to, stay, between, tap, products);
+        Section rest{};
+        if (section != nullptr)
+            rest = {section->begin, section->end, section->residual + done * width,
+                    section->carry + done * model.carry_width()};
+        runner.step(feeds, to, stay, between, tap, products, section == nullptr ? nullptr : &rest);
         done += chunk - room;
         left -= chunk - room;
     }

@@ -31,7 +31,8 @@ private:
     // One step. `logits[i]` receives [n_logits, n_vocab] of feed i: the host's memory, or, if they
     // stay, the backend's.
     void step(std::span<const Feed> feeds, std::span<float* const> logits, bool stay,
-              const std::function<void()>& between, const Tap& tap, const MatmulTap& products);
+              const std::function<void()>& between, const Tap& tap, const MatmulTap& products,
+              const Section* section);
     // Whether a step can still fail for want of memory.
     bool can_fail() const;
     void logits(const float* memory, float* to);
@@ -118,12 +119,14 @@ public:
                               const Progress& progress = {});
 
     // Feeds tokens as `feed` does, and gives what matrices multiply on the way: of each of
-    // `tensors`, names in the model's file, [tokens, its inputs], one after the other. With the
-    // head among them every token is multiplied with it. Throws std::invalid_argument for a tensor
-    // that the file lacks, and for one that no product reads as the file has it.
+    // `tensors`, names in the model's file, [tokens, its inputs], one after the other. Throws
+    // std::invalid_argument for a tensor that the file lacks, and for one that no product reads as
+    // the file has it. With a `section` no other layers run, and their states stay as they are; an
+    // exception may leave its memory half written. Throws std::invalid_argument for layers that the
+    // model lacks.
     int64_t input_floats(std::span<const std::string> tensors, int64_t tokens) const;
     void inputs(std::span<const int32_t> ids, std::span<const std::string> tensors, float* to,
-                const Progress& progress = {});
+                const Progress& progress = {}, const Section* section = nullptr);
 
     // How many tokens were fed since the session was reset or its state was set.
     int64_t tokens() const;
@@ -144,7 +147,8 @@ public:
 
 private:
     static void feed_parts(std::span<const Part> parts, float* logits, bool stay,
-                           const Progress& progress, const MatmulTap& products);
+                           const Progress& progress, const MatmulTap& products,
+                           const Section* section = nullptr);
     const TensorView& matrix_named(const std::string& name) const;
     static void check_size(const char* what, std::size_t size, int64_t expected);
 

@@ -9,8 +9,9 @@
 
 namespace rwkv_edge {
 
-// Called with each product of a step. Its pointers are those of the backend.
-using MatmulTap = std::function<void(const MatmulJob& job, int64_t tokens)>;
+// Called with each product of a step. Its pointers are those of the backend. Returns whether the
+// product is needed; of those that are computed together, whether one is.
+using MatmulTap = std::function<bool(const MatmulJob& job, int64_t tokens)>;
 
 class TappedOps final : public Ops {
 public:
@@ -21,8 +22,9 @@ public:
     void abandon() noexcept override { ops_.abandon(); }
 
     void matmul(std::span<const MatmulJob> jobs, int64_t tokens) override {
-        for (const MatmulJob& job : jobs) tap_(job, tokens);
-        ops_.matmul(jobs, tokens);
+        bool needed = false;
+        for (const MatmulJob& job : jobs) needed |= tap_(job, tokens);
+        if (needed) ops_.matmul(jobs, tokens);
     }
 
     void embed(const Tensor& table, const int32_t* ids, int64_t tokens, float* y) override {

@@ -195,7 +195,8 @@ std::vector<float> Model::initial_state() const {
 }
 
 const float* Model::forward(Ops& ops, Scratch& scratch, std::span<const Feed> feeds, float* logits,
-                            const std::function<void()>& between, const Tap& tap) const {
+                            const std::function<void()>& between, const Tap& tap,
+                            const Section* section) const {
     const int64_t n = config_.n_embd;
     std::vector<int32_t> ids, outputs, last;
     std::vector<Run> runs;
@@ -232,8 +233,18 @@ const float* Model::forward(Ops& ops, Scratch& scratch, std::span<const Feed> fe
     if (recorded.done()) return n_logits == 0 ? nullptr : logits;
     ops.embed(embedding_, ids.data(), tokens, x);
     ops.norm(x, input_norm_, config_.norm_eps, tokens, n, embedded);
-    ops.copy(embedded, tokens * n, x);
-    if (tap) tap(0, x);
+    const int64_t begin = section == nullptr ? 0 : section->begin;
+    const int64_t end = section == nullptr ? config_.n_layer : section->end;
+    const auto floats = [tokens](float* from, int64_t width) {
+        return std::span(from, static_cast<std::size_t>(tokens * width));
+    };
+    if (begin == 0) {
+        ops.copy(embedded, tokens * n, x);
+    } else {
+        backend_->write(x, floats(section->residual, n));
+        backend_->write(carry, floats(section->carry, carry_width()));
+    }
+    if (tap) tap(begin, x);
     Step step{.ops = ops,
               .scratch = scratch,
               .tokens = tokens,
@@ -242,7 +253,7 @@ const float* Model::forward(Ops& ops, Scratch& scratch, std::span<const Feed> fe
               .residual = x,
               .norm = {},
               .norm_eps = config_.norm_eps,
-              .state = {runs},
+              .state = {runs, begin * (time_mix_->state_size() + channel_mix_->state_size())},
               .carry = carry};
     const auto run = [&](const Sublayer& half, int64_t layer, const Norm& norm) {
         if (between) between();
@@ -251,11 +262,19 @@ const float* Model::forward(Ops& ops, Scratch& scratch, std::span<const Feed> fe
         half.run(layer, step);
         step.state.offset += half.state_size();
     };
-    for (int64_t i = 0; i < config_.n_layer; ++i) {
+    for (int64_t i = begin; i < end; ++i) {
         const LayerNorms& norms = layer_norms_[static_cast<std::size_t>(i)];
         run(*time_mix_, i, norms.time_mix);
         run(*channel_mix_, i, norms.channel_mix);
         if (tap) tap(i + 1, x);
+    }
+    if (section != nullptr) {
+        backend_->read(floats(section->residual, n), x);
+        if (begin == 0) backend_->read(floats(section->carry, carry_width()), carry);
+    }
+    if (end < config_.n_layer) {
+        recorded.end();
+        return nullptr;
     }
 
     const int64_t rows = std::ssize(outputs);

@@ -20,6 +20,14 @@ struct Feed {
 // [tokens, n_embd] on the backend, as it then is.
 using Tap = std::function<void(int64_t layers, const float* residual)>;
 
+// The layers from `begin` to before `end`, for those who keep what lies between two layers. With
+// end = n_layer the head runs too. The memory is the host's.
+struct Section {
+    int64_t begin, end;
+    float* residual;  // [tokens, n_embd] what layer `begin` reads, if not 0; then what `end` reads
+    float* carry;     // [tokens, carry_width] what layer 0 leaves to all later ones
+};
+
 class Model {
 public:
     // Throws FormatError, UnsupportedError, std::invalid_argument; and NoMemory, before any weight
@@ -39,15 +47,17 @@ public:
     // What a sequence keeps from step to step: its state, and the last token's output, [n_embd],
     // from which the head makes logits.
     int64_t memory_size() const { return state_size() + config_.n_embd; }
+    int64_t carry_width() const { return time_mix_->carry_width(); }
 
     // Runs a step of up to chunk() tokens through all layers. Returns the logits, [n, n_vocab] on
     // the backend, feed by feed; null where none is wanted. They are in `logits`, or where that is
     // null in scratch memory, valid until the next step.
     // `between` is called now and then and may throw, which leaves the step half done. A `tap`
-    // needs a `between`, which says that the step is not one thing to the backend.
+    // needs a `between`, which says that the step is not one thing to the backend; so does a
+    // `section`, beside which no layer runs.
     const float* forward(Ops& ops, Scratch& scratch, std::span<const Feed> feeds,
                          float* logits = nullptr, const std::function<void()>& between = {},
-                         const Tap& tap = {}) const;
+                         const Tap& tap = {}, const Section* section = nullptr) const;
     // The logits that the last step of a sequence would have given, [n_vocab].
     const float* logits(Ops& ops, Scratch& scratch, const float* memory) const;
 

@@ -179,6 +179,8 @@ class Runner:
     @property
     def n_vocab(self) -> int: ...
     @property
+    def carry_width(self) -> int: ...
+    @property
     def threads(self) -> int: ...
     @property
     def state_parts(self) -> list[tuple[str, tuple[int, ...]]]:
@@ -213,10 +215,24 @@ class Session:
         progress: Callable[[int], object] | None = None,
     ) -> bytearray:
         """As `feed`; gives what matrices multiply on the way: of each of `tensors` [tokens, its
-        columns], one after the other. With the head among them each token is multiplied with it.
+        columns], one after the other.
 
         ValueError for a tensor that the file lacks, and for one that no product reads as the file
         has it, such as a transposed one.
+        """
+    def section_inputs(
+        self,
+        tokens: list[int],
+        tensors: list[str],
+        begin: int,
+        end: int,
+        residual: NDArray[np.float32],
+        carry: NDArray[np.float32],
+    ) -> bytearray:
+        """As `inputs`, of the layers from `begin` to before `end` alone, and of the head with end =
+        n_layer. `residual` [tokens, n_embd] holds what `begin` reads, unless that is 0, and becomes
+        what `end` reads. `carry` [tokens, carry_width] is what layer 0 leaves to all later ones:
+        written from there, else read. The states of other layers stay as they are.
         """
     @property
     def tokens(self) -> int:

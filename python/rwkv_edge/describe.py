@@ -10,8 +10,9 @@ from typing import Any
 
 from . import _core
 from .convert.adapter import CONFIG, PART, Adapter, read_adapter, read_tensors
+from .convert.mixture import bits, by_kind_and_type, layers_of
 from .convert.open import checkpoint_size
-from .convert.policy import is_quantizable
+from .convert.policy import MASSIVE, is_quantizable
 from .convert.tuned_state import NAME
 from .convert.vocab import UNUSED, byte_vocabulary, read_vocabulary
 from .files.form import ARCH_KEY, VOCABULARIES, Form, amount, form_of
@@ -79,6 +80,7 @@ def describe_model(file: _core.ModelFile, form: Form, nbytes: int) -> tuple[str,
         ("tokenizer", describe_tokenizer(file)),
         ("parameters", f"{values.total():,}"),
         ("bits/weight", f"{8 * sizes.total() / values.total():.2f}"),
+        *describe_mixture(file),
         *(
             (kind, f"{counts[kind]} tensors, {values[kind]:,} values, {amount(nbytes)}")
             for kind, nbytes in sizes.most_common()
@@ -115,12 +117,47 @@ def describe_by_input(file: _core.ModelFile, layers: int) -> Lines:
 
 
 def main_type(file: _core.ModelFile) -> str:
-    """That of most values in the matrices of the blocks: embedding and head may have another."""
+    """That of most values in the matrices of the blocks: embedding and head may have another. Or
+    that they are a mixture."""
+    if is_mixture(file):
+        kinds = sorted({tensor.type for tensor in mixed(file)}, key=bits)
+        return f"a mixture of {kinds[0]} to {kinds[-1]}"
     sizes: Counter[str] = Counter()
     for tensor in file.tensors:
         block = tensor.name.startswith("blk.") and is_quantizable(tensor.name, tensor.shape)
         sizes[tensor.type] += math.prod(tensor.shape) if block else 0
     return sizes.most_common(1)[0][0]
+
+
+def mixed(file: _core.ModelFile) -> list[_core.TensorInfo]:
+    """The matrices of the blocks, but for one that has more bits in files of any type."""
+    return [
+        tensor
+        for tensor in file.tensors
+        if tensor.name.startswith("blk.")
+        and is_quantizable(tensor.name, tensor.shape)
+        and tensor.name != MASSIVE
+    ]
+
+
+def is_mixture(file: _core.ModelFile) -> bool:
+    """Whether matrices with as many columns have several types: then `--bits` or `--size` chose
+    them, or another program."""
+    found = {(tensor.shape[-1], tensor.type) for tensor in mixed(file)}
+    return len(found) > len({columns for columns, _ in found})
+
+
+def describe_mixture(file: _core.ModelFile) -> Lines:
+    if not is_mixture(file):
+        return []
+    matrices = [t for t in file.tensors if is_quantizable(t.name, t.shape)]
+    values = sum(math.prod(tensor.shape) for tensor in matrices)
+    parts = (
+        f"{kind} {group}" + (f" ({layers})" if (layers := layers_of(names)) else "")
+        for (kind, group), names in by_kind_and_type((t.name, t.type) for t in matrices)
+    )
+    nbytes = sum(tensor.nbytes for tensor in matrices)
+    return [("matrices", f"{8 * nbytes / max(values, 1):.2f} bits/weight: {', '.join(parts)}")]
 
 
 def text_of(file: _core.ModelFile, key: str) -> str | None:

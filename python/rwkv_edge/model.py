@@ -381,25 +381,15 @@ class Session:
         """Read tokens as `feed` does, and return what matrices of the model multiply on the way.
 
         `tensors` are names in the model's file, such as "blk.0.channel_mix_value.weight". Each has
-        an array, float32 [T, columns]. Quantization uses it to find out which columns matter. With
-        "output.weight" every token is multiplied with the head, which takes memory for its logits.
+        an array, float32 [T, columns]. Quantization uses it to find out which columns matter.
 
         Raises ValueError for a tensor that is no matrix of the file, and for one that no product
         reads as the file has it: the embedding, a transposed one, any on a GPU.
         """
-        import numpy as np
-
         names, ids = list(tensors), self._checked(tokens)
-        found = np.frombuffer(
-            self._writable.inputs(ids, names, of_all(progress, len(ids))), np.float32
-        )
+        found = self._writable.inputs(ids, names, of_all(progress, len(ids)))
         self._note(ids)
-        columns = {tensor.name: tensor.shape[-1] for tensor in self.model._file.tensors}
-        ends = list(accumulate(columns[name] * len(ids) for name in names))
-        return {
-            name: found[end - columns[name] * len(ids) : end].reshape(len(ids), -1)
-            for name, end in zip(names, ends, strict=True)
-        }
+        return inputs_by_name(self.model, found, names, len(ids))
 
     def score(self, text: str | bytes | Iterable[SupportsIndex]) -> NDArray[np.float64]:
         """Read a text, or tokens, and return how likely it was: ln p of each of its T tokens,
@@ -795,6 +785,21 @@ def rows_of(
 
     flat = mode == _core.Logits.last and rows is None
     return np.frombuffer(found, np.float32).reshape((n_vocab,) if flat else (-1, n_vocab))
+
+
+def inputs_by_name(
+    model: Model, found: bytearray, names: Sequence[str], tokens: int
+) -> dict[str, NDArray[np.float32]]:
+    """What the engine gives of matrices, one after the other: of each [tokens, columns]."""
+    import numpy as np
+
+    floats = np.frombuffer(found, np.float32)
+    columns = {tensor.name: tensor.shape[-1] for tensor in model._file.tensors}
+    ends = list(accumulate(columns[name] * tokens for name in names))
+    return {
+        name: floats[end - columns[name] * tokens : end].reshape(tokens, -1)
+        for name, end in zip(names, ends, strict=True)
+    }
 
 
 def logprobs_of(rows: NDArray[np.float32], tokens: Sequence[int]) -> NDArray[np.float64]:

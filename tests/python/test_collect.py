@@ -62,13 +62,13 @@ def test_sums_are_those_of_the_inputs(tiny_model: GetModel, version: str) -> Non
         mean = x.T @ x / len(x)
         # Of each sum: a chain of 210 products, as above.
         bound = 212 * 2**-24 * (np.abs(x.T) @ np.abs(x)) / len(x)
-        assert found[name].importance() == pytest.approx(np.diag(mean), rel=1e-6)
+        assert (np.abs(found[name].importance() - np.diag(mean)) <= np.diag(bound)).all()
         hessian = found[name].hessian()
         assert (np.abs(hessian - mean) <= bound).all()
         assert np.array_equal(hessian, hessian.T)
     alone = collect(model, windows, names[:1])[names[0]]
     assert alone.products is None
-    assert np.array_equal(alone.squares, found[names[0]].squares)
+    assert alone.squares == pytest.approx(found[names[0]].squares, rel=1e-5)
 
 
 def test_what_is_no_number_is_named(tiny_model: GetModel) -> None:

@@ -331,6 +331,7 @@ def test_a_long_text_holds_nobody_up(
         ("/v1/scores", {"continuation": "Hello!"}),
         ("/v1/states", {"prompt": "Hello!"}),
         ("/tokenize", {"prompt": "Hello!"}),
+        ("/v1/messages/count_tokens", ask("Hello!")),
     ]
     with ThreadPoolExecutor(len(asked)) as pool:
         waiting = [pool.submit(answered, client, path, body) for path, body in asked]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from .terminal import making
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 
 
-def size(_ctx: object, _param: click.Parameter, text: str | None) -> int | None:
+def nbytes_of(_ctx: object, _param: click.Parameter, text: str | None) -> int | None:
     """A number of bytes: 1500000, 1.5MB, 2GB."""
     if text is None:
         return None
@@ -34,8 +35,21 @@ def size(_ctx: object, _param: click.Parameter, text: str | None) -> int | None:
     "--type",
     "kind",
     type=TYPE,
-    required=True,
-    help="Weight type. q3_k is small, but slow: a CPU multiplies it as float32.",
+    help="Weight type. q3_k is small, but slow: a CPU multiplies it as float32. With --bits or "
+    "--size: the smallest that any matrix gets.",
+)
+@click.option(
+    "--bits",
+    type=float,
+    metavar="B",
+    help="Give each matrix its own type: B bits a weight in all of them, such as 4.5, where the "
+    "model loses the least. --calibrate measures what each loses.",
+)
+@click.option(
+    "--size",
+    callback=nbytes_of,
+    metavar="SIZE",
+    help="The same for a file of at most this size, such as 1.2GB.",
 )
 @click.option(
     "--calibrate",
@@ -56,7 +70,7 @@ def size(_ctx: object, _param: click.Parameter, text: str | None) -> int | None:
 )
 @click.option(
     "--memory",
-    callback=size,
+    callback=nbytes_of,
     metavar="SIZE",
     help="Memory to calibrate in, such as 2GB. Default: half of what is free.",
 )
@@ -73,7 +87,9 @@ def quantize(
     *,
     source: Path,
     target: Path,
-    kind: str,
+    kind: str | None,
+    bits: float | None,
+    size: int | None,
     texts: tuple[Path, ...],
     calibration_tokens: int | None,
     memory: int | None,
@@ -89,6 +105,10 @@ def quantize(
     from ..convert import quantize as quantize_model
     from ..convert.policy import NOTHING, Known
 
+    if bits is not None and size is not None:
+        raise click.UsageError("--bits and --size: expected one of them")
+    if kind is None and bits is None and size is None:
+        raise click.UsageError("expected --type, --bits or --size")
     if texts and (imatrix is not None or options["sparse_ffn"]):
         other = "--imatrix" if imatrix is not None else "--sparse-ffn"
         raise click.UsageError(f"--calibrate and {other}: expected one of them")
@@ -99,45 +119,66 @@ def quantize(
                 raise click.UsageError(f"{name} belongs to --calibrate")
         known = NOTHING if imatrix is None else Known(importance=importance(imatrix, source))
         with making(target, "quantizing") as bar:
-            quantize_model(source, target, type=kind, known=known, progress=bar, **options)
+            mixture = quantize_model(
+                source,
+                target,
+                type=kind,
+                bits=bits,
+                size=size,
+                known=known,
+                progress=bar,
+                **options,
+            )
+        if mixture is not None:
+            click.echo(mixture.report())
         return
-    from ..quantization.calibrate import calibration
+    from ..quantization.calibrate import calibration, folder_of
 
     options.pop("sparse_ffn")
-    started, first = time.monotonic(), -1
-    with making(target, "calibrating") as bar:
-
-        def left(done: int, total: int, detail: str) -> None:
-            nonlocal first
-            first = done if first < 0 else first
-            spent = time.monotonic() - started
-            if done > first and spent > 1:
-                detail = f"{duration(spent * (total - done) / (done - first))} left, {detail}"
-            bar(done, total, detail)
-
-        found = calibration(
-            source,
-            target,
-            [str(text) for text in texts],
-            type=kind,
-            tokens=calibration_tokens,
-            memory=memory,
-            threads=threads,
-            progress=left,
-            **options,
-        )
-        click.echo(printable(found.statement()), err=True)
-        started, first = time.monotonic(), -1
-        try:
+    try:
+        with making(target, "calibrating") as bar:
+            left = with_time_left(bar)
+            found = calibration(
+                source,
+                target,
+                [str(text) for text in texts],
+                type=kind,
+                bits=bits,
+                size=size,
+                tokens=calibration_tokens,
+                memory=memory,
+                threads=threads,
+                progress=left,
+                **options,
+            )
+            click.echo(printable(found.statement()), err=True)
             found.run(left)
-        except KeyboardInterrupt:
-            if found.folder.is_dir():
-                click.echo(
-                    f"\nStopped. {printable(str(found.folder))} keeps what is finished: the same "
-                    "command goes on from there.",
-                    err=True,
-                )
-            raise
+    except KeyboardInterrupt:
+        if folder_of(target).is_dir():
+            click.echo(
+                f"\nStopped. {printable(str(folder_of(target)))} keeps what is finished: the same "
+                "command goes on from there.",
+                err=True,
+            )
+        raise
+    if found.mixture is not None:
+        click.echo(found.mixture.report())
+
+
+def with_time_left(bar: Callable[[int, int, str], None]) -> Callable[[int, int, str], None]:
+    """Say how long each part of the work still takes; a new total begins a new part."""
+    started, first, of = time.monotonic(), 0, -1
+
+    def progress(done: int, total: int, detail: str) -> None:
+        nonlocal started, first, of
+        if total != of:
+            started, first, of = time.monotonic(), done, total
+        spent = time.monotonic() - started
+        if done > first and spent > 1:
+            detail = f"{duration(spent * (total - done) / (done - first))} left, {detail}"
+        bar(done, total, detail)
+
+    return progress
 
 
 def importance(path: Path, source: Path) -> Any:

@@ -82,10 +82,14 @@ def making(target: Path, label: str) -> Iterator[Callable[[int, int, str], None]
 
 
 def file_type(path: Path) -> str:
-    """The type of most matrices of a GGUF file of ours."""
+    """The type of most matrices of a GGUF file of ours, or that they are a mixture."""
     from ..convert.policy import KEPT_FILE_TYPES
+    from ..describe import is_mixture, main_type
 
-    number = ModelFile(path).get("general.file_type")
+    file = ModelFile(path)
+    if is_mixture(file):
+        return main_type(file)
+    number = file.get("general.file_type")
     return next(name for name, known in KEPT_FILE_TYPES.items() if known == number)
 
 

@@ -32,6 +32,7 @@ SEARCHED = ("q4_0", "q4_1", "q5_0", "q5_1", *FALLBACKS)
 # Its input has a channel that is thousands of times as large as the others in every RWKV-7 of
 # BlinkDL's. Beside it nothing else is left of a block of activations.
 MASSIVE, MASSIVE_TYPE = "blk.0.time_mix_output.weight", "q8_0"
+MASSIVE_ARCHS = ("rwkv7", "rwkv7a")
 
 # Two-dimensional, yet too small and too sensitive to quantize; llama.cpp's list, and what RWKV-7a
 # and initial states add to it. Of these its converter keeps FLOAT32 in float32 even in a float16
@@ -134,6 +135,34 @@ def is_quantizable(name: str, shape: tuple[int, ...]) -> bool:
 def is_float32(name: str, shape: tuple[int, ...]) -> bool:
     """llama.cpp's rule for what its converter always writes as float32."""
     return len(shape) == 1 or not name.endswith(".weight") or name.endswith(FLOAT32)
+
+
+@dataclass(frozen=True)
+class FilePlan:
+    """A GGUF file before it is written."""
+
+    path: Path
+    """Of the source, for messages."""
+    metadata: Mapping[str, Value]
+    outputs: Sequence[Output]
+    types: Types
+    settled: bool
+    """Whether what is no matrix keeps its type."""
+    inputs: Sequence[Path]
+    """Files that must not be overwritten."""
+
+    @property
+    def arch(self) -> str:
+        return str(self.metadata["general.architecture"].data)
+
+
+def with_file_type(metadata: Mapping[str, Value], number: Value) -> dict[str, Value]:
+    """The metadata of a file, with llama.cpp's number for its types."""
+    return {
+        **metadata,
+        "general.file_type": number,
+        "general.quantization_version": uint32(2),
+    }
 
 
 def is_quantized(output: Output) -> bool:

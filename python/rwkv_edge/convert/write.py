@@ -12,18 +12,28 @@ from pathlib import Path
 
 from .._core import FormatError, ModelFile, TensorInfo, UnsupportedError
 from ..files.form import ARCH_KEY, BY_INPUT, VALUE, is_gguf, shown
-from ..files.gguf_writer import GGUFWriter, Progress, TensorPlan, Value, string, uint32
+from ..files.gguf_writer import GGUFWriter, Progress, TensorPlan, Value, string
 from ..files.source import NUMPY_TYPES, MappedTensor, Tensor, turned
 from .adapter import apply_adapter
 from .chat_template import OLD, chat_template
+from .mixture import FOUR_BITS, Budget, Mixture, fit
 from .names import plan_model
 from .open import open_checkpoint
 from .plan import Output
-from .policy import NOTHING, Known, Types, is_quantized, pieces, plan_types
+from .policy import (
+    MASSIVE_ARCHS,
+    NOTHING,
+    FilePlan,
+    Known,
+    Types,
+    is_quantized,
+    pieces,
+    plan_types,
+    with_file_type,
+)
 from .tuned_state import merge_state
 from .vocab import find_vocabulary
 
-MASSIVE_ARCHS = ("rwkv7", "rwkv7a")
 LICENSE_KEYS = ("license", "license.name", "license.link")
 
 
@@ -75,16 +85,37 @@ def convert(
                 f"{source}: a GGUF file; vocabulary, adapter and state are for the checkpoint that "
                 "it was made from"
             )
-        _rewrite(
+        plan = _plan_gguf(source, types, license=license, sparse_ffn=sparse_ffn)
+    else:
+        plan = _plan_checkpoint(
             source,
             target,
             types,
+            vocab=vocab,
             license=license,
+            adapter=adapter,
+            alpha=alpha,
+            adapter_init=adapter_init,
+            state=state,
             sparse_ffn=sparse_ffn,
-            known=known,
-            progress=progress,
         )
-        return
+    _write(target, plan, known, progress)
+
+
+def _plan_checkpoint(
+    source: Path,
+    target: Path,
+    types: Types,
+    *,
+    vocab: str | Path | None = None,
+    license: str | None = None,
+    adapter: str | Path | None = None,
+    alpha: float | None = None,
+    adapter_init: str | Path | None = None,
+    state: str | Path | None = None,
+    sparse_ffn: bool = False,
+) -> FilePlan:
+    """The file that `convert` makes of a checkpoint."""
     checkpoint = open_checkpoint(source)
     if adapter is not None:
         init = None if adapter_init is None else Path(adapter_init)
@@ -117,9 +148,7 @@ def convert(
     inputs = [source, *named]
     if target.is_file() and not is_gguf(target):  # which an older target is, in a folder of inputs
         inputs += [file for path in inputs if path.is_dir() for file in path.iterdir()]
-    if metadata["general.architecture"].data in MASSIVE_ARCHS and not known.types:
-        types = types.for_massive()
-    write_model(target, metadata, outputs, types, inputs=inputs, known=known, progress=progress)
+    return FilePlan(source, metadata, outputs, types, False, inputs)
 
 
 def _types(types: Types, known: Known) -> Types:
@@ -130,7 +159,9 @@ def quantize(
     source: str | Path,
     target: str | Path,
     *,
-    type: str,
+    type: str | None = None,
+    bits: float | None = None,
+    size: int | None = None,
     head_type: str | None = None,
     embd_type: str | None = None,
     vocab: str | Path | None = None,
@@ -138,7 +169,7 @@ def quantize(
     again: bool = False,
     known: Known = NOTHING,
     progress: Progress | None = None,
-) -> None:
+) -> Mixture | None:
     """Write the model `source` to the GGUF file `target` with its matrices in another type.
 
     `type` is f32, f16, bf16, q8_0, q6_k, q5_k, q4_k, q3_k, q5_1, q5_0, q4_1 or q4_0 (fp16, int8 and
@@ -149,48 +180,59 @@ def quantize(
     Beside q3_k to q5_k the output matrix of the first time mix of an RWKV-7 becomes q8_0. All else,
     such as the vocabulary and the licence, is copied.
 
+    `bits` or `size` takes the place of one type: each matrix gets its own, so that the matrices
+    have `bits` a weight at most, or the file `size` bytes, and the model loses little. With `type`
+    none gets fewer bits than that. The mixture is returned; its `report()` says what got what and
+    why.
+
     `source` is a GGUF file, or what else `convert` takes, with `vocab`. `sparse_ffn` and `known`
     are those of `convert`. `again` allows a source that is quantized already; a UserWarning says
     what that loses. `progress` is called with the bytes written, the bytes in all and the name of
     the tensor.
 
-    Raises ValueError for an unknown type or if source and target are one file, FormatError for a
-    malformed source or values that do not fit, UnsupportedError where the source is quantized
-    already or no RWKV model, OSError where a file cannot be read or written.
+    Raises ValueError for an unknown type, for bits or a size that no mixture has, or if source and
+    target are one file; FormatError for a malformed source or values that do not fit,
+    UnsupportedError where the source is quantized already or no RWKV model, OSError where a file
+    cannot be read or written.
     """
     source, target = Path(source), Path(target)
-    types = _types(Types.choose(type, head_type, embd_type, again=again), known)
-    if is_gguf(source):
-        if vocab is not None:
-            raise ValueError(
-                f"{source}: a GGUF file has its vocabulary inside, so {vocab} is unused"
-            )
-        _rewrite(source, target, types, sparse_ffn=sparse_ffn, known=known, progress=progress)
-        return
-    convert(
-        source,
-        target,
-        type=type,
-        vocab=vocab,
-        head_type=head_type,
-        embd_type=embd_type,
-        sparse_ffn=sparse_ffn,
-        known=known,
-        progress=progress,
-    )
+    if bits is None and size is None:
+        if type is None:
+            raise ValueError("type, bits and size: expected one of them")
+        types = _types(Types.choose(type, head_type, embd_type, again=again), known)
+        plan = plan_file(source, target, types, vocab=vocab, sparse_ffn=sparse_ffn)
+        _write(target, plan, known, progress)
+        return None
+    budget = Budget.of(bits, size, type, head_type, embd_type)
+    types = Types.choose(FOUR_BITS, head_type, embd_type, again=again)
+    plan = plan_file(source, target, types, vocab=vocab, sparse_ffn=sparse_ffn)
+    mixture = fit(plan, budget, known)
+    known = replace(known, types=mixture.types)
+    types = _types(Types.choose(mixture.base, head_type, embd_type, again=again), known)
+    _write(target, replace(plan, types=types), known, progress)
+    return mixture
 
 
-def _rewrite(
+def plan_file(
     source: Path,
     target: Path,
     types: Types,
     *,
-    license: str | None = None,
+    vocab: str | Path | None = None,
     sparse_ffn: bool = False,
-    known: Known = NOTHING,
-    progress: Progress | None = None,
-) -> None:
-    """Write a GGUF file as another one, in other types."""
+) -> FilePlan:
+    """The file that `quantize` makes. Raises what it raises for the source."""
+    if not is_gguf(source):
+        return _plan_checkpoint(source, target, types, vocab=vocab, sparse_ffn=sparse_ffn)
+    if vocab is not None:
+        raise ValueError(f"{source}: a GGUF file has its vocabulary inside, so {vocab} is unused")
+    return _plan_gguf(source, types, sparse_ffn=sparse_ffn)
+
+
+def _plan_gguf(
+    source: Path, types: Types, *, license: str | None = None, sparse_ffn: bool = False
+) -> FilePlan:
+    """A GGUF file as another one, in other types."""
     file = ModelFile(source)
     if file.get(ARCH_KEY) is not None:
         raise UnsupportedError(f"{source}: a saved state, which has nothing to quantize")
@@ -213,15 +255,20 @@ def _rewrite(
         outputs = by_input(source, outputs, types)
     if not any(is_quantized(output) for output in outputs):
         types = types.by_default("f16")
-    if architecture in MASSIVE_ARCHS and not known.types:
+    return FilePlan(source, metadata, outputs, types, True, [source])
+
+
+def _write(target: Path, plan: FilePlan, known: Known, progress: Progress | None) -> None:
+    types = plan.types
+    if plan.arch in MASSIVE_ARCHS and not known.types:
         types = types.for_massive()
     write_model(
         target,
-        metadata,
-        outputs,
+        plan.metadata,
+        plan.outputs,
         types,
-        settled=True,
-        inputs=[source],
+        settled=plan.settled,
+        inputs=plan.inputs,
         known=known,
         progress=progress,
     )
@@ -270,7 +317,7 @@ def by_input(path: Path, outputs: Sequence[Output], types: Types) -> list[Output
         warnings.warn(
             f"{path}: {quantized} tensors are transposed and quantized a second time: "
             "this loses more than converting the original checkpoint does",
-            stacklevel=3,
+            stacklevel=4,
         )
     return found
 
@@ -301,12 +348,8 @@ def write_model(
     path = inputs[0] if inputs else target
     plans = plan_types(path, outputs, types, settled=settled)
     if lost := _lost(outputs, plans):
-        warnings.warn(f"{path}: {lost}", stacklevel=3)
-    metadata = {
-        **metadata,
-        "general.file_type": types.file_type(plans),
-        "general.quantization_version": uint32(2),
-    }
+        warnings.warn(f"{path}: {lost}", stacklevel=4)
+    metadata = with_file_type(metadata, types.file_type(plans))
     with GGUFWriter(target, metadata, plans, inputs=inputs, progress=progress) as writer:
         for output, plan in zip(outputs, plans, strict=True):
             writer.tensor(plan.name, pieces(path, output, plan.type, known))

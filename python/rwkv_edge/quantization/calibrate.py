@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Quantization that knows the texts a model will read: GPTQ of every matrix, and what it needs.
 
-A pass reads the text with the float model and sums up x x^T for as many matrices as memory allows.
-Then each of these is quantized, and its blocks are kept in a folder beside the target until all are
-made. A run that was stopped goes on from there.
+The float model reads the text layer by layer. The sums of x x^T are taken for the matrices of a
+layer, or for as many of them at once as memory allows. Then each of these is quantized. A folder
+beside the target keeps their blocks until all are made, and what the next layer reads of the text.
+A run that was stopped goes on from there.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import numpy as np
 
 from .. import _core
 from ..convert import quantize
+from ..convert.mixture import FOUR_BITS, Budget, Mixture, bits, fit, room_of
 from ..convert.policy import (
     MASSIVE,
     MASSIVE_TYPE,
@@ -33,15 +35,16 @@ from ..convert.policy import (
     is_quantizable,
     parse_type,
 )
-from ..convert.write import tensor_of
+from ..convert.write import plan_file, tensor_of
 from ..files.form import amount, read_bytes
 from ..files.output import OutputFile, shortened
 from ..files.source import F32, NUMPY_TYPES
 from ..model import Model
 from ..model_file import weights_per_token
 from ..tokenizer import END_OF_TEXT
-from .collect import Inputs, collect, groups_of, matrices_of
+from .collect import CARRY, Inputs, Section, collect, groups_of, matrices_of, residual
 from .fold import combined, equalise, foldings
+from .sensitivity import measure
 from .text import Windows, tokens_of, windows_of
 
 SELF = "self"  # in place of texts
@@ -80,22 +83,32 @@ class Calibration:
     vocab: Path | None = None
     scales: dict[str, Scale] = field(default_factory=dict)
     """Of the tensors, which leave what the model computes as it is."""
+    mixture: Mixture | None = None
+    """Where the types were chosen for a size."""
 
     @property
     def folder(self) -> Path:
-        """Where finished matrices are kept until all are."""
-        return self.target.with_name(f".{shortened(self.target.name)}.calibration")
+        return folder_of(self.target)
 
     def __post_init__(self) -> None:
         shapes = matrices_of(self.model)
         self._shapes = {name: shapes[name] for name in self.types if name in shapes}
         self._widest = max(shape[-1] for shape in self._shapes.values())
-        self._room = self.memory - FIXED_MEMORY - 4 * self._widest**2
-        self._groups_of(self._shapes)  # raises where one does not fit
+        self._groups_of(list(self._shapes))  # raises where one does not fit
 
-    def _groups_of(self, shapes: dict[str, tuple[int, ...]]) -> list[list[str]]:
+    def _layers(self) -> dict[int, list[str]]:
+        """The matrices of each layer; the head comes after the last one."""
+        found: dict[int, list[str]] = {layer: [] for layer in range(self.model.n_layer + 1)}
+        for name in self._shapes:
+            in_layer = name.startswith("blk.")
+            found[int(name.split(".")[1]) if in_layer else self.model.n_layer].append(name)
+        return found
+
+    def _groups_of(self, names: Sequence[str]) -> list[list[str]]:
+        """Those that a pass takes."""
+        room = self.memory - FIXED_MEMORY - 4 * self._widest**2
         try:
-            return groups_of(shapes, self._room)
+            return groups_of({name: self._shapes[name] for name in names}, room)
         except ValueError:
             least = FIXED_MEMORY + 8 * self._widest**2
             raise ValueError(
@@ -104,14 +117,24 @@ class Calibration:
             ) from None
 
     def statement(self) -> str:
-        groups = self._groups_of(self._shapes)
-        most = max(sum(4 * self._shapes[name][-1] ** 2 for name in group) for group in groups)
-        most += FIXED_MEMORY + 4 * self._widest**2
-        passes = "one pass" if len(groups) == 1 else f"{len(groups)} passes"
-        return (
-            f"{len(self._shapes)} matrices on {self.windows.size:,} tokens, {passes}, up to "
-            f"{amount(most)} of memory beside the model's file"
+        groups = [self._groups_of(names) for names in self._layers().values()]
+        most = max(
+            sum(4 * self._shapes[name][-1] ** 2 for name in group)
+            for layer in groups
+            for group in layer
         )
+        most += FIXED_MEMORY + 4 * self._widest**2
+        times = max(map(len, groups))
+        return (
+            f"{len(self._shapes)} matrices on {self.windows.size:,} tokens, layer by layer"
+            f"{f', up to {times} times each' if times > 1 else ''}; up to {amount(most)} of memory "
+            f"beside the model's file, and {amount(self._disk())} on the disk beside {self.target}"
+        )
+
+    def _disk(self) -> int:
+        """Bytes of what is kept at once, besides the blocks that the target will have."""
+        width = 2 * self.model.n_embd + self.model._core.carry_width
+        return 4 * width * self.windows.size
 
     def run(self, progress: Progress | None = None) -> Counter[str]:
         """Quantize everything and write the target. Returns how many matrices have which type.
@@ -121,22 +144,47 @@ class Calibration:
         self.folder.mkdir(exist_ok=True)
         self._keep_job()
         made = self._made()
-        left = {name: shape for name, shape in self._shapes.items() if name not in made}
-        groups = self._groups_of(left)
-        reading = [self._reading(group) for group in groups]
-        total = sum(reading) + sum(gptq_work(shape) for shape in left.values())
+        left: dict[int, list[list[str]]] = {}  # groups by layer
+        for layer, names in self._layers().items():
+            missing = [name for name in names if name not in made]
+            if missing:
+                left[layer] = self._groups_of(missing)
+        # (layer to begin with, layer to end before, matrices, whether what it leaves is kept)
+        passes: list[tuple[int, int, list[str], bool]] = []
+        known = self._known(min(left, default=0))
+        for layer, groups in left.items():
+            if known < layer:
+                passes.append((known, layer, [], True))
+            for group in groups:
+                last = group is groups[-1] and layer < self.model.n_layer
+                passes.append((layer, min(layer + 1, self.model.n_layer), group, last))
+            known = layer + 1
+        total = sum(
+            self._reading(*step[:3]) + sum(gptq_work(self._shapes[name]) for name in step[2])
+            for step in passes
+        )
         done = 0
 
         def tell(now: int, what: str) -> None:
             if progress is not None:
                 progress(min(done + now, total), total, what)
 
-        for number, group in enumerate(groups):
-            work = reading[number]
-            what = f"pass {number + 1} of {len(groups)}"
-            found = collect(
-                self.model, self.windows, group, hessians=True, progress=part(tell, work, what)
-            )
+        for begin, end, group, kept in passes:
+            for old in range(begin):
+                residual(self.folder, old).unlink(missing_ok=True)
+            work = self._reading(begin, end, group)
+            what = f"layer {begin + 1} of {self.model.n_layer}"
+            if begin == self.model.n_layer:
+                what = "the head"
+            with Section(self.model, self.folder, begin, end, kept=kept) as section:
+                found = collect(
+                    self.model,
+                    self.windows,
+                    group,
+                    hessians=True,
+                    section=section,
+                    progress=part(tell, work, what),
+                )
             done += work
             for name in group:
                 tell(0, name)
@@ -155,15 +203,31 @@ class Calibration:
         shutil.rmtree(self.folder, ignore_errors=True)
         return Counter(types.values())
 
-    def _reading(self, group: Sequence[str]) -> int:
+    def _known(self, layer: int) -> int:
+        """The last layer up to this one whose input on the text is kept; 0 needs nothing."""
+        tokens = self.windows.size
+        expected = {self.folder / CARRY: 4 * tokens * self.model._core.carry_width}
+        for known in range(layer, 0, -1):
+            expected[residual(self.folder, known)] = 4 * tokens * self.model.n_embd
+            if all(p.is_file() and p.stat().st_size == size for p, size in expected.items()):
+                return known
+            del expected[residual(self.folder, known)]
+        return 0
+
+    def _reading(self, begin: int, end: int, group: Sequence[str]) -> int:
         """Products that a pass takes."""
-        weights = sum(np.prod(tensor.shape) for tensor in weights_per_token(self.model._file))
+        layers = tuple(f"blk.{layer}." for layer in range(begin, end))
+        weights = sum(
+            np.prod(tensor.shape)
+            for tensor in weights_per_token(self.model._file)
+            if tensor.name.startswith(layers)
+        )
         squares = sum(self._shapes[name][-1] ** 2 // 2 for name in group)
         return int(self.windows.size * (weights + squares))
 
     def _keep_job(self) -> None:
         """Forget what another model, text or type has left."""
-        found = hashlib.sha256(self.windows.tobytes()).hexdigest()
+        found = hashlib.sha256(self.windows.tobytes()).hexdigest(), self.windows.shape
         scales = hashlib.sha256()
         for name, scale in self.scales.items():
             scales.update(name.encode())
@@ -175,8 +239,9 @@ class Calibration:
         with contextlib.suppress(OSError):
             if read_bytes(path, len(job), "a job") == job:
                 return
-        for old in [*self.folder.glob("*.weight.*"), path]:
-            old.unlink(missing_ok=True)
+        for pattern in ("*.weight.*", "residual.*", CARRY, path.name):
+            for old in self.folder.glob(pattern):
+                old.unlink(missing_ok=True)
         with OutputFile(path) as file:
             file.write(job)
 
@@ -198,7 +263,7 @@ class Calibration:
         scale = self.scales.get(name, Scale())
         if scale.columns is not None:
             inputs.scale((1 / scale.columns).astype(np.float32))
-        if name == MASSIVE and massive(inputs) and bits(kind) < 6:
+        if self.mixture is None and name == MASSIVE and massive(inputs) and bits(kind) < 6:
             kind = MASSIVE_TYPE
         info = next(t for t in self.model._file.tensors if t.name == name)
         tensor = tensor_of(self.model._file, info)
@@ -220,14 +285,13 @@ class Calibration:
                 file.write(blocks.reshape(-1).data)
 
 
+def folder_of(target: Path) -> Path:
+    """Where finished work is kept until all is."""
+    return target.with_name(f".{shortened(target.name)}.calibration")
+
+
 def part(tell: Callable[[int, str], None], work: int, what: str) -> Callable[[int, int], None]:
     return lambda read, of: tell(work * read // of, what)
-
-
-def bits(kind: str) -> float:
-    """Of a weight."""
-    values, nbytes = _core.type_block(kind)
-    return 8 * nbytes / values
 
 
 def massive(inputs: Inputs) -> bool:
@@ -246,7 +310,9 @@ def calibration(
     target: Path,
     texts: Sequence[str | Path],
     *,
-    type: str,
+    type: str | None = None,
+    bits: float | None = None,
+    size: int | None = None,
     head_type: str | None = None,
     embd_type: str | None = None,
     vocab: Path | None = None,
@@ -264,12 +330,21 @@ def calibration(
     the widest matrix, and at least 65,536. `memory` is a bound in bytes: by default half of what is
     free. `equal` lets columns be scaled where that helps.
 
+    `bits` or `size` lets each matrix have its own type, as in `quantize`. What each loses at four
+    bits is measured here. That takes as long as one reading of the text, or as reading 1,024 tokens
+    for each matrix where that is longer. It is kept beside `target`, as finished matrices are.
+
     A UserWarning says so where the source is quantized already.
 
-    Raises what `Model` and `quantize` raise, ValueError for a text that is empty, too short or not
+    Raises what `Model` and `quantize` raise; ValueError for a text that is empty, too short or not
     UTF-8, and for too little memory.
     """
-    base = parse_type(type)
+    budget = None
+    if bits is not None or size is not None:
+        budget = Budget.of(bits, size, type, head_type, embd_type)
+    elif type is None:
+        raise ValueError("type, bits and size: expected one of them")
+    base = FOUR_BITS if type is None or budget is not None else parse_type(type)
     if base not in SEARCHED:
         raise ValueError(
             f"type {base}: nothing to calibrate, expected one of {', '.join(SEARCHED)}"
@@ -296,16 +371,39 @@ def calibration(
     else:
         ids = tokens_of(model, texts)
         windows = spread(windows_of(ids, window, ", ".join(map(str, texts))), count)
-    scales = {} if already or not equal else _scales(model, types, windows)
+    plan = None
+    if budget is not None:
+        plan = plan_file(Path(source), Path(target), chosen, vocab=vocab)
+        room_of(plan, budget)  # raises where no mixture fits, before what takes long
+    importance, scales = {}, {}
+    if plan is not None or (equal and not already):
+        found = collect(model, spread(windows, JUDGED), list(matrices_of(model)))
+        importance = {name: inputs.importance() for name, inputs in found.items()}
+    if equal and not already:
+        scales = _scales(model, types, importance)
+    mixture = None
+    if plan is not None and budget is not None:
+        known = Known(importance=importance, scales=scales)
+        folder_of(Path(target)).mkdir(exist_ok=True)
+        losses = measure(
+            model,
+            types,
+            windows,
+            importance=importance,
+            scales=scales,
+            kept=folder_of(Path(target)) / "losses",
+            progress=progress,
+        )
+        mixture = fit(plan, budget, known, losses, gptq=True)
+        types, base = mixture.types, mixture.base
     bound = memory if memory is not None else _core.available_memory() // 2
     return Calibration(
-        model, Path(source), Path(target), types, windows, bound, base, vocab, scales
+        model, Path(source), Path(target), types, windows, bound, base, vocab, scales, mixture
     )
 
 
-def _scales(model: Model, types: dict[str, str], windows: Windows) -> dict[str, Scale]:
+def _scales(model: Model, types: dict[str, str], importance: dict[str, F32]) -> dict[str, Scale]:
     """Of the foldings that pay, judged by a few windows."""
-    found = collect(model, spread(windows, JUDGED), list(matrices_of(model)))
     tensors = {tensor.name: tensor for tensor in model._file.tensors}
 
     def values_of(name: str, rows: int) -> F32:
@@ -313,7 +411,6 @@ def _scales(model: Model, types: dict[str, str], windows: Windows) -> dict[str, 
         count, columns = tensors[name].shape
         return tensor.float32(0, min(rows, count)).reshape(-1, columns)
 
-    importance = {name: inputs.importance() for name, inputs in found.items()}
     all_of = foldings(model.arch, set(tensors))
     return combined(equalise(all_of, types, importance, values_of))
 

@@ -205,7 +205,7 @@ def _compare(
     for low in range(0, len(logits), step):
         rows = slice(low, low + step)
         ids = following[rows, None]
-        found = _log_softmax(logits[rows])
+        found = log_softmax(logits[rows])
         scores.nll[0, rows] = -np.take_along_axis(found, ids, 1)[:, 0]
         if (
             expected is None
@@ -215,7 +215,7 @@ def _compare(
         ):
             continue
         # Those of a base file are normalised already, but for what was cut off and rounded.
-        base = expected[rows].astype(np.float64) if clipped else _log_softmax(expected[rows])
+        base = expected[rows].astype(np.float64) if clipped else log_softmax(expected[rows])
         scores.base_nll[0, rows] = -np.take_along_axis(base, ids, 1)[:, 0]
         shares = np.exp(base)
         if clipped:
@@ -224,7 +224,7 @@ def _compare(
         scores.same_top[0, rows] = base.argmax(axis=1) == found.argmax(axis=1)
 
 
-def _log_softmax(logits: NDArray[np.float32]) -> F64:
+def log_softmax(logits: NDArray[np.float32]) -> F64:
     rows = logits.astype(np.float64)
     rows -= rows.max(axis=1, keepdims=True)
     rows -= np.log(np.exp(rows).sum(axis=1, keepdims=True))

@@ -12,6 +12,7 @@
     inside.py     the app called without a socket
     http.py       the door of each path; bodies, streams, clients that go away
     guard.py      Host, Origin, key: who may come in
+    static.py     the page, whose files are in page/
     app.py        all of that as one ASGI app
     serve.py      the app on a socket
     service.py    what a dialect may ask for

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp
 
-from . import anthropic, native, ollama, openai, responses, scores
+from . import anthropic, native, ollama, openai, responses, scores, static
 from .fields import Refused
 from .guard import Guard
 from .http import ErrorBody, json_response, openai_error, refusal
@@ -56,6 +56,7 @@ def create_app(
     ]
     for dialect in DIALECTS:
         routes += dialect.routes(service)
+    routes += static.routes()
     app = Starlette(
         routes=routes,
         lifespan=lifespan,

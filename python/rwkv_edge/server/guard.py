@@ -70,7 +70,8 @@ class Guard:
         try:
             host = one(headers, b"host") or ""
             self._check_host(host)
-            self._check_origin(origin, host, one(headers, b"sec-fetch-site"))
+            if not follows_link(scope, headers):
+                self._check_origin(origin, host, one(headers, b"sec-fetch-site"))
             if scope["method"] == "OPTIONS":
                 await preflight(scope, receive, send_with)
                 return
@@ -150,6 +151,18 @@ def is_address(name: str) -> bool:
 
 def is_api(path: str) -> bool:
     return any(path == each or path.startswith(f"{each}/") for each in API)
+
+
+def follows_link(scope: Scope, headers: dict[bytes, list[bytes]]) -> bool:
+    """Whether somebody goes to the page by a link on another site: its files tell nobody anything,
+    and no frame shows it."""
+    return (
+        scope["method"] == "GET"
+        and not is_api(scope["path"])
+        and one(headers, b"origin") is None
+        and one(headers, b"sec-fetch-mode") == "navigate"
+        and one(headers, b"sec-fetch-dest") == "document"
+    )
 
 
 def check_body(scope: Scope, headers: dict[bytes, list[bytes]]) -> None:
