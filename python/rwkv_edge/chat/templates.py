@@ -85,6 +85,11 @@ class Template:
         return self.assistant.partition(PLACE)[0]
 
 
+def roles(*names: str, ends: tuple[str, ...] = ("\n\n", "\n")) -> tuple[str, ...]:
+    """Stops at the turns of these. Whatever a model was trained on, it must not go on there."""
+    return tuple(f"{end}{name}:" for end in ends for name in names)
+
+
 # Those of the engine, which C programs have too.
 TEMPLATES = {
     name: Template(name, user, assistant, stop, system, opening, think, exact)
