@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """From the start of a process to its first token, several times, and the memory that it held then.
 
-python bench/first_token.py MODEL [THREADS]
+python bench/first_token.py MODEL [THREADS [PROGRAM]]
+
+PROGRAM, such as build/release/bench_first_token, does the same in C and runs in turn with Python;
+its time is that of the whole process.
 
 The file is read once before, so that the page cache is warm, and a first process compiles what a
 checkout has not compiled yet. Memory: the peak, and what exceeds the weights that one token touches
@@ -44,16 +47,23 @@ def main() -> None:
             pass
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     command = [sys.executable, __file__, path, threads, "--measured"]
-    seconds = []
+    seconds, others = [], []
     for _ in range(1 + RUNS):
         start = time.time()
         out = subprocess.check_output(command, text=True, env=environment)
         end, peak, state = map(float, out.split())
         seconds.append(end - start)
+        if len(sys.argv) > 3:
+            start = time.time()
+            subprocess.check_call([sys.argv[3], path, threads])
+            others.append(time.time() - start)
     del seconds[0]
     rest = peak - state - Work.of(open_model_file(path)).bytes_per_token
     runs = " ".join(f"{s:.3f}" for s in seconds)
     print(f"start to first token: {statistics.median(seconds):.2f} s (runs: {runs})")
+    if others:
+        runs = " ".join(f"{s:.3f}" for s in others[1:])
+        print(f"the process in C: {statistics.median(others[1:]):.3f} s (runs: {runs})")
     print(f"peak memory {peak / 1e6:.0f} MB")
     print(f"{rest / 1e6:.1f} MB of it beyond the weights touched and the state")
 

@@ -23,6 +23,8 @@
 #include "quant/search.h"
 #include "sampler.h"
 #include "session.h"
+#include "text/answer.h"
+#include "text/chat_template.h"
 #include "text/sentencepiece.h"
 #include "text/tokenizer.h"
 #include "text/world_tokenizer.h"
@@ -429,14 +431,14 @@ py::bytearray inputs(Session& session, const std::vector<int32_t>& ids,
     return found;
 }
 
-float* written_rows(const py::array_t<float>& rows, std::size_t tokens, int64_t width,
-                    const char* what) {
+std::span<float> written_rows(const py::array_t<float>& rows, std::size_t tokens, int64_t width,
+                              const char* what) {
     if (rows.ndim() != 2 || rows.shape(0) != static_cast<py::ssize_t>(tokens) ||
         rows.shape(1) != width)
         throw std::invalid_argument(cat(what, ", expected [", tokens, ", ", width, "]"));
     if ((rows.flags() & py::array::c_style) == 0 || !rows.writeable())
         throw std::invalid_argument(cat(what, ", expected an array of rows that can be written"));
-    return const_cast<float*>(rows.data());
+    return {const_cast<float*>(rows.data()), static_cast<std::size_t>(rows.size())};
 }
 
 // The same of the layers from `begin` to before `end`.
@@ -713,6 +715,92 @@ void bind_engine(py::module_& m) {
           py::arg("token"), py::arg("top") = 0);
 }
 
+// --- text ---
+
+py::object reason(Finish finish) {
+    constexpr const char* kNames[] = {nullptr, "stop", "length", "end", "cancelled"};
+    const char* name = kNames[static_cast<int>(finish)];
+    return name == nullptr ? py::object(py::none()) : py::str(name);
+}
+
+Finish finish_named(std::string_view name) {
+    if (name == "stop") return Finish::Stop;
+    if (name == "length") return Finish::Length;
+    if (name == "end") return Finish::End;
+    throw std::invalid_argument(cat("reason: found '", name, "', expected stop, length or end"));
+}
+
+py::list all_chat_templates() {
+    py::list all;
+    for (const ChatTemplate& t : chat_templates()) {
+        py::list stop;
+        for (const std::string_view text : t.stop) stop.append(to_str(text));
+        all.append(py::make_tuple(to_str(t.name), to_str(t.user), to_str(t.assistant),
+                                  py::tuple(stop), to_str(t.system), to_str(t.opening), t.think,
+                                  t.exact));
+    }
+    return all;
+}
+
+void bind_answers(py::module_& m) {
+    py::class_<Utf8Stream>(m, "Utf8Stream")
+        .def(py::init<>())
+        .def(
+            "push",
+            [](Utf8Stream& s, const py::bytes& data) {
+                return to_str(s.push(std::string_view(data)));
+            },
+            py::arg("data"))
+        .def("flush", [](Utf8Stream& s) { return to_str(s.flush()); })
+        .def_property_readonly("pending", &Utf8Stream::pending);
+    py::class_<Answer>(m, "Answer")
+        .def(py::init([](const std::vector<py::bytes>& stop, std::vector<int32_t> stop_tokens,
+                         int64_t max_tokens) {
+                 return std::make_unique<Answer>(
+                     AnswerOptions{{stop.begin(), stop.end()}, std::move(stop_tokens), max_tokens});
+             }),
+             py::arg("stop"), py::arg("stop_tokens"), py::arg("max_tokens"))
+        .def_property_readonly("wants_token", &Answer::wants_token)
+        .def(
+            "ends_at", [](const Answer& a, int32_t token) { return reason(a.ends_at(token)); },
+            py::arg("token"))
+        .def(
+            "take",
+            [](Answer& a, int32_t token, const py::bytes& data, bool last) {
+                return to_str(a.take(token, std::string_view(data), last));
+            },
+            py::arg("token"), py::arg("data"), py::arg("last") = false)
+        .def(
+            "end",
+            [](Answer& a, const std::string& why) { return to_str(a.end(finish_named(why))); },
+            py::arg("reason"))
+        .def_property_readonly("finish_reason", [](const Answer& a) { return reason(a.finish()); })
+        .def("limit", &Answer::limit, py::arg("tokens"))
+        .def_property_readonly("stopped_by",
+                               [](const Answer& a) -> py::object {
+                                   if (a.stopped_by() == nullptr) return py::none();
+                                   return py::bytes(*a.stopped_by());
+                               })
+        .def_property_readonly("all_given", &Answer::all_given)
+        .def("given", [](const Answer& a) {
+            const Answer::Given given = a.given();
+            return std::pair(given.tokens, given.bytes);
+        });
+    m.def(
+        "frequency_weight",
+        [](const py::bytes& data) { return frequency_weight(std::string_view(data)); },
+        py::arg("data"));
+    m.def("chat_templates", &all_chat_templates);
+    m.def(
+        "chat_template_of",
+        [](const ModelFile& file) {
+            const ChosenTemplate chosen = choose_chat_template(file);
+            return py::make_tuple(to_str(chosen.words->name), chosen.source);
+        },
+        py::arg("file"));
+    m.def("is_g1", [](const py::str& name) { return is_g1(from_str(name)); }, py::arg("name"));
+}
+
 // What a sentencepiece model says: texts, scores and types of its pieces, and whether other
 // programs put a space before a text.
 py::tuple sentencepiece_model(const py::bytes& data, const std::string& source) {
@@ -817,6 +905,7 @@ PYBIND11_MODULE(_core, m) {
     bind_files(m);
     bind_engine(m);
     bind_text(m);
+    bind_answers(m);
 }
 
 }  // namespace rwkv_edge

@@ -327,9 +327,13 @@ void Session::feed_parts(std::span<const Part> parts, float* logits, bool stay,
         }
         if (interruptible) between = [&] { progress(done); };
         Section rest{};
+        const auto rows_of = [&](std::span<float> all, int64_t floats) {
+            return all.subspan(static_cast<std::size_t>(done * floats),
+                               static_cast<std::size_t>((chunk - room) * floats));
+        };
         if (section != nullptr)
-            rest = {section->begin, section->end, section->residual + done * width,
-                    section->carry + done * model.carry_width()};
+            rest = {section->begin, section->end, rows_of(section->residual, width),
+                    rows_of(section->carry, model.carry_width())};
         runner.step(feeds, to, stay, between, tap, products, section == nullptr ? nullptr : &rest);
         done += chunk - room;
         left -= chunk - room;

@@ -120,9 +120,9 @@ def main(presets: Sequence[str]) -> None:
         return
     sources = [
         str(path.relative_to(ROOT))
-        for folder in ("cpp", "tests", "bench")
+        for folder in ("cpp", "tests", "bench", "examples")
         for path in sorted((ROOT / folder).rglob("*"))
-        if path.suffix in {".h", ".cpp", ".inl", ".cu"}
+        if path.suffix in {".h", ".c", ".cpp", ".inl", ".cu"}
     ]
     run("ruff", "check", ".")
     run("ruff", "format", "--check", ".")

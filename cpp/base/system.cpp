@@ -48,7 +48,7 @@ struct Descriptor {
 };
 
 // Only addresses can run out: the pages come from the file, and go back to it.
-FileError too_large(const std::string& path, off_t size) {
+FileError too_large(const std::string& path, int64_t size) {
     std::string room, way;
     rlimit limit{};
     if (::getrlimit(RLIMIT_AS, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY) {
@@ -130,10 +130,21 @@ void use_huge_pages([[maybe_unused]] void* memory, [[maybe_unused]] std::size_t 
 #endif
 }
 
+// O_NONBLOCK: a pipe that nobody writes to would wait for ever.
 MappedFile::MappedFile(const std::string& path) {
+    map(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK), 0, 0, path);
+}
+
+MappedFile::MappedFile(int descriptor, int64_t offset, int64_t length, const std::string& name) {
+    if (offset < 0 || length < 0)
+        throw std::invalid_argument(
+            cat(name, ": ", length, " bytes from ", offset, " on, expected no negative number"));
+    map(::fcntl(descriptor, F_DUPFD_CLOEXEC, 0), offset, length, name);
+}
+
+void MappedFile::map(int descriptor, int64_t offset, int64_t length, const std::string& path) {
+    Descriptor file{descriptor};
     const auto fail = [&path](int code) { throw FileError(code, path, std::strerror(code)); };
-    // O_NONBLOCK: a pipe that nobody writes to would wait for ever.
-    Descriptor file{::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)};
     if (file.fd < 0) fail(errno);
     struct stat info{};
     if (::fstat(file.fd, &info) != 0) fail(errno);
@@ -141,23 +152,30 @@ MappedFile::MappedFile(const std::string& path) {
     if (!S_ISREG(info.st_mode))
         throw FormatError(cat(path, ": a pipe or a device, expected a regular file"));
     if (info.st_size == 0) throw FormatError(cat(path, ": the file is empty"));
-    if (!std::in_range<std::size_t>(info.st_size)) throw too_large(path, info.st_size);
-    size_ = static_cast<std::size_t>(info.st_size);
-    data_ = ::mmap(nullptr, size_, PROT_READ, MAP_SHARED, file.fd, 0);
-    if (data_ == MAP_FAILED && errno == ENOMEM) throw too_large(path, info.st_size);
+    if (offset >= info.st_size || length > info.st_size - offset)
+        throw std::invalid_argument(
+            cat(path, ": ", length, " bytes from ", offset, " on, the file has ", info.st_size));
+    if (length == 0) length = info.st_size - offset;
+    if (!std::in_range<std::size_t>(length)) throw too_large(path, length);
+    skipped_ = static_cast<std::size_t>(offset % ::sysconf(_SC_PAGESIZE));
+    begin_ = offset;
+    size_ = static_cast<std::size_t>(length);
+    data_ = ::mmap(nullptr, skipped_ + size_, PROT_READ, MAP_SHARED, file.fd,
+                   static_cast<off_t>(offset) - static_cast<off_t>(skipped_));
+    if (data_ == MAP_FAILED && errno == ENOMEM) throw too_large(path, length);
     if (data_ == MAP_FAILED) fail(errno);
     file_ = std::exchange(file.fd, -1);
 }
 
 MappedFile::~MappedFile() {
-    ::munmap(data_, size_);
+    ::munmap(data_, skipped_ + size_);
     ::close(static_cast<int>(file_));
 }
 
 void MappedFile::read(int64_t offset, std::span<std::byte> to, const std::string& path) const {
     while (!to.empty()) {
-        const ssize_t n =
-            ::pread(static_cast<int>(file_), to.data(), to.size(), static_cast<off_t>(offset));
+        const ssize_t n = ::pread(static_cast<int>(file_), to.data(), to.size(),
+                                  static_cast<off_t>(begin_ + offset));
         if (n < 0 && errno == EINTR) continue;
         if (n < 0) throw FileError(errno, path, std::strerror(errno));
         if (n == 0)
@@ -182,6 +200,6 @@ void say_on_bus_error(std::string text) {
     ::sigaction(SIGBUS, &action, nullptr);
 }
 
-void MappedFile::forget() const { ::madvise(data_, size_, MADV_DONTNEED); }
+void MappedFile::forget() const { ::madvise(data_, skipped_ + size_, MADV_DONTNEED); }
 
 }  // namespace rwkv_edge

@@ -60,11 +60,17 @@ public:
     // Throws FileError when the file cannot be opened or mapped, FormatError when it is empty or no
     // regular file.
     explicit MappedFile(const std::string& path);
+    // `length` bytes of an open file from `offset` on; 0: to its end. `name` appears in messages
+    // only. Throws FileError, FormatError, std::invalid_argument for a part that the file lacks,
+    // and on Windows UnsupportedError.
+    MappedFile(int descriptor, int64_t offset, int64_t length, const std::string& name);
     ~MappedFile();
     MappedFile(const MappedFile&) = delete;
     MappedFile& operator=(const MappedFile&) = delete;
 
-    std::span<const std::byte> bytes() const { return {static_cast<std::byte*>(data_), size_}; }
+    std::span<const std::byte> bytes() const {
+        return {static_cast<std::byte*>(data_) + skipped_, size_};
+    }
     // Copies bytes from the file itself, of which no page comes into the map. Throws FileError with
     // this path, for a file that was cut short too.
     void read(int64_t offset, std::span<std::byte> to, const std::string& path) const;
@@ -72,9 +78,14 @@ public:
     void forget() const;
 
 private:
+    // Takes the descriptor, which may be the result of a call that failed.
+    void map(int descriptor, int64_t offset, int64_t length, const std::string& path);
+
     intptr_t file_;  // a descriptor, or a HANDLE
     void* data_;
     std::size_t size_;
+    std::size_t skipped_ = 0;  // bytes of the map before the part, which begins inside a page
+    int64_t begin_ = 0;        // of the part in the file
 };
 
 }  // namespace rwkv_edge

@@ -142,6 +142,10 @@ MappedFile::MappedFile(const std::string& path) {
     file_ = reinterpret_cast<intptr_t>(std::exchange(file.handle, nullptr));
 }
 
+MappedFile::MappedFile(int, int64_t, int64_t, const std::string& name) {
+    throw UnsupportedError(cat(name, ": descriptors are not opened on Windows; take the path"));
+}
+
 MappedFile::~MappedFile() {
     ::UnmapViewOfFile(data_);
     ::CloseHandle(handle_of(file_));

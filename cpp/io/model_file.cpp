@@ -72,6 +72,16 @@ std::shared_ptr<const ModelFile> ModelFile::open(const std::string& path) {
     return GgufParser(bytes, path).parse(std::move(map));
 }
 
+std::shared_ptr<const ModelFile> ModelFile::open(int descriptor, int64_t offset, int64_t length) {
+    const std::string name = cat("file descriptor ", descriptor);
+    if (offset % static_cast<int64_t>(alignof(float)) != 0)
+        throw std::invalid_argument(
+            cat(name, ": an offset of ", offset, ", expected a multiple of ", alignof(float)));
+    auto map = std::make_unique<MappedFile>(descriptor, offset, length, name);
+    const auto bytes = map->bytes();
+    return GgufParser(bytes, name).parse(std::move(map));
+}
+
 std::shared_ptr<const ModelFile> ModelFile::parse(std::span<const std::byte> bytes,
                                                   const std::string& path) {
     return GgufParser(bytes, path).parse(nullptr);

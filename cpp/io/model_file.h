@@ -68,6 +68,9 @@ class ModelFile {
 public:
     // Opens a GGUF file. Throws FileError, FormatError, UnsupportedError.
     static std::shared_ptr<const ModelFile> open(const std::string& path);
+    // The same for `length` bytes of an open file from `offset` on; 0: to its end. Throws
+    // std::invalid_argument too.
+    static std::shared_ptr<const ModelFile> open(int descriptor, int64_t offset, int64_t length);
     // The same for bytes that the caller keeps alive; `path` appears in messages only.
     static std::shared_ptr<const ModelFile> parse(std::span<const std::byte> bytes,
                                                   const std::string& path);

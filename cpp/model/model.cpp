@@ -235,14 +235,11 @@ const float* Model::forward(Ops& ops, Scratch& scratch, std::span<const Feed> fe
     ops.norm(x, input_norm_, config_.norm_eps, tokens, n, embedded);
     const int64_t begin = section == nullptr ? 0 : section->begin;
     const int64_t end = section == nullptr ? config_.n_layer : section->end;
-    const auto floats = [tokens](float* from, int64_t width) {
-        return std::span(from, static_cast<std::size_t>(tokens * width));
-    };
     if (begin == 0) {
         ops.copy(embedded, tokens * n, x);
     } else {
-        backend_->write(x, floats(section->residual, n));
-        backend_->write(carry, floats(section->carry, carry_width()));
+        backend_->write(x, section->residual);
+        backend_->write(carry, section->carry);
     }
     if (tap) tap(begin, x);
     Step step{.ops = ops,
@@ -269,8 +266,8 @@ const float* Model::forward(Ops& ops, Scratch& scratch, std::span<const Feed> fe
         if (tap) tap(i + 1, x);
     }
     if (section != nullptr) {
-        backend_->read(floats(section->residual, n), x);
-        if (begin == 0) backend_->read(floats(section->carry, carry_width()), carry);
+        backend_->read(section->residual, x);
+        if (begin == 0) backend_->read(section->carry, carry);
     }
     if (end < config_.n_layer) {
         recorded.end();

@@ -24,8 +24,9 @@ using Tap = std::function<void(int64_t layers, const float* residual)>;
 // end = n_layer the head runs too. The memory is the host's.
 struct Section {
     int64_t begin, end;
-    float* residual;  // [tokens, n_embd] what layer `begin` reads, if not 0; then what `end` reads
-    float* carry;     // [tokens, carry_width] what layer 0 leaves to all later ones
+    // [tokens, n_embd] what layer `begin` reads, if not 0; then what `end` reads
+    std::span<float> residual;
+    std::span<float> carry;  // [tokens, carry_width] what layer 0 leaves to all later ones
 };
 
 class Model {

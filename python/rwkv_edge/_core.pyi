@@ -321,6 +321,51 @@ def logprobs(
 ) -> list[tuple[int, float]]:
     """ln p of a token at temperature 1, and then the `top` likeliest tokens with theirs."""
 
+class Utf8Stream:
+    """Decodes UTF-8 that comes in pieces. Invalid bytes become U+FFFD."""
+
+    def __init__(self) -> None: ...
+    def push(self, data: bytes) -> str: ...
+    def flush(self) -> str: ...
+    @property
+    def pending(self) -> int: ...
+
+class Answer:
+    """A text in the making; `generation.Answer` says what it does."""
+
+    def __init__(self, stop: list[bytes], stop_tokens: list[int], max_tokens: int) -> None: ...
+    @property
+    def wants_token(self) -> bool: ...
+    def ends_at(self, token: int) -> Literal["stop", "end"] | None:
+        """Why the text ends at a token that is no part of it."""
+    def take(self, token: int, data: bytes, last: bool = False) -> str:
+        """The text that is certain after a token with these bytes. With `last` none follows."""
+    def end(self, reason: str) -> str:
+        """What was held back. `reason` is stop, length or end."""
+    @property
+    def finish_reason(self) -> Literal["stop", "length", "end"] | None: ...
+    def limit(self, tokens: int) -> None:
+        """Let at most so many more come."""
+    @property
+    def stopped_by(self) -> bytes | None:
+        """The stop string that ended the text."""
+    @property
+    def all_given(self) -> bool: ...
+    def given(self) -> tuple[int, int]:
+        """Of so many tokens, and of so many bytes of the next one, the returned text consists."""
+
+def frequency_weight(data: bytes) -> float:
+    """How much a token counts for the frequency penalty: blanks and digits do not."""
+
+def chat_templates() -> list[tuple[str, str, str, tuple[str, ...], str, str, bool, bool]]:
+    """The fields of each `chat.Template`, in their order."""
+
+def chat_template_of(file: ModelFile) -> tuple[str, str]:
+    """The name of the template that suits a model, and what says so."""
+
+def is_g1(name: str) -> bool:
+    """Whether the name of a model or its file is of the series G0 or G1, which may think."""
+
 def sentencepiece_model(data: bytes, source: str) -> tuple[list[str], list[float], list[int], bool]:
     """Texts, scores and types of the pieces, and whether other programs put a space before a text.
 

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import _core
-from .generation import NEVER_FREQUENT
 from .model import Model, Session
 from .state import State
 from .tokenizer import HuggingFaceTokenizer, StreamDecoder, Tokenizer
@@ -253,7 +252,7 @@ class PIPELINE:
                 break
             # Entries that round up the embeddings have no text.
             data = self.tokenizer.token_bytes(token) if token < self.tokenizer.n_vocab else b""
-            choose.accept(token, 0.0 if data and data in NEVER_FREQUENT else 1.0)
+            choose.accept(token, _core.frequency_weight(data) if data else 1.0)
             if text := decoder.push(data):
                 pieces.append(text)
                 if callback:

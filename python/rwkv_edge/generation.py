@@ -6,7 +6,6 @@ from __future__ import annotations
 import math
 import os
 import time
-from bisect import bisect_right
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +17,7 @@ from . import _core
 from .grammar import Constraint
 from .lookup import Lookup
 from .state import SamplerState
-from .tokenizer import END_OF_TEXT, StreamDecoder, Tokenizer
+from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,9 +34,6 @@ MAX_SEED = 2**64 - 1
 
 # Where more sampled tokens wait to be fed again, none are drafted: long steps cost more.
 MOST_AGAIN = 3
-
-# Of these and their runs, numbers and columns, the frequency penalty does not count occurrences.
-NEVER_FREQUENT = b" \t0123456789"
 
 
 LogitsHook = Callable[["NDArray[np.float32]", list[int]], None]
@@ -126,6 +122,7 @@ class Answer:
     """A text in the making: it takes logits, gives text, and says which token to feed next.
 
     It knows no session: whoever feeds tokens, of one answer or of many, asks it after each step.
+    `_core.Answer` knows what text is certain, and what ends it; C programs use the same.
     """
 
     def __init__(
@@ -178,28 +175,30 @@ class Answer:
         )
         self._earlier = token_ids("earlier", earlier, n_vocab)
         for token in self._earlier:
-            self._sampler.accept(token, weight_of(tokenizer.token_bytes(token)))
+            self._sampler.accept(token, _core.frequency_weight(tokenizer.token_bytes(token)))
         self._seeds = [seed]  # at the beginning and after each token
         if logits_hook is not None and not callable(logits_hook):
             raise TypeError(f"logits_hook: found {logits_hook!r}, expected a function")
         self._hook = logits_hook
         self._constraint = constraint
-        self._stop_tokens = set(token_ids("stop_tokens", stop_tokens, n_vocab))
+        ends = token_ids("stop_tokens", stop_tokens, n_vocab)
         self.top = None if logprobs is None else whole("logprobs", logprobs, 0, n_vocab)
-        self._stops = stop_bytes(stop)
-        self._left = whole("max_tokens", max_tokens, 0)
+        most = min(whole("max_tokens", max_tokens, 0), 2**63 - 1)
+        self._core = _core.Answer(stop_bytes(stop), ends, most)
         self._tokenizer = tokenizer
-        self._decoder = StreamDecoder()
-        self._held = b""  # the end of the tokens' text, which may begin a stop string
-        self._given = 0  # bytes of the tokens' text that were returned
-        self._ends: list[int] = []  # where the text of each token ends
         self.tokens: list[int] = []
         """All that were sampled, but for the one that ends the text."""
         self.logprobs: list[TokenLogprob] = []
         """Of these tokens, where they were asked for."""
-        self.finish_reason: FinishReason | None = None
-        self.stopped_by: bytes | None = None
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        return self._core.finish_reason
+
+    @property
+    def stopped_by(self) -> bytes | None:
         """The stop string that ended the text."""
+        return self._core.stopped_by
 
     @property
     def complete(self) -> bool:
@@ -214,13 +213,13 @@ class Answer:
     @property
     def all_given(self) -> bool:
         """Whether the text of all tokens was returned."""
-        return self._given == (self._ends[-1] if self._ends else 0)
+        return self._core.all_given
 
     def choice(self, row: int) -> Choice | None:
         """What `KeptLogits.sample` takes to choose the next token from a row; None where no token
         is chosen, or a copy of the row is needed.
         """
-        if not self._left or self._needs_row:
+        if not self._core.wants_token or self._needs_row:
             return None
         return self._sampler, row, self._allowed()
 
@@ -233,50 +232,34 @@ class Answer:
         Returns the text that is now certain: whole characters that begin no stop string. Unless the
         answer is complete, the last of `tokens` is the one to feed next.
         """
-        if not self._left:
-            return self._finish("length", self._held)
+        if not self._core.wants_token:
+            return self._core.end("length")
         if self._needs_row and not isinstance(logits, bytearray):
             logits, row, n_vocab = logits.row(row), 0, 0
         if token is None:
             token = self._sample(logits, row, n_vocab)
-        if token in self._stop_tokens or token == END_OF_TEXT:
-            asked = token in self._stop_tokens or self._constraint
-            return self._finish("stop" if asked else "end", self._held)
-        self._left -= 1
+        if reason := self._core.ends_at(token):
+            return self._core.end(reason if self._constraint is None else "stop")
         data = self._tokenizer.token_bytes(token)
-        self._ends.append((self._ends[-1] if self._ends else 0) + len(data))
         self.tokens.append(token)
         if self.top is not None:
             assert isinstance(logits, bytearray)
             own, *best = _core.logprobs(logits, row, n_vocab, token, self.top)
             self.logprobs.append(TokenLogprob(*own, best))
-        self._sampler.accept(token, weight_of(data))
+        self._sampler.accept(token, _core.frequency_weight(data))
         self._seeds.append(self._sampler.seed)
-        self._held += data
-        stop = find_stop(self._held, self._stops)
-        if stop >= 0:
-            rest = self._held[stop:]
-            self.stopped_by = next(text for text in self._stops if rest.startswith(text))
-            return self._finish("stop", self._held[:stop])
         if self._constraint is not None:
             self._constraint.accept(token)
-            if self._constraint.complete:
-                return self._finish("stop", self._held)
-        if not self._left:
-            return self._finish("length", self._held)
-        cut = len(self._held) - held_back(self._held, self._stops)
-        text = self._decoder.push(self._held[:cut])
-        self._held = self._held[cut:]
-        self._given = self._ends[-1] - len(self._held) - self._decoder.pending
-        return text
+        last = self._constraint is not None and self._constraint.complete
+        return self._core.take(token, data, last)
 
     def limit(self, tokens: int) -> None:
         """Let at most so many more come."""
-        self._left = min(self._left, tokens)
+        self._core.limit(tokens)
 
     def cut(self) -> str:
         """End the text where it is, as `max_tokens` does; returns what was held back."""
-        return self._finish("length", self._held)
+        return self._core.end("length")
 
     @property
     def _needs_row(self) -> bool:
@@ -300,11 +283,6 @@ class Answer:
                 )
         return self._sampler.sample(logits, row, n_vocab, self._allowed())
 
-    def _finish(self, reason: FinishReason, rest: bytes) -> str:
-        self.finish_reason = reason
-        self._given += self._decoder.pending + len(rest)
-        return self._decoder.push(rest) + self._decoder.flush()
-
     def sampler_state(self) -> SamplerState:
         """Of the returned text, up to its last whole token."""
         count, _ = self.given()
@@ -314,8 +292,7 @@ class Answer:
         """What the returned text consists of: so many of `tokens`, and where it ends inside the
         next one, the tokens of its beginning.
         """
-        whole = bisect_right(self._ends, self._given)
-        begun = self._given - (self._ends[whole - 1] if whole else 0)
+        whole, begun = self._core.given()
         if not begun:
             return whole, []
         return whole, self._tokenizer.encode(
@@ -654,22 +631,3 @@ def stop_bytes(stop: str | Sequence[str]) -> list[bytes]:
     if b"" in stops:
         raise ValueError("stop: found an empty string, expected some text")
     return stops
-
-
-def weight_of(data: bytes) -> float:
-    """How much a token counts for the frequency penalty."""
-    return 0.0 if data in NEVER_FREQUENT else 1.0
-
-
-def find_stop(text: bytes, stops: Sequence[bytes]) -> int:
-    """Where the first stop string begins, or -1."""
-    return min((at for stop in stops if (at := text.find(stop)) >= 0), default=-1)
-
-
-def held_back(text: bytes, stops: Sequence[bytes]) -> int:
-    """How many bytes at the end of a text may turn out to begin a stop string."""
-    longest = max(map(len, stops), default=1) - 1
-    for size in range(min(longest, len(text)), 0, -1):
-        if any(stop.startswith(text[-size:]) for stop in stops):
-            return size
-    return 0

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import codecs
 import json
 import re
 from abc import ABC, abstractmethod
@@ -26,20 +25,20 @@ class StreamDecoder:
     """
 
     def __init__(self) -> None:
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._core = _core.Utf8Stream()
 
     def push(self, data: bytes) -> str:
         """Add bytes; returns the characters that are now complete."""
-        return self._decoder.decode(data)
+        return self._core.push(data)
 
     def flush(self) -> str:
         """End the text; returns U+FFFD if its last character is incomplete, else nothing."""
-        return self._decoder.decode(b"", final=True)
+        return self._core.flush()
 
     @property
     def pending(self) -> int:
         """Bytes pushed that wait for the rest of their character."""
-        return len(self._decoder.getstate()[0])
+        return self._core.pending
 
 
 class Tokenizer(ABC):

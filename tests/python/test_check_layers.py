@@ -44,6 +44,9 @@ TOOL = ROOT / "tools" / "check_layers.py"
         ("backend/cpu.cpp", "#include <cuda_runtime.h>"),
         ("session.cpp", '#include "backend/cuda/gpu.h"'),
         ("backend/cuda/wkv.cu", "#if __CUDA_ARCH__ >= 900"),
+        ("session.cpp", '#include "capi/rwkv_edge.h"'),
+        ("capi/rwkv_edge.cpp", 'printf("%d", 1);'),
+        ("capi/rwkv_cpp.cpp", "} catch (...) {"),
     ],
 )
 def test_a_planted_violation_is_found(path: str, line: str) -> None:
@@ -62,6 +65,8 @@ def test_a_planted_violation_is_found(path: str, line: str) -> None:
         ("kernels/dispatch.cpp", "#include <sys/auxv.h>\n"),
         ("base/aligned.h", "#include <new>\nreturn ::operator new(n, kAlignment);\n"),
         ("io/gguf.cpp", '// printf( and abort( and new x\nfail("catch (...)");\n'),
+        ("capi/rwkv_edge.cpp", "} catch (...) {\nreturn new Thing{};\n"),
+        ("capi/rwkv_cpp.cpp", 'std::fprintf(stderr, "%s", text);\n'),
         ("bindings.cpp", "#include <pybind11/pybind11.h>\n} catch (...) {\n"),
     ],
 )

@@ -513,10 +513,10 @@ def test_settings(window: Callable[..., Shown]) -> None:
 
 
 def test_thoughts(window: Callable[..., Shown]) -> None:
-    from rwkv_edge.chat.templates import G1
+    from rwkv_edge.chat.templates import TEMPLATES
 
     with serving(
-        Service(Model(threads=1), Options(template=G1, max_tokens=60, think_tokens=20))
+        Service(Model(threads=1), Options(template=TEMPLATES["g1"], max_tokens=60, think_tokens=20))
     ) as url:
         shown = window(url)
         shown.page.get_by_label("Thinking", exact=True).select_option("Thinking: on")

@@ -15,8 +15,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from .._core import FormatError
-from ..files.form import is_g1, read_bytes, shown
+from .._core import FormatError, chat_template_of, chat_templates
+from ..files.form import read_bytes, shown
 from ..model import Model
 
 TURN_END = "\n\n"
@@ -90,46 +90,11 @@ def roles(*names: str, ends: tuple[str, ...] = ("\n\n", "\n")) -> tuple[str, ...
     return tuple(f"{end}{name}:" for end in ends for name in names)
 
 
-WORLD = Template(
-    "world",
-    "User: {}\n\n",
-    "Assistant: {}\n\n",
-    # One paragraph: some models go on with anything after it.
-    stop=(TURN_END, *roles("User", "System", "Assistant")),
-    system="System: {}\n\n",
-)
-# G0 and G1 answer in paragraphs. A line of an answer may begin with "User:" (a dialogue, a file);
-# their turns begin after a blank line.
-G1 = Template(
-    "g1",
-    WORLD.user,
-    WORLD.assistant,
-    stop=roles("User", "System", "Assistant", ends=("\n\n",)),
-    system=WORLD.system,
-    think=True,
-)
-# RWKV-4 Pile and Raven.
-RAVEN = Template(
-    "raven",
-    "Bob: {}\n\n",
-    "Alice: {}\n\n",
-    stop=(TURN_END, *roles("Bob", "Alice")),
-    system="\n{}\n\n",
-    opening="The following is a conversation between Bob and his friend Alice. "
-    "Alice is intelligent, friendly and knows a lot; her answers are detailed and correct.",
-)
-# RWKV-4 Raven, for single tasks.
-INSTRUCT = Template(
-    "instruct",
-    "# Instruction:\n{}\n\n",
-    "# Response:\n{}\n\n",
-    stop=roles("# Instruction", "# Response"),
-    system="{}\n\n",
-    opening="Below is an instruction that describes a task. "
-    "Write a response that appropriately completes the request.",
-)
-RAW = Template("raw", "{}", "{}", stop=(), exact=True)
-TEMPLATES = {each.name: each for each in (WORLD, G1, RAVEN, INSTRUCT, RAW)}
+# Those of the engine, which C programs have too.
+TEMPLATES = {
+    name: Template(name, user, assistant, stop, system, opening, think, exact)
+    for name, user, assistant, stop, system, opening, think, exact in chat_templates()
+}
 
 
 def newlines(text: str) -> str:
@@ -143,37 +108,13 @@ def clean(text: str) -> str:
 
 # ---- which one ----------------------------------------------------------------------------------
 
-NAME_KEYS = ("general.name", "general.basename", "general.finetune")
-NAMES = (("raven", RAVEN), ("pile", RAVEN), ("world", WORLD))
-JINJA_KEY = "tokenizer.chat_template"
-
 
 def find_template(model: Model) -> tuple[Template, str]:
     """The template of a model, and what says so: its name, in the file or of the file; the words of
     the chat template that the file carries, which is not executed; or its tokenizer.
     """
-    get = model._file.get
-    for name in (*map(get, NAME_KEYS), model.path.name):
-        if isinstance(name, str) and (found := template_by_name(name)):
-            return found, "by its name"
-    jinja = get(JINJA_KEY)
-    if isinstance(jinja, str) and (found := template_by_words(jinja)):
-        return found, "by its chat template"
-    # Pile models are the only ones with a Hugging Face tokenizer.
-    return (RAVEN if model.tokenizer.kind == "huggingface" else WORLD), "by its tokenizer"
-
-
-def template_by_name(name: str) -> Template | None:
-    if is_g1(name):
-        return G1
-    lower = name.lower()
-    return next((template for word, template in NAMES if word in lower), None)
-
-
-def template_by_words(jinja: str) -> Template | None:
-    if "User:" in jinja and "Assistant:" in jinja:
-        return G1 if THINK in jinja else WORLD
-    return RAVEN if "Bob:" in jinja and "Alice:" in jinja else None
+    name, source = chat_template_of(model._file)
+    return TEMPLATES[name], source
 
 
 # ---- one that a user writes ---------------------------------------------------------------------

@@ -7,7 +7,7 @@ own.
 
 from __future__ import annotations
 
-from ..files.form import is_g1
+from .._core import is_g1
 
 OLD = "rwkv-world"  # all that older files of ours say; it is no Jinja
 

@@ -151,11 +151,6 @@ def printable(text: str, *, lines: bool = False) -> str:
     return text.translate(STEERING_BUT_LINES if lines else STEERING)
 
 
-def is_g1(name: str) -> bool:
-    """Whether the name of a model or its file is of the series G0 or G1, which may think."""
-    return bool(re.search(r"(?i)(?<![a-z0-9])g[01](?:[a-z]\d?)?(?![a-z0-9])", name))
-
-
 def amount(nbytes: float) -> str:
     """A number of bytes as people read it."""
     unit = next((unit for unit in (1, 1e3, 1e6) if nbytes < 999.5 * unit), 1e9)
