@@ -53,14 +53,12 @@ def seconds(work: Callable[[], object]) -> float:
 
 def gptq_seconds(values: F32, hessian: F32, rows: int, threads: int) -> float:
     """Of a matrix [rows, columns], of which these are some rows."""
-    few, more = (
-        seconds(
-            lambda count=count: _core.quantize_matrix(
-                values[:count], "q4_k", None, hessian, DAMP, threads
-            )
-        )
-        for count in (FEW_ROWS, len(values))
-    )
+
+    def taken(count: int) -> float:
+        some = values[:count]
+        return seconds(lambda: _core.quantize_matrix(some, "q4_k", None, hessian, DAMP, threads))
+
+    few, more = taken(FEW_ROWS), taken(len(values))
     return few + (more - few) / (len(values) - FEW_ROWS) * (rows - FEW_ROWS)
 
 

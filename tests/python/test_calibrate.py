@@ -7,6 +7,7 @@ import errno
 import os
 import shutil
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,10 @@ def test_it_goes_on_where_it_was_stopped(tmp_path: Path, tiny_model: GetModel, t
     assert "blk.1.time_mix_value.weight.q4_k" not in kept
     assert {"carry", "residual.1", "residual.2"} < kept
     copy = shutil.copytree(plan.folder, tmp_path / "copy")
+
+    def note(seen: list[str], _done: int, _total: int, what: str) -> None:
+        seen.append(what)
+
     # What the layers left goes on from the last whole file of it, or from the beginning.
     for cut, first in ((None, 2), ("residual.1", 1), ("carry", 1), ("residual.2", 2)):
         shutil.copytree(copy, plan.folder, dirs_exist_ok=True)
@@ -124,7 +129,7 @@ def test_it_goes_on_where_it_was_stopped(tmp_path: Path, tiny_model: GetModel, t
             os.truncate(plan.folder / cut, 4)
         seen: list[str] = []
         plan = planned(path, target, text)
-        plan.run(lambda _done, _total, what, seen=seen: seen.append(what))
+        plan.run(partial(note, seen))
         layers = [what for what in dict.fromkeys(seen) if what.startswith(("layer", "the head"))]
         assert layers == [f"layer {n} of 3" for n in range(first, 4)] + ["the head"]
         assert "blk.0.time_mix_key.weight" not in seen
@@ -140,8 +145,8 @@ def test_it_goes_on_where_it_was_stopped(tmp_path: Path, tiny_model: GetModel, t
     assert files(target) == files(right)
     with pytest.raises(KeyboardInterrupt):
         planned(path, target, text).run(stop)
-    cut = plan.folder / "blk.0.time_mix_key.weight.q4_k"
-    cut.write_bytes(cut.read_bytes()[:-1])
+    part = plan.folder / "blk.0.time_mix_key.weight.q4_k"
+    part.write_bytes(part.read_bytes()[:-1])
     planned(path, target, text).run()
     assert files(target) == files(right)
 
