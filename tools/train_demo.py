@@ -13,6 +13,7 @@ rate falls to its end over a last few steps, then the model is saved.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import math
 import signal
@@ -39,9 +40,10 @@ def train_vocabulary(path: Path, pieces: int, seed: int) -> None:
     """Learns the sentencepiece vocabulary; id 0 ends a document and no text encodes to it."""
     source = demo_text.samples(seed)
     lines = ("".join(text for text, _ in next(source)) for _ in range(20_000))
+    learnt = io.BytesIO()  # a file's path would become part of the vocabulary
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=(line.replace("\n", " ") for line in lines),
-        model_prefix=str(path.with_suffix("")),
+        model_writer=learnt,
         model_type="bpe",
         vocab_size=pieces,
         eos_id=0,
@@ -58,6 +60,7 @@ def train_vocabulary(path: Path, pieces: int, seed: int) -> None:
         max_sentence_length=20_000,
         minloglevel=2,
     )
+    path.write_bytes(learnt.getvalue())
 
 
 def token_samples(
