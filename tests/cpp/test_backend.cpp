@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "check.h"
+#include "host_shortlist.h"
 #include "tiny_model.h"
 
 using namespace rwkv_edge;
@@ -143,6 +144,10 @@ public:
     float* direct(float*) override { return nullptr; }
     int64_t chunk() const override { return 48; }
     std::unique_ptr<Ops> make_ops() override { return std::make_unique<FarOps>(cpu_->make_ops()); }
+    std::unique_ptr<Shortlist> make_shortlist(int64_t n_vocab) override {
+        return std::make_unique<HostShortlist>(n_vocab,
+                                               [](const float* far) { return ::near_from(far); });
+    }
 
 private:
     void give_back(float* far) noexcept override { memory_.erase(far); }
@@ -189,4 +194,75 @@ TEST(a_backend_of_another_address_space_gives_the_same_bits) {
         }
         CHECK_CASE(logits[0] == logits[1] && states[0] == states[1], version);
     }
+}
+
+TEST(logits_stay_where_the_model_lives_and_give_the_same_tokens) {
+    const std::vector<std::byte> bytes = tiny_model("7", 1).bytes();
+    CHECK(!open_model(bytes, 1, "cpu")->keeps_logits());
+    const auto far = std::make_shared<Runner>(std::make_shared<Model>(
+        ModelFile::parse(bytes, "tiny.gguf"), std::make_shared<FarBackend>()));
+    CHECK(far->keeps_logits());
+    const std::vector<int32_t> many(100, 7), one{3};
+    std::vector<float> expected(101 * 40), row(40);
+    {
+        Session a(far), b(far);
+        const Session::Part parts[] = {{&a, many, Session::Logits::All},
+                                       {&b, one, Session::Logits::Last}};
+        Session::feed_together(parts, expected.data());
+    }
+    Session a(far), b(far), c(far);
+    KeptLogits kept(far, 101);
+    const Session::Part parts[] = {{&a, many, Session::Logits::All},
+                                   {&c, one, Session::Logits::None},
+                                   {&b, one, Session::Logits::Last}};
+    Session::feed_together(parts, kept);
+    CHECK(kept.rows() == 101 && kept.n_vocab() == 40);
+    const auto row_of = [&](int64_t i) { return std::span(expected).subspan(40 * i, 40); };
+    for (int64_t i = 0; i < 101; ++i) {
+        kept.copy(i, row);
+        CHECK(std::ranges::equal(row, row_of(i)));
+    }
+    // A token for each: of rows that occur twice, too.
+    const uint8_t allowed[] = {0, 0x3c, 0, 0, 0xff};
+    std::vector<Sampler> here, there;
+    for (uint64_t seed = 0; seed < 5; ++seed)
+        here.emplace_back(SamplerOptions{.top_p = 0.9, .seed = seed});
+    there = here;
+    const std::vector<KeptLogits::Choice> choices = {{&there[0], 100},
+                                                     {&there[1], 0},
+                                                     {&there[2], 0},
+                                                     {&there[3], 50, allowed},
+                                                     {&there[4], 99}};
+    for (int round = 0; round < 5; ++round) {
+        const std::vector<int32_t> tokens = kept.sample(choices);
+        CHECK(tokens.size() == choices.size());
+        for (std::size_t i = 0; i < tokens.size(); ++i)
+            CHECK(tokens[i] == here[i].sample(row_of(choices[i].row), choices[i].allowed));
+    }
+
+    CHECK_THROWS(std::invalid_argument, "row 101 of logits, found 101 rows", kept.copy(101, row));
+    CHECK_THROWS(std::invalid_argument, "row -1 of logits", kept.copy(-1, row));
+    const std::vector<KeptLogits::Choice> beyond = {{&there[0], 101}},
+                                          twice = {{&there[0], 1}, {&there[0], 2}};
+    CHECK_THROWS(std::invalid_argument, "row 101 of logits", kept.sample(beyond));
+    CHECK_THROWS(std::invalid_argument, "a sampler occurs twice", kept.sample(twice));
+    KeptLogits few(far, 7);
+    CHECK_THROWS(std::invalid_argument, "room for 7 rows of logits, expected 101",
+                 Session::feed_together(parts, few));
+    CHECK(a.tokens() == 100 && b.tokens() == 1);
+}
+
+// What calibration wants to see are the matrices of the file, and this device has copies.
+TEST(inputs_are_of_matrices_in_the_file) {
+    const std::vector<std::byte> bytes = tiny_model("7", 1).bytes();
+    Session session(std::make_shared<Runner>(std::make_shared<Model>(
+        ModelFile::parse(bytes, "tiny.gguf"), std::make_shared<FarBackend>())));
+    const std::vector<int32_t> ids(100, 7);
+    const std::vector<std::string> names{"blk.0.time_mix_key.weight"};
+    std::vector<float> to(static_cast<std::size_t>(session.input_floats(names, 100)));
+    const std::vector<float> state = state_of(session);
+    CHECK_THROWS(std::invalid_argument,
+                 "no product on far reads the matrix 'blk.0.time_mix_key.weight'",
+                 session.inputs(ids, names, to.data()));
+    CHECK(state_of(session) == state && session.tokens() == 0);
 }
