@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 import ctypes
 import json
+import math
 import os
 import random
 import readline
@@ -560,11 +561,14 @@ def hub_folder(rng: random.Random) -> Files:
 
 def ggmf(rng: random.Random) -> Files:
     version = rng.choice([each for each in SHAPES if each != "7a"])
-    file = ck.ggmf_of(weights_of(version), rng.choice(("f32", "f16", "q4_0", "q8_0")))
+    weights = dict(weights_of(version))
+    if version in ("5.2", "6", "7") and rng.random() < 0.2:
+        weights |= tiny.random_states(SHAPES[version], seed=6)
+    file = ck.ggmf_of(weights, rng.choice(("f32", "f16", "q4_0", "q8_0")))
     for _ in range(rng.choice((0, 1, 1, 2, 3))):
         i = rng.randrange(len(file.tensors))
         tensor = file.tensors[i]
-        kind = rng.randrange(7)
+        kind = rng.randrange(8)
         if kind == 0:
             file.header[rng.randrange(6)] = int32(number(rng))
         elif kind == 1:
@@ -580,8 +584,16 @@ def ggmf(rng: random.Random) -> Files:
             del file.tensors[i]
             if not file.tensors:
                 break
-        else:
+        elif kind == 6:
             file.tensors.insert(0, tensor)
+        else:  # of another size or type, and whole
+            name = rng.choice(list(ck.GGMF_TYPES))
+            columns = rng.choice((32, 64) if name[0] == "q" else (1, 2, 16, 31, 32, 33))
+            dims = [columns, *(rng.choice((1, 2, 3, 32, 33)) for _ in range(rng.randrange(3)))]
+            size = ggml.row_bytes(name, columns) * math.prod(dims[1:])
+            same = tensor.data * (size // max(1, len(tensor.data)) + 1)
+            values = rng.choice((bytes(size), rng.randbytes(size), same[:size]))
+            file.tensors[i] = ck.GgmfTensor(tensor.name, dims, ck.GGMF_TYPES[name], values)
     return {"m.bin": maybe(rng, file.to_bytes())}
 
 
@@ -592,9 +604,7 @@ def int32(n: int) -> int:
 # ---- rwkv.cpp, by the C library's reader --------------------------------------------------------
 
 # The C++ build makes it, and the preset asan one with sanitizers.
-LIBRARY = Path(
-    os.environ.get("RWKV_EDGE_LIBRARY", ROOT / "build" / "release" / "librwkv_edge.so")
-)
+LIBRARY = Path(os.environ.get("RWKV_EDGE_LIBRARY", ROOT / "build" / "release" / "librwkv_edge.so"))
 STATUSES = {1: ValueError, 2: OSError, 3: FormatError, 4: UnsupportedError, 5: MemoryError}
 
 
