@@ -50,11 +50,17 @@ Files = Mapping[str, bytes]  # by their names in a folder; the first is what is 
 
 @dataclass(frozen=True)
 class Reader:
-    """Something that reads files. `make` gives an input; `uses` are all tried with its path."""
+    """Something that reads files. `make` gives an input; `uses` are all tried with its path, and
+    `needs` must be there for them."""
 
     name: str
     make: Callable[[random.Random], Files]
     uses: Sequence[Callable[[Path], object]]
+    needs: Path | None = None
+
+    @property
+    def lacks(self) -> Path | None:
+        return None if self.needs is None or self.needs.is_file() else self.needs
 
 
 @dataclass(frozen=True)
@@ -317,6 +323,12 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--only", type=int, metavar="N", help="input N of --seed, in this process")
     options = parser.parse_args(arguments)
     readers = [READERS[name] for name in options.reader or READERS]
+    for reader in readers:
+        if reader.lacks is not None:
+            print(f"{reader.name} is left out: it needs {reader.lacks}")
+    if options.reader and any(reader.lacks for reader in readers):
+        return 1
+    readers = [reader for reader in readers if reader.lacks is None]
     if options.only is not None:
         return max(again(reader, options.seed, options.only) for reader in readers)
     seconds = options.seconds if options.minutes is None else 60 * options.minutes

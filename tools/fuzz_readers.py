@@ -5,7 +5,10 @@ damage them that keep most of the structure."""
 from __future__ import annotations
 
 import copy
+import ctypes
 import json
+import math
+import os
 import random
 import readline
 import struct
@@ -21,9 +24,9 @@ import hub
 import numpy as np
 import pile
 import tiny
-from fuzz import Files, Reader
+from fuzz import ROOT, Files, Reader
 from reference import Weights
-from rwkv_edge import FormatError, Model, State
+from rwkv_edge import FormatError, Model, State, UnsupportedError
 from rwkv_edge._core import ModelFile, feed_together
 from rwkv_edge.chat import TEMPLATES, Turn, load_template
 from rwkv_edge.chat.saved import Transcript, text_of, transcript_of
@@ -558,11 +561,14 @@ def hub_folder(rng: random.Random) -> Files:
 
 def ggmf(rng: random.Random) -> Files:
     version = rng.choice([each for each in SHAPES if each != "7a"])
-    file = ck.ggmf_of(weights_of(version), rng.choice(("f32", "f16", "q4_0", "q8_0")))
+    weights = dict(weights_of(version))
+    if version in ("5.2", "6", "7") and rng.random() < 0.2:
+        weights |= tiny.random_states(SHAPES[version], seed=6)
+    file = ck.ggmf_of(weights, rng.choice(("f32", "f16", "q4_0", "q8_0")))
     for _ in range(rng.choice((0, 1, 1, 2, 3))):
         i = rng.randrange(len(file.tensors))
         tensor = file.tensors[i]
-        kind = rng.randrange(7)
+        kind = rng.randrange(8)
         if kind == 0:
             file.header[rng.randrange(6)] = int32(number(rng))
         elif kind == 1:
@@ -578,13 +584,73 @@ def ggmf(rng: random.Random) -> Files:
             del file.tensors[i]
             if not file.tensors:
                 break
-        else:
+        elif kind == 6:
             file.tensors.insert(0, tensor)
+        else:  # of another size or type, and whole
+            name = rng.choice(list(ck.GGMF_TYPES))
+            columns = rng.choice((32, 64) if name[0] == "q" else (1, 2, 16, 31, 32, 33))
+            dims = [columns, *(rng.choice((1, 2, 3, 32, 33)) for _ in range(rng.randrange(3)))]
+            size = ggml.row_bytes(name, columns) * math.prod(dims[1:])
+            same = tensor.data * (size // max(1, len(tensor.data)) + 1)
+            values = rng.choice((bytes(size), rng.randbytes(size), same[:size]))
+            file.tensors[i] = ck.GgmfTensor(tensor.name, dims, ck.GGMF_TYPES[name], values)
     return {"m.bin": maybe(rng, file.to_bytes())}
 
 
 def int32(n: int) -> int:
     return (n + (1 << 31)) % (1 << 32) - (1 << 31)
+
+
+# ---- rwkv.cpp, by the C library's reader --------------------------------------------------------
+
+# The C++ build makes it, and the preset asan one with sanitizers.
+LIBRARY = Path(os.environ.get("RWKV_EDGE_LIBRARY", ROOT / "build" / "release" / "librwkv_edge.so"))
+STATUSES = {1: ValueError, 2: OSError, 3: FormatError, 4: UnsupportedError, 5: MemoryError}
+
+
+@cache
+def library() -> ctypes.CDLL:
+    found = ctypes.CDLL(str(LIBRARY))
+    found.rwkv_edge_last_error.restype = ctypes.c_char_p
+    found.rwkv_edge_model_free.restype = found.rwkv_edge_session_free.restype = None
+    return found
+
+
+def ask(function: str, *arguments: Any) -> None:
+    status = library()[function](*arguments)
+    if status != 0:
+        text = library().rwkv_edge_last_error().decode("utf-8", "replace")
+        raise STATUSES.get(status, AssertionError)(text)
+
+
+def logits_in_c(path: Path, tokens: Sequence[int]) -> np.ndarray:
+    options = struct.pack("@Niq", 24, 1, 0)  # size, threads, device
+    model, session, n_vocab = ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_int64()
+    try:
+        ask("rwkv_edge_model_open", os.fsencode(path), options, ctypes.byref(model))
+        ask("rwkv_edge_model_info", model, b"n_vocab", ctypes.byref(n_vocab))
+        ask("rwkv_edge_session_new", model, ctypes.byref(session))
+        logits = np.empty(n_vocab.value, np.float32)
+        ids = (ctypes.c_int32 * len(tokens))(*(token % n_vocab.value for token in tokens))
+        to = ctypes.c_void_p(logits.ctypes.data)
+        ask("rwkv_edge_feed", session, ids, ctypes.c_size_t(len(ids)), to, None, None)
+    finally:
+        library().rwkv_edge_session_free(session)
+        library().rwkv_edge_model_free(model)
+    return logits
+
+
+def talk_in_c(path: Path) -> None:
+    """Both readers take the same files, and make the same model of one."""
+    tokens = (1, 2, 0)
+    try:
+        model = Model(path, threads=1)
+    except (FormatError, UnsupportedError, ValueError):
+        logits_in_c(path, tokens)
+        return
+    expected = model.session().feed([token % model.n_vocab for token in tokens])
+    if not np.array_equal(logits_in_c(path, tokens), expected, equal_nan=True):
+        raise AssertionError("the C library computes other logits")
 
 
 # ---- states -------------------------------------------------------------------------------------
@@ -1089,8 +1155,10 @@ def make_state(path: Path) -> None:
 USES: Sequence[Callable[[Path], object]] = (describe, talk_with_vocabulary, converted)
 
 
-def reader(name: str, make: Make, *uses: Callable[[Path], object]) -> tuple[str, Reader]:
-    return name, Reader(name, make, uses or USES)
+def reader(
+    name: str, make: Make, *uses: Callable[[Path], object], needs: Path | None = None
+) -> tuple[str, Reader]:
+    return name, Reader(name, make, uses or USES, needs)
 
 
 READERS = dict(
@@ -1101,6 +1169,7 @@ READERS = dict(
         reader("st", st),
         reader("hub", hub_folder),
         reader("ggmf", ggmf),
+        reader("ggmf-c", ggmf, talk_in_c, needs=LIBRARY),
         reader("state", state, describe, begin),
         reader("tuned", tuned, describe, begin, merge),
         reader("adapter", adapter, describe, merge_adapter),

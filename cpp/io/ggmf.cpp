@@ -213,13 +213,26 @@ private:
         header_.number(arch + ".feed_forward_length", at("blocks.0.ffn.key.weight").shape.front());
         header_.real(arch + ".attention.layer_norm_epsilon", 1e-5f);
         if (version_ == 4) return;
-        heads_ = at(version_ == 7   ? "blocks.0.att.r_k"
-                    : version_ == 6 ? "blocks.0.att.time_faaaa"
-                                    : "blocks.0.att.time_decay")
-                     .shape.front();
+        heads_ = version_ == 7   ? heads_of("blocks.0.att.r_k")
+                 : version_ == 6 ? heads_of("blocks.0.att.time_faaaa")
+                                 : at("blocks.0.att.time_decay").shape.front();
         if (width_ % heads_ != 0)
             fail(heads_, " heads, expected a divisor of ", width_, ", the columns of emb.weight");
         header_.number(arch + ".wkv.head_size", width_ / heads_);
+    }
+
+    // Of [heads, values of a head]; more dimensions are of size 1.
+    int64_t heads_of(const std::string& name) {
+        std::vector<int64_t> shape = at(name).shape;
+        while (shape.size() > 2 && shape.back() == 1) shape.pop_back();
+        while (shape.size() > 2 && shape.front() == 1) shape.erase(shape.begin());
+        if (shape.size() != 2)
+            fail("tensor '", name, "' has ", shape.size(),
+                 " dimensions, expected 2: heads, and values of a head");
+        if (shape[0] * shape[1] != width_)
+            fail("tensor '", name, "' has ", shape[0], " heads of ", shape[1], " values, expected ",
+                 width_, " values, the columns of emb.weight");
+        return shape[0];
     }
 
     void time_mix(int64_t layer) {

@@ -3,12 +3,16 @@
 // to every address that it gives out a constant is added, which only its own functions take off
 // again before the CPU's do the work. Code of the model that followed such a pointer would crash,
 // and code that mixed up two kinds of memory would find wrong values.
+#include <cmath>
 #include <cstdint>
 #include <deque>
 #include <map>
+#include <random>
 #include <vector>
 
+#include "base/error.h"
 #include "check.h"
+#include "host_shortlist.h"
 #include "tiny_model.h"
 
 using namespace rwkv_edge;
@@ -115,7 +119,7 @@ private:
     std::vector<Run> runs_;
 };
 
-class FarBackend final : public Backend {
+class FarBackend : public Backend {
 public:
     std::string name() const override { return "far"; }
     int threads() const override { return 1; }
@@ -143,6 +147,10 @@ public:
     float* direct(float*) override { return nullptr; }
     int64_t chunk() const override { return 48; }
     std::unique_ptr<Ops> make_ops() override { return std::make_unique<FarOps>(cpu_->make_ops()); }
+    std::unique_ptr<Shortlist> make_shortlist(int64_t n_vocab) override {
+        return std::make_unique<HostShortlist>(n_vocab,
+                                               [](const float* far) { return ::near_from(far); });
+    }
 
 private:
     void give_back(float* far) noexcept override { memory_.erase(far); }
@@ -188,5 +196,176 @@ TEST(a_backend_of_another_address_space_gives_the_same_bits) {
             }
         }
         CHECK_CASE(logits[0] == logits[1] && states[0] == states[1], version);
+    }
+}
+
+TEST(logits_stay_where_the_model_lives_and_give_the_same_tokens) {
+    const std::vector<std::byte> bytes = tiny_model("7", 1).bytes();
+    CHECK(!open_model(bytes, 1, "cpu")->keeps_logits());
+    const auto far = std::make_shared<Runner>(std::make_shared<Model>(
+        ModelFile::parse(bytes, "tiny.gguf"), std::make_shared<FarBackend>()));
+    CHECK(far->keeps_logits());
+    const std::vector<int32_t> many(100, 7), one{3};
+    std::vector<float> expected(101 * 40), row(40);
+    {
+        Session a(far), b(far);
+        const Session::Part parts[] = {{&a, many, Session::Logits::All},
+                                       {&b, one, Session::Logits::Last}};
+        Session::feed_together(parts, expected.data());
+    }
+    Session a(far), b(far), c(far);
+    KeptLogits kept(far, 101);
+    const Session::Part parts[] = {{&a, many, Session::Logits::All},
+                                   {&c, one, Session::Logits::None},
+                                   {&b, one, Session::Logits::Last}};
+    Session::feed_together(parts, kept);
+    CHECK(kept.rows() == 101 && kept.n_vocab() == 40);
+    const auto row_of = [&](int64_t i) { return std::span(expected).subspan(40 * i, 40); };
+    for (int64_t i = 0; i < 101; ++i) {
+        kept.copy(i, row);
+        CHECK(std::ranges::equal(row, row_of(i)));
+    }
+    // A token for each: of rows that occur twice, too.
+    const uint8_t allowed[] = {0, 0x3c, 0, 0, 0xff};
+    std::vector<Sampler> here, there;
+    for (uint64_t seed = 0; seed < 5; ++seed)
+        here.emplace_back(SamplerOptions{.top_p = 0.9, .seed = seed});
+    there = here;
+    const std::vector<KeptLogits::Choice> choices = {{&there[0], 100},
+                                                     {&there[1], 0},
+                                                     {&there[2], 0},
+                                                     {&there[3], 50, allowed},
+                                                     {&there[4], 99}};
+    for (int round = 0; round < 5; ++round) {
+        const std::vector<int32_t> tokens = kept.sample(choices);
+        CHECK(tokens.size() == choices.size());
+        for (std::size_t i = 0; i < tokens.size(); ++i)
+            CHECK(tokens[i] == here[i].sample(row_of(choices[i].row), choices[i].allowed));
+    }
+
+    CHECK_THROWS(std::invalid_argument, "row 101 of logits, found 101 rows", kept.copy(101, row));
+    CHECK_THROWS(std::invalid_argument, "row -1 of logits", kept.copy(-1, row));
+    const std::vector<KeptLogits::Choice> beyond = {{&there[0], 101}},
+                                          twice = {{&there[0], 1}, {&there[0], 2}};
+    CHECK_THROWS(std::invalid_argument, "row 101 of logits", kept.sample(beyond));
+    CHECK_THROWS(std::invalid_argument, "a sampler occurs twice", kept.sample(twice));
+    KeptLogits few(far, 7);
+    CHECK_THROWS(std::invalid_argument, "room for 7 rows of logits, expected 101",
+                 Session::feed_together(parts, few));
+    CHECK(a.tokens() == 100 && b.tokens() == 1);
+}
+
+// What calibration wants to see are the matrices of the file, and this device has copies.
+TEST(inputs_are_of_matrices_in_the_file) {
+    const std::vector<std::byte> bytes = tiny_model("7", 1).bytes();
+    Session session(std::make_shared<Runner>(std::make_shared<Model>(
+        ModelFile::parse(bytes, "tiny.gguf"), std::make_shared<FarBackend>())));
+    const std::vector<int32_t> ids(100, 7);
+    const std::vector<std::string> names{"blk.0.time_mix_key.weight"};
+    std::vector<float> to(static_cast<std::size_t>(session.input_floats(names, 100)));
+    const std::vector<float> state = state_of(session);
+    CHECK_THROWS(std::invalid_argument,
+                 "no product on far reads the matrix 'blk.0.time_mix_key.weight'",
+                 session.inputs(ids, names, to.data()));
+    CHECK(state_of(session) == state && session.tokens() == 0);
+}
+
+namespace {
+
+class NoOps final : public Ops {
+public:
+    void embed(const Tensor&, const int32_t*, int64_t, float*) override {}
+    void matmul(std::span<const MatmulJob>, int64_t) override {}
+    void norm(const float*, const Norm&, float, int64_t, int64_t, float*) override {}
+    void shift(const Shift&, int64_t) override {}
+    void matmul_per_token(const float*, const float*, int64_t, int64_t, int64_t, float*) override {}
+    void wkv4(const Wkv4&) override {}
+    void wkv6(const Wkv6&) override {}
+    void wkv7(const Wkv7&) override {}
+    void copy(const float*, int64_t, float*) override {}
+    void keep(const float*, const int32_t*, int64_t, const States&) override {}
+};
+
+class Rehearsal final : public FarBackend {
+public:
+    std::unique_ptr<Ops> make_ops() override { return std::make_unique<NoOps>(); }
+};
+
+// Wants to know what a model takes before it places a weight, and writes down what happens.
+class CarefulBackend final : public FarBackend {
+public:
+    std::vector<std::string> seen;
+    bool has_room = true;
+
+    std::shared_ptr<Backend> rehearsal() override {
+        rehearsal_ = std::make_shared<Rehearsal>();
+        return rehearsal_;
+    }
+    void prepare(const ModelFile& file, const Backend& rehearsal, int64_t state) override {
+        seen.push_back(
+            cat("prepare ", file.path(), &rehearsal == rehearsal_.get() ? " " : "?", state));
+        if (!has_room) throw NoMemory("no room for this model");
+    }
+    void settle() override { seen.push_back("settle"); }
+    Tensor matrix(const Tensor& in_file) override {
+        if (seen.back() != "a matrix") seen.push_back("a matrix");
+        return FarBackend::matrix(in_file);
+    }
+
+private:
+    std::shared_ptr<Backend> rehearsal_;
+};
+
+}  // namespace
+
+TEST(a_backend_may_refuse_before_a_weight_is_placed) {
+    const std::vector<std::byte> bytes = tiny_model("7", 1).bytes();
+    const auto file = ModelFile::parse(bytes, "tiny.gguf");
+    const auto backend = std::make_shared<CarefulBackend>();
+    const auto model = Model::open(file, backend);
+    const std::string prepared = cat("prepare tiny.gguf ", 4 * model->memory_size());
+    CHECK((backend->seen == std::vector<std::string>{prepared, "a matrix", "settle"}));
+    std::vector<float> logits(40), expected(40);
+    const int32_t id = 7;
+    Session(std::make_shared<Runner>(model)).feed({&id, 1}, Session::Logits::Last, logits.data());
+    Session(open_model(bytes, 1, "cpu")).feed({&id, 1}, Session::Logits::Last, expected.data());
+    CHECK(logits == expected);
+    const auto full = std::make_shared<CarefulBackend>();
+    full->has_room = false;
+    CHECK_THROWS(NoMemory, "no room for this model", Model::open(file, full));
+    CHECK((full->seen == std::vector<std::string>{prepared}));
+}
+
+// k-types of other programs' files are read eight rows at a time, as floats.
+TEST(types_without_a_kernel_give_the_products_of_their_floats) {
+    std::mt19937 rng(9);
+    const int64_t rows = 19, cols = 512, tokens = 3;
+    std::vector<float> x(static_cast<std::size_t>(tokens * cols));
+    for (float& v : x) v = static_cast<float>(rng() % 2001) / 1000.0f - 1.0f;
+    for (const Type type : {Type::Q2_K, Type::Q3_K, Type::Q4_K, Type::Q5_K, Type::Q6_K}) {
+        const TypeInfo& info = type_info(type);
+        const auto size = static_cast<std::size_t>(info.block_bytes);
+        std::vector<std::byte> blocks(static_cast<std::size_t>(type_bytes(type, rows * cols)));
+        std::vector<float> wide(static_cast<std::size_t>(rows * cols));
+        const auto of_a_weight = [](float w) { return std::fabs(w) < 1000.0f; };  // no NaN
+        for (std::size_t i = 0; i * size < blocks.size(); ++i) {
+            const std::span block = std::span(blocks).subspan(i * size, size);
+            const std::span values = std::span(wide).subspan(i * 256, 256);
+            do {
+                for (std::byte& byte : block) byte = static_cast<std::byte>(rng());
+                info.dequantize(block.data(), values.data(), 256);
+            } while (!std::ranges::all_of(values, of_a_weight));
+        }
+        for (const int threads : {1, 2}) {
+            const auto backend = make_cpu_backend(threads);
+            const auto ops = backend->make_ops();
+            std::vector<float> found(static_cast<std::size_t>(tokens * rows)), expected(found);
+            const MatmulJob jobs[] = {
+                {.w = {blocks.data(), type, rows, cols}, .x = {x.data()}, .y = found.data()},
+                {.w = {wide.data(), Type::F32, rows, cols}, .x = {x.data()}, .y = expected.data()}};
+            ops->matmul(jobs, tokens);
+            CHECK_CASE(found == expected, std::string(info.name));
+            CHECK_CASE(std::ranges::count(found, 0.0f) < 5, std::string(info.name));
+        }
     }
 }

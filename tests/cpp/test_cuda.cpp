@@ -83,7 +83,12 @@ TEST(a_device_that_is_not_there_is_named) {
                      make_backend("cuda:" + count, 1));
     } else {
         CHECK_THROWS(UnsupportedError, why_no_cuda(), make_backend("cuda", 1));
+        CHECK_THROWS(UnsupportedError, "device 'cuda:3': ", make_backend("cuda:3", 1));
+        CHECK_THROWS(UnsupportedError, why_no_cuda(), gpu_limits("cuda"));
+        CHECK(cuda_devices().empty());
     }
+    CHECK_THROWS(std::invalid_argument, "device 'cpu', expected 'cuda' or 'cuda:1'",
+                 gpu_limits("cpu"));
     CHECK(make_backend("cpu", 1)->name().starts_with("cpu "));
 }
 

@@ -9,6 +9,7 @@
 #include <stdexcept>
 
 #include "check.h"
+#include "host_shortlist.h"
 #include "sampler.h"
 
 using namespace rwkv_edge;
@@ -293,4 +294,106 @@ TEST(logits_without_a_maximum_are_refused) {
     CHECK_THROWS(std::invalid_argument, "finite", sampler.sample(Logits{0.0f, INFINITY}));
     CHECK_THROWS(std::invalid_argument, "no token is left", sampler.sample(Logits{}));
     CHECK(sampler.sample(Logits{-INFINITY, 0.0f}) == 1);  // single tokens may be banned
+}
+
+namespace {
+
+Logits normal(std::mt19937& rng, std::size_t n, float spread) {
+    std::normal_distribution<float> values(0.0f, spread);
+    Logits logits(n);
+    for (float& l : logits) l = values(rng);
+    return logits;
+}
+
+std::vector<std::pair<int32_t, double>> biases(int32_t count) {
+    std::vector<std::pair<int32_t, double>> out;
+    for (int32_t token = 0; token < count; ++token) out.emplace_back(token, 0.5 * token);
+    return out;
+}
+
+// What takes each of the sampler's ways: nothing cut, each option alone and with others, the best
+// token, one that is forced, more changes than a shortlist has room for.
+const std::vector<SamplerOptions> kWays = {
+    {.top_p = 1.0},
+    {.top_p = 0.7},
+    {.temperature = 0.0},
+    {.top_k = 1},
+    {.top_k = 5, .top_p = 1.0},
+    {.top_p = 1.0, .min_p = 0.1},
+    {.top_p = 1.0, .typical_p = 0.6},
+    {.temperature = 1.5, .top_k = 40, .top_p = 0.9, .min_p = 0.01, .typical_p = 0.95},
+    {.top_p = 0.8, .presence_penalty = 0.5, .frequency_penalty = 0.5, .penalty_window = 6},
+    {.top_p = 0.8, .logit_bias = {{0, 1.0}, {2, -1.0}, {0, 0.25}}, .banned = {1}},
+    {.top_p = 0.8, .forced = {3, 0}},
+    {.top_p = 0.8, .logit_bias = biases(9)},
+};
+
+}  // namespace
+
+// One by one and together, however the device shortens the vocabulary.
+TEST(choices_from_a_shortlist_are_those_from_the_logits) {
+    std::mt19937 rng(7);
+    for (const std::size_t n : {4u, 63u, 64u, 65u, 1024u, 1100u, 5000u}) {
+        HostShortlist shortlist(static_cast<int64_t>(n));
+        std::vector<Logits> rows;
+        for (const float spread : {0.01f, 1.0f, 4.0f}) rows.push_back(normal(rng, n, spread));
+        rows.push_back(normal(rng, n, 1.0f));
+        for (float& l : rows.back()) l = std::round(2 * l);  // many are equal
+        std::vector<uint8_t> allowed((n + 7) / 8);
+        for (uint8_t& bits : allowed) bits = static_cast<uint8_t>(rng() | 13);
+        std::vector<Sampler> here, there;
+        for (SamplerOptions options : kWays) {
+            options.seed = rng();
+            here.emplace_back(options);
+            there.emplace_back(options);
+        }
+        for (std::size_t step = 0; step < 12; ++step) {
+            std::vector<Choice> choices;
+            for (std::size_t i = 0; i < there.size(); ++i) {
+                choices.push_back({&there[i], rows[(step + i) % rows.size()].data()});
+                if (step % 3 == 1) choices.back().allowed = allowed;
+            }
+            std::vector<int32_t> tokens(choices.size());
+            if (step % 2 == 0)
+                sample(shortlist, choices, tokens);
+            else
+                for (std::size_t i = 0; i < choices.size(); ++i)
+                    sample(shortlist, {&choices[i], 1}, {&tokens[i], 1});
+            for (std::size_t i = 0; i < choices.size(); ++i) {
+                const Logits& row = rows[(step + i) % rows.size()];
+                const int32_t right = here[i].sample(row, choices[i].allowed);
+                CHECK_CASE(tokens[i] == right && here[i].seed() == there[i].seed(),
+                           std::to_string(n) + ", way " + std::to_string(i) + ", step " +
+                               std::to_string(step));
+                here[i].accept(right);
+                there[i].accept(right);
+            }
+        }
+    }
+}
+
+TEST(a_shortlist_refuses_what_the_logits_do) {
+    HostShortlist shortlist(100);
+    const auto choose = [&](const Logits& row, const SamplerOptions& options = {},
+                            std::optional<std::span<const uint8_t>> allowed = {}) {
+        Sampler sampler(options);
+        const Choice choice{&sampler, row.data(), allowed};
+        int32_t token = -1;
+        sample(shortlist, {&choice, 1}, {&token, 1});
+        return token;
+    };
+    std::mt19937 rng(8);
+    for (const float wrong : {NAN, INFINITY})
+        for (const std::size_t at : {0u, 70u, 99u}) {
+            Logits row = normal(rng, 100, 1.0f);
+            row[at] = wrong;
+            const auto token = static_cast<int32_t>(at);
+            CHECK_THROWS(std::invalid_argument, "no finite maximum", choose(row));
+            CHECK(choose(row, {.banned = {token}}) != token);
+        }
+    CHECK_THROWS(std::invalid_argument, "no token is left", choose(Logits(100, -INFINITY)));
+    CHECK_THROWS(std::invalid_argument, "no token is left",
+                 choose(Logits(100), {}, std::span<const uint8_t>()));
+    CHECK_THROWS(std::invalid_argument, "forced token 100 is outside the vocabulary of 100",
+                 choose(Logits(100), {.forced = {100}}));
 }

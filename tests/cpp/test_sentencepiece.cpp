@@ -6,6 +6,8 @@
 #include "base/error.h"
 #include "check.h"
 #include "text/sentencepiece.h"
+#include "text/tokenizer.h"
+#include "tiny_model.h"
 
 using namespace rwkv_edge;
 
@@ -133,6 +135,19 @@ TEST(what_the_vocabulary_lacks_is_an_error) {
         CHECK_THROWS(std::invalid_argument, "token 3 is outside the vocabulary of 3",
                      tokenizer.token_bytes(3));
     }
+}
+
+TEST(a_model_file_may_hold_one) {
+    const std::string model = start() + piece("a", -9) + piece("aa", -2) + trainer(kBpe, false);
+    GgufBytes file;
+    file.text("tokenizer.ggml.model", "llama");
+    file.array("rwkv_edge.sentencepiece_model", ValueType::U8,
+               std::vector<uint8_t>(model.begin(), model.end()));
+    std::vector<std::byte> bytes = file.bytes();
+    const auto tokenizer = make_tokenizer(*ModelFile::parse(bytes, "a.gguf"));
+    std::ranges::fill(bytes, std::byte{0});  // it needs them no more
+    CHECK(tokenizer->kind() == std::string("sentencepiece") && tokenizer->n_vocab() == 4);
+    CHECK((tokenizer->encode("aaa") == Ids{3, 2}));
 }
 
 TEST(every_cut_of_a_model_is_refused_or_read) {

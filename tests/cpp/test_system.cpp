@@ -1,5 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
+#ifndef _WIN32
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#endif
+
 #include <cerrno>
+#include <csignal>
 #include <filesystem>
 #include <fstream>
 #include <string>
@@ -8,30 +15,11 @@
 #include "base/error.h"
 #include "base/system.h"
 #include "check.h"
+#include "folder.h"
 
 using namespace rwkv_edge;
 
 namespace {
-
-// Removed at the end.
-class Folder {
-public:
-    Folder() { std::filesystem::create_directories(path_); }
-    ~Folder() { std::filesystem::remove_all(path_); }
-    // Of a file there that holds `text`; as the engine takes paths, in UTF-8.
-    std::string put(const std::u8string& name, const std::string& text) const {
-        std::ofstream(path_ / name, std::ios::binary) << text;
-        return of(name);
-    }
-    std::string of(const std::u8string& name) const {
-        const std::u8string text = (path_ / name).u8string();
-        return {text.begin(), text.end()};
-    }
-
-private:
-    std::filesystem::path path_ =
-        std::filesystem::temp_directory_path() / cat("rwkv-edge-files-", process_id());
-};
 
 int code_of(const std::string& path) {
     try {
@@ -92,6 +80,45 @@ TEST(what_is_no_file_is_refused) {
     const std::string empty = folder.put(u8"empty", "");
     CHECK_THROWS(FormatError, empty + ": the file is empty", MappedFile(empty));
 }
+
+#ifndef _WIN32
+// Nobody writes to it, so that opening it to read would wait for ever.
+TEST(a_pipe_is_refused_at_once) {
+    const Folder folder;
+    const std::string path = folder.of(u8"pipe");
+    CHECK(::mkfifo(path.c_str(), 0600) == 0);
+    CHECK_THROWS(FormatError, path + ": a pipe or a device, expected a regular file",
+                 MappedFile(path));
+    CHECK_THROWS(FormatError, "/dev/null: a pipe or a device", MappedFile("/dev/null"));
+}
+
+// In a child, which the signal ends as it ends every program.
+TEST(a_bus_error_ends_with_a_sentence) {
+    const Folder folder;
+    const std::string path = folder.put(u8"short", std::string(1 << 20, 'a'));
+    int said[2];
+    CHECK(::pipe(said) == 0);
+    const pid_t child = ::fork();
+    if (child == 0) {
+        ::dup2(said[1], STDERR_FILENO);
+        say_on_bus_error("the file was cut short\n");
+        const MappedFile file(path);
+        std::filesystem::resize_file(path, 100);
+        volatile std::byte last = file.bytes().back();
+        (void)last;
+        ::_exit(0);
+    }
+    ::close(said[1]);
+    std::string text(100, ' ');
+    const ssize_t size = ::read(said[0], text.data(), text.size());
+    ::close(said[0]);
+    CHECK(text.substr(0, static_cast<std::size_t>(std::max<ssize_t>(size, 0))) ==
+          "the file was cut short\n");
+    int status = 0;
+    CHECK(::waitpid(child, &status, 0) == child);
+    CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGBUS);
+}
+#endif
 
 // A writer renames the old file, and gives the new one its name, while the old one is mapped.
 TEST(a_mapped_file_can_be_renamed) {

@@ -39,6 +39,15 @@ public:
         append(out, ValueType::String);
         string(out, value);
     }
+    template <class T>
+    void array(const std::string& name, ValueType element, const std::vector<T>& values) {
+        std::vector<std::byte>& out = new_array(name, element, values.size());
+        for (const T& value : values) append(out, value);
+    }
+    void texts(const std::string& name, const std::vector<std::string>& values) {
+        std::vector<std::byte>& out = new_array(name, ValueType::String, values.size());
+        for (const std::string& value : values) string(out, value);
+    }
     void tensor(const std::string& name, const std::vector<uint64_t>& dims,
                 const std::vector<float>& x) {
         tensors.push_back({name, dims, x, Type::F32});
@@ -109,6 +118,15 @@ private:
         Key& key = keys_.emplace_back(Key{name, {}});
         string(key.bytes, name);
         return key.bytes;
+    }
+
+    std::vector<std::byte>& new_array(const std::string& name, ValueType element,
+                                      std::size_t count) {
+        std::vector<std::byte>& out = new_key(name);
+        append(out, ValueType::Array);
+        append(out, element);
+        append(out, static_cast<uint64_t>(count));
+        return out;
     }
 
     std::vector<Key> keys_;
