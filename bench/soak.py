@@ -6,12 +6,13 @@
 
 At the same time: chats, completions and embeddings, streamed or not; conversations that go on
 from stored states, forks too; storms of clients that go away; clients that read slowly; halves of
-headers and of bodies; garbage. At a third and at two thirds the server is killed with SIGKILL and
-started again; at the end it gets SIGTERM.
+headers and of bodies; garbage. In between the server is killed with SIGKILL and started again,
+--kills times; at the end it gets SIGTERM.
 
-It must hold that each answer is that of the model alone, that states of before the kill give what
-they gave, that /health answers within --health milliseconds, and that memory does not grow from
-one minute to another once the caches are full. The program ends with 1 where something does not.
+It must hold that each answer is that of the model alone, that each request is answered unless the
+server that got it was killed, that states of before the kill give what they gave, that connections
+with half a request are closed, that /health answers within --health milliseconds, and that memory
+beside stored states and caches does not grow. The program ends with 1 where something does not.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -37,9 +40,11 @@ import serve
 from rwkv_edge import Conversation, Model
 
 START_SECONDS = 120.0
-SETTLED = 60.0  # seconds until the caches are full and memory shall stay as it is
+SETTLED = 60.0  # seconds until everything has been allocated once
 PORTS = (20000, 30000)  # none that a client gets, which would then talk to itself
-GROWTH = 1.02  # of memory, from the first to the last third of what follows
+GROWTH = 1.02  # of memory, what is kept set aside, from the first to the last third after that
+HALVES_END = 30.0  # seconds; the server gives a header 20
+NARROW = 4096  # bytes that a slow reader has room for
 CHAT, COMPLETIONS, STATES = "/v1/chat/completions", "/v1/completions", "/v1/states"
 NAMES = ("Anna", "Tom", "Mia", "Ben", "Lea", "Max")
 QUESTIONS = ("What is the capital of France?", "Hello!", "Tell me a story.", "What is 3 plus 4?")
@@ -58,8 +63,10 @@ class Soak:
         self.done = Counter[str]()
         self.wrong: list[str] = []
         self.health: list[float] = []
-        self.memory: list[tuple[int, float, int]] = []
-        """Which of the server's lives, seconds since its beginning, bytes."""
+        self.load: list[float] = []
+        self.memory: list[tuple[int, float, int, int]] = []
+        """Which of the server's lives, seconds since its beginning, bytes of the process, and bytes
+        of them that it keeps on purpose: states and beginnings, within their budgets."""
         self.lives = 0
         self.born = 0.0
         self.states: dict[str, tuple[str, str]] = {}
@@ -104,7 +111,7 @@ class Soak:
         status, data = await self.ask("GET", STATES)
         there = {each["id"] for each in json.loads(data)["data"]} if status == 200 else set()
         self.note(known.keys() <= there, f"{len(known.keys() - there)} states are gone")
-        for id in random.sample(sorted(known), min(5, len(known))):
+        for id in sorted(known):
             await self.go_on(id, known[id])
         self.down.clear()
 
@@ -116,32 +123,30 @@ class Soak:
     # ---- requests -------------------------------------------------------------------------------
 
     async def open(
-        self, method: str, path: str, body: Any = None, most: int | None = None
+        self, data: bytes, room: int | None = None
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """A connection on which a request, or the first `most` bytes of it, was sent."""
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        data = (
-            b"" if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
-        )
-        head = f"{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n"
-        if data:
-            head += f"content-type: application/json\r\ncontent-length: {len(data)}\r\n"
-        writer.write((f"{head}\r\n".encode() + data)[:most])
+        """A connection on which `data` was sent, with `room` for bytes that nobody has read."""
+        end = socket.socket()
+        end.setblocking(False)
+        if room is not None:
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, room)
+        try:
+            await asyncio.get_running_loop().sock_connect(end, ("127.0.0.1", self.port))
+        except BaseException:
+            end.close()
+            raise
+        reader, writer = await asyncio.open_connection(sock=end, limit=room or 1 << 16)
+        writer.write(data)
         await writer.drain()
         return reader, writer
 
     async def ask(self, method: str, path: str, body: Any = None) -> Found:
         """The status and the body of an answer."""
-        reader, writer = await self.open(method, path, body)
+        reader, writer = await self.open(request(method, path, body))
         try:
-            data = await reader.read()
+            return parsed(await reader.read())
         finally:
             writer.close()
-        head, _, rest = data.partition(b"\r\n\r\n")
-        chunked = b"transfer-encoding: chunked" in head.lower()
-        if not head or (chunked and not rest.endswith(b"0\r\n\r\n")):
-            raise ConnectionResetError(f"{path}: cut off at {data[-100:]!r}")
-        return int(head.split()[1]), unchunked(rest) if chunked else rest
 
     async def told(self, body: dict[str, Any], stream: bool) -> tuple[str, str | None] | None:
         """The text of a chat's answer and its state; None where the queue is full."""
@@ -219,30 +224,51 @@ class Soak:
         async def one(stream: bool, seconds: float) -> None:
             body = {"prompt": "word " * rng.randrange(1, 300), "max_tokens": 4000,
                     "ignore_eos": True, "stream": stream}  # fmt: skip
-            reader, writer = await self.open("POST", COMPLETIONS, body)
+            reader, writer = await self.open(request("POST", COMPLETIONS, body))
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(reader.read(400), seconds)
             writer.transport.abort()
 
-        await asyncio.gather(*(one(rng.random() < 0.5, rng.random()) for _ in range(24)))
-        self.done["gone away"] += 24
+        count = rng.choice((24, 100))  # more than may wait
+        await asyncio.gather(*(one(rng.random() < 0.5, rng.random()) for _ in range(count)))
+        self.done["gone away"] += count
         await asyncio.sleep(5 * rng.random())
 
     async def read_slowly(self, rng: random.Random) -> None:
-        body = {"prompt": "Once", "max_tokens": 300, "ignore_eos": True, "stream": True}
-        reader, writer = await self.open("POST", COMPLETIONS, body)
-        for _ in range(rng.randrange(400)):
-            if not await reader.read(16):
-                break
-            await asyncio.sleep(0.02)
-        writer.close()
+        """Until all buffers on the way are full. Then go away, or take the rest at once: that is
+        all of it, or says why not."""
+        body = {"prompt": "Once", "max_tokens": 4000, "ignore_eos": True, "stream": True}
+        reader, writer = await self.open(request("POST", COMPLETIONS, body), room=NARROW)
+        try:
+            data = b""
+            for _ in range(rng.randrange(1000)):
+                data += await reader.read(16)
+                await asyncio.sleep(0.02)
+            if rng.random() < 0.5:
+                status, told = parsed(data + await reader.read())
+                end = told.rstrip().rpartition(b"data: ")[2]
+                late = b"not taken in time" in end
+                self.note(
+                    status == 429 or end == b"[DONE]" or late,
+                    f"a slow reader: {status} {told[-300:]!r}",
+                )
+                self.done["too slow readers"] += late
+        finally:
+            writer.close()
         self.done["slow readers"] += 1
 
     async def half(self, rng: random.Random) -> None:
         """Of a request, whose sender then says nothing for long."""
-        _, writer = await self.open("POST", CHAT, chat("Hello!"), most=rng.randrange(200))
+        whole = request("POST", CHAT, chat("Hello!"))
+        data = whole[: rng.randrange(len(whole))]
+        reader, writer = await self.open(data)
         try:
-            await asyncio.sleep(30 * rng.random())
+            seconds = HALVES_END * rng.choice((rng.random(), 1.0))
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(reader.read(), seconds)
+            if seconds == HALVES_END and b"\r\n\r\n" not in data:
+                self.note(reader.at_eof(), f"{data!r} keeps a connection")
+                self.done["halves were closed"] += 1
         finally:
             writer.close()
         self.done["halves"] += 1
@@ -262,30 +288,40 @@ class Soak:
         while True:
             while self.down.is_set():
                 await asyncio.sleep(0.1)
+            life = self.lives
             try:
                 await work(rng)
-            except (OSError, asyncio.IncompleteReadError, ValueError) as error:
-                if not self.down.is_set() and time.monotonic() - self.born > 2:
-                    self.note(False, f"{work.__name__}: {error!r}")
+            except (OSError, ValueError) as error:
+                self.note(self.killed(life), f"{work.__name__}: {error!r}")
                 await asyncio.sleep(0.2)
             await asyncio.sleep(0.1 * rng.random())
 
     async def watch(self) -> None:
         while True:
-            began = time.monotonic()
-            with contextlib.suppress(OSError, ValueError):
-                status, _ = await self.ask("GET", "/health")
-                if not self.down.is_set():
-                    self.health.append(time.monotonic() - began)
-                    self.note(status == 200, f"/health: {status}")
-            with contextlib.suppress(OSError):
-                assert self.process is not None
-                text = Path(f"/proc/{self.process.pid}/status").read_text()
-                line = next(line for line in text.splitlines() if line.startswith("RssAnon"))
-                self.memory.append(
-                    (self.lives, time.monotonic() - self.born, int(line.split()[1]) << 10)
-                )
             await asyncio.sleep(0.25)
+            began, life = time.monotonic(), self.lives
+            try:
+                status, _ = await self.ask("GET", "/health")
+                seconds = time.monotonic() - began
+                metrics = (await self.ask("GET", "/metrics"))[1].decode()
+            except (OSError, ValueError) as error:
+                self.note(self.killed(life), f"watch: {error!r}")
+                continue
+            if self.killed(life):
+                continue
+            self.note(status == 200, f"/health: {status}")
+            self.health.append(seconds)
+            self.load.append(os.getloadavg()[0])
+            assert self.process is not None
+            text = Path(f"/proc/{self.process.pid}/status").read_text()
+            (used,) = re.findall(r"^RssAnon:\s+(\d+) kB$", text, re.M)
+            kept = re.findall(r"^rwkv_edge_(?:state|cache)_bytes (\d+)$", metrics, re.M)
+            at = time.monotonic() - self.born
+            self.memory.append((life, at, int(used) << 10, sum(map(int, kept))))
+
+    def killed(self, life: int) -> bool:
+        """Whether that server is, or is about to be checked after the last kill."""
+        return self.down.is_set() or self.lives > life
 
     def answer_alone(self) -> None:
         model = Model(self.options.model, threads=1)
@@ -304,10 +340,11 @@ class Soak:
         works += [self.storm, self.read_slowly, self.read_slowly, self.garbage] + [self.half] * 4
         tasks = [asyncio.create_task(self.repeat(work, i)) for i, work in enumerate(works)]
         tasks.append(asyncio.create_task(self.watch()))
-        for _ in range(2):
-            await asyncio.sleep(20 * self.options.minutes)
+        life = 60 * self.options.minutes / (self.options.kills + 1)
+        for _ in range(self.options.kills):
+            await asyncio.sleep(life)
             await self.kill()
-        await asyncio.sleep(20 * self.options.minutes)
+        await asyncio.sleep(life)
         self.down.set()
         for task in tasks:
             task.cancel()
@@ -322,18 +359,27 @@ class Soak:
         ordered = sorted(1000 * x for x in self.health)
         print(
             f"/health in ms: median {statistics.median(ordered):.1f}, "
-            f"p99 {serve.quantile(ordered, 0.99):.1f}, longest {ordered[-1]:.1f}"
+            f"p99 {serve.quantile(ordered, 0.99):.1f}, longest {ordered[-1]:.1f}; "
+            f"the machine's load: median {statistics.median(self.load):.1f}, "
+            f"most {max(self.load):.1f}"
         )
         late = sum(x > self.options.health for x in ordered)
         self.note(late == 0, f"/health was late {late} times of {len(ordered)}")
         for life in range(1, self.lives + 1):
-            found = [x for n, at, x in self.memory if n == life and at > SETTLED]
+            found = [x for x in self.memory if x[0] == life and x[1] > SETTLED]
             third = len(found) // 3
             if third < 10:
                 continue
-            first, last = (statistics.median(x) / 1e6 for x in (found[:third], found[-third:]))
-            print(f"memory of life {life}: {first:.1f} MB, then {last:.1f} MB")
-            self.note(last < first * GROWTH, "memory grows")
+            (first, kept), (last, kept_last) = (
+                [statistics.median(x[i] for x in part) / 1e6 for i in (2, 3)]
+                for part in (found[:third], found[-third:])
+            )
+            print(
+                f"memory of life {life}: {first:.1f} MB, {kept:.1f} of them kept; "
+                f"then {last:.1f} MB, {kept_last:.1f} of them kept"
+            )
+            grown = (last - kept_last) - (first - kept)
+            self.note(grown < first * (GROWTH - 1), f"memory grows by {grown:.2f} MB")
         log = (self.folder / "log").read_text("utf-8", "replace")
         print(log[-2000:])
         self.note("Traceback" not in log, "a traceback in the log")
@@ -342,6 +388,24 @@ class Soak:
 
 def chat(text: str) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": text}], "temperature": 0, "max_tokens": 60}
+
+
+def request(method: str, path: str, body: Any = None) -> bytes:
+    head = f"{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n"
+    if body is None:
+        return f"{head}\r\n".encode()
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    head += f"content-type: application/json\r\ncontent-length: {len(data)}\r\n"
+    return f"{head}\r\n".encode() + data
+
+
+def parsed(data: bytes) -> Found:
+    """The status and the body of a whole answer."""
+    head, _, rest = data.partition(b"\r\n\r\n")
+    chunked = b"transfer-encoding: chunked" in head.lower()
+    if not head or (chunked and not rest.endswith(b"0\r\n\r\n")):
+        raise ConnectionResetError(f"an answer was cut off at {data[-100:]!r}")
+    return int(head.split()[1]), unchunked(rest) if chunked else rest
 
 
 def unchunked(data: bytes) -> bytes:
@@ -358,6 +422,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("model", type=Path, nargs="?")
     parser.add_argument("--minutes", type=float, default=15.0)
+    parser.add_argument("--kills", type=int, default=2)
     parser.add_argument("--threads", type=int, default=max(1, (os.cpu_count() or 2) - 1))
     parser.add_argument("--health", type=float, default=100.0, help="milliseconds")
     options = parser.parse_args()

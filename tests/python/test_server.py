@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -608,6 +609,37 @@ def test_health_props_and_metrics(client: httpx.Client, model: Model) -> None:
 def values(client: httpx.Client) -> dict[str, float]:
     lines = client.get("/metrics").text.splitlines()
     return {name: float(x) for name, x in (y.split() for y in lines if not y.startswith("#"))}
+
+
+def test_heads(client: httpx.Client) -> None:
+    """What a GET would answer, without the body. Ollama's program asks so whether a server is
+    there."""
+    state = answered(client, "/v1/states", {"prompt": "Once"})["id"]
+    paths = ["/", "/page/app.js", "/health", "/v1/models", "/v1/models/demo", "/props", "/metrics",
+             "/tokenizer_info", "/api/tags", "/api/ps", "/api/version", "/v1/states",
+             f"/v1/states/{state}", f"/v1/states/{state}/file"]  # fmt: skip
+    host, port = client.base_url.host, client.base_url.port
+    assert port is not None
+    for path in paths:
+        whole = client.get(path)
+        with socket.create_connection((host, port), PATIENCE) as raw:
+            raw.sendall(
+                f"HEAD {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n".encode()
+            )
+            with raw.makefile("rb") as file:
+                head, _, body = file.read().partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200 "), path
+        assert body == b""
+        fields = dict(line.lower().split(b": ", 1) for line in head.splitlines()[1:])
+        assert {name.decode() for name in fields} - {"connection"} == set(whole.headers)
+        if path != "/metrics":  # where counters grow
+            assert int(fields[b"content-length"]) == len(whole.content)
+    assert client.head(CHAT).status_code == 405
+    assert client.head("/nothing").status_code == 404
+    assert client.head("/", headers={"host": "evil.example"}).status_code == 403
+    with client_of(Service(Model(threads=1)), keys=["a secret key"]) as locked:
+        assert locked.head("/").status_code == 200
+        assert locked.head("/v1/models").status_code == 401
 
 
 def test_token_ids_are_not_embedded(client: httpx.Client) -> None:

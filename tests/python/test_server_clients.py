@@ -236,8 +236,24 @@ def test_dialects_of_litellm(url: str, model: Model) -> None:
         if stream:
             found = litellm.stream_chunk_builder(list(found), messages=messages)
         assert found.choices[0].message.content == asked(model, FRANCE)
+        # whose bodies have no type, or octets
+        house = {"model": "ollama_chat/demo", "api_base": base, "messages": messages, **common}
+        for found in (
+            litellm.completion(stream=stream, **house),
+            asyncio.run(waited(litellm.acompletion(stream=stream, **house))),
+        ):
+            whole = (
+                litellm.stream_chunk_builder(list(found), messages=messages) if stream else found
+            )
+            assert whole.choices[0].message.content == asked(model, FRANCE)
     found = litellm.responses(model="openai/demo", api_base=url, input=FRANCE, **common)
     assert found.output[0].content[0].text == asked(model, FRANCE)
+
+
+async def waited(answer: Any) -> Any:
+    """An answer, or all of its chunks."""
+    found = await answer
+    return [chunk async for chunk in found] if hasattr(found, "__aiter__") else found
 
 
 def test_thoughts_in_litellm(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:

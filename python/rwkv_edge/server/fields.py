@@ -34,10 +34,10 @@ class Refused(Exception):
         self.retry_after = retry_after
 
 
-def wrong(param: str, found: Any, expected: str) -> Refused:
+def wrong(param: str, found: Any, expected: str, status: int = 400) -> Refused:
     text = shown(found)
     text = text if len(text) <= MOST_SAID else f"{text[:MOST_SAID]}..."
-    return Refused(400, f"{param}: found {text}, expected {expected}", param=param)
+    return Refused(status, f"{param}: found {text}, expected {expected}", param=param)
 
 
 def read_json(data: bytes) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .fields import Refused
-from .http import ErrorBody, openai_error, refusal
+from .fields import Refused, wrong
+from .http import OCTETS, ErrorBody, is_upload, media_type, openai_error, refusal
 
 LOCAL = ("localhost", "127.0.0.1", "::1")
 OPEN = ("/health", "/v1/health")
@@ -21,8 +21,8 @@ API = ("/v1", "/api", "/chat", "/completions", "/models", "/embeddings", "/token
        "/detokenize", "/tokenizer_info", "/props", "/metrics", "/states", "/responses",
        "/messages", "/scores")  # fmt: skip
 """Beginnings of paths that need a key, and a body of JSON."""
-STATES = "/v1/states"
-OCTETS = "application/octet-stream"
+OF_BROWSERS = (b"origin", b"referer", b"sec-fetch-site", b"sec-fetch-mode", b"sec-fetch-dest")
+"""Headers that come with what a page sends; the first with each of its POSTs."""
 
 
 class Guard:
@@ -166,13 +166,17 @@ def follows_link(scope: Scope, headers: dict[bytes, list[bytes]]) -> bool:
 
 
 def check_body(scope: Scope, headers: dict[bytes, list[bytes]]) -> None:
-    """A page of another site can send some types without asking; JSON is none of them."""
+    """A page of another site can send a form, a text and a body without a type before a browser
+    asks us; JSON is none of them. So a page has to say JSON. Some programs say nothing or octets
+    for JSON. That is taken where no header is a browser's; a form or a text never is."""
     if scope["method"] in ("GET", "HEAD", "DELETE"):
         return
-    kind = (one(headers, b"content-type") or "").partition(";")[0].strip().lower()
-    if kind == "application/json" or (kind == OCTETS and scope["path"] == STATES):
+    kind = media_type(one(headers, b"content-type"))
+    if kind == "application/json" or is_upload(scope["path"], kind):
         return
-    raise Refused(415, "the body has to be application/json")
+    if kind in ("", OCTETS) and not any(name in headers for name in OF_BROWSERS):
+        return
+    raise wrong("content-type", kind, "application/json", status=415)
 
 
 async def preflight(scope: Scope, receive: Receive, send: Send) -> None:

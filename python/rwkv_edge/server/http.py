@@ -24,6 +24,8 @@ MOST_BODY = 16 << 20  # bytes of JSON
 BODY_SECONDS = 60.0
 PING_SECONDS = 15.0
 GONE = 499  # of a client that did not wait; nobody sees it but the log
+STATES = "/v1/states"
+OCTETS = "application/octet-stream"
 
 T = TypeVar("T")
 
@@ -97,7 +99,8 @@ def door(
             if not service.ready:
                 raise Refused(503, "the server is not ready", kind="server_error")
             body = Fields({})
-            if http.method == "POST" and is_json(http):
+            kind = media_type(http.headers.get("content-type"))
+            if http.method == "POST" and not is_upload(http.scope["path"], kind):
                 data = await read_body(http, MOST_BODY)
                 body = Fields(await off_the_loop(read_json, data))
             caller = Caller(http.scope.get("rwkv_edge.caller", ""))
@@ -118,8 +121,14 @@ def door(
     return enter
 
 
-def is_json(http: HttpRequest) -> bool:
-    return http.headers.get("content-type", "").partition(";")[0].strip() == "application/json"
+def media_type(header: str | None) -> str:
+    """That of a content-type, without its parameters."""
+    return (header or "").partition(";")[0].strip().lower()
+
+
+def is_upload(path: str, kind: str) -> bool:
+    """Whether a body is a file. Any other is JSON."""
+    return path == STATES and kind == OCTETS
 
 
 async def off_the_loop(function: Callable[[bytes], T], data: bytes) -> T:

@@ -11,7 +11,7 @@ from starlette.routing import BaseRoute, Route
 
 from ..tokenizer import END_OF_TEXT
 from .fields import Fields, Refused
-from .http import Call, door, json_response, read_body
+from .http import OCTETS, STATES, Call, door, is_upload, json_response, media_type, read_body
 from .openai import read_ids, read_messages, read_names
 from .request import MOST_TEXT, Request
 from .service import Service
@@ -44,7 +44,8 @@ def read_state(body: Fields, n_vocab: int) -> Request:
 
 async def make_state(call: Call) -> Response:
     """From a text or messages behind another state; or from a file."""
-    if call.http.headers.get("content-type", "").startswith("application/octet-stream"):
+    kind = media_type(call.http.headers.get("content-type"))
+    if is_upload(call.http.scope["path"], kind):
         return await upload(call)
     body, service = call.body, call.service
     request = read_state(body, service.model.n_vocab)
@@ -83,7 +84,7 @@ async def state_file(call: Call) -> Response:
     id = call.http.path_params["id"]
     data = await asyncio.to_thread(call.service.states.file, call.caller.id, id)
     headers = {"content-disposition": f'attachment; filename="{id}.state"'}
-    return Response(data, 200, headers, "application/octet-stream")
+    return Response(data, 200, headers, OCTETS)
 
 
 # ---- tokens -------------------------------------------------------------------------------------
@@ -203,11 +204,11 @@ def metric(name: str, kind: str, value: float, text: str) -> list[str]:
 
 def routes(service: Service) -> list[BaseRoute]:
     found: list[BaseRoute] = [
-        Route("/v1/states", door(service, make_state), methods=["POST"]),
-        Route("/v1/states", door(service, list_states), methods=["GET"]),
-        Route("/v1/states/{id}", door(service, one_state), methods=["GET"]),
-        Route("/v1/states/{id}", door(service, delete_state), methods=["DELETE"]),
-        Route("/v1/states/{id}/file", door(service, state_file), methods=["GET"]),
+        Route(STATES, door(service, make_state), methods=["POST"]),
+        Route(STATES, door(service, list_states), methods=["GET"]),
+        Route(f"{STATES}/{{id}}", door(service, one_state), methods=["GET"]),
+        Route(f"{STATES}/{{id}}", door(service, delete_state), methods=["DELETE"]),
+        Route(f"{STATES}/{{id}}/file", door(service, state_file), methods=["GET"]),
         Route("/props", door(service, props), methods=["GET"]),
         Route("/metrics", door(service, metrics), methods=["GET"]),
     ]
