@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import NamedTuple
 
 from .. import _core
@@ -125,6 +125,7 @@ class Writing(Program):
         self._newline = False  # whether the last thought ends with one
         self._cached = self._thought_tokens = 0
         self._begun = self._first = 0.0  # moments
+        self._behind: Rows | None = None  # what was fed last; None: the session knows
         if self._uses_cache:
             self.reads = frozenset(key for key, _ in prompt.text.beginnings[: prompt.shared])
 
@@ -133,8 +134,8 @@ class Writing(Program):
     def steps(self) -> Steps:
         self._begun = self._first = time.monotonic()
         session = self._model.session()
-        rows = yield from self._score(session) if self._scores else self._read(session)
-        stream = None if self.expired else (yield from self._write(session, rows))
+        yield from self._score(session) if self._scores else self._read(session)
+        stream = None if self.expired else (yield from self._write(session))
         if self._calls is not None:
             self._emit_all(self._calls.end())
         if self._answer.top is not None and len(self._answer.logprobs) > self._said:
@@ -152,8 +153,7 @@ class Writing(Program):
             tail = "".join(self._visible)[-TAIL:]
             self.events.append(Ended(self._finish(), session.state, tail, self._request.store_as))
 
-    def _read(self, session: Session) -> Generator[Feed, Rows, Rows | None]:
-        """Read the prompt; returns the logits behind it, unless all of it was in the cache."""
+    def _read(self, session: Session) -> Steps:
         prompt, text = self._prompt, self._prompt.text
         number = 0
         if self._uses_cache:
@@ -161,7 +161,6 @@ class Writing(Program):
         else:
             session.reset(text.start)
         done = self._cached = text.beginnings[number - 1].end if number else 0
-        rows: Rows | None = None
         while True:
             self.reads -= {key for key, _ in text.beginnings[:number]}
             if number == prompt.shared and self._request.prompt is None:
@@ -170,67 +169,83 @@ class Writing(Program):
                 break
             end, number = text.beginnings[number].end, number + 1
             wanted = _core.Logits.last if end == len(text.tokens) else _core.Logits.none
-            rows = yield Feed(session._engine, list(text.tokens[done:end]), wanted, False)
+            yield from self._feed(session._engine, list(text.tokens[done:end]), wanted)
             done = end
             if self._uses_cache and number <= prompt.shared:
                 self._keep(session, text, number)
         if self._request.echo:
             self.events.append(Echo(self._model.tokenizer.decode(text.tokens)))
-        return rows
+
+    def _feed(
+        self,
+        core: _core.Session,
+        tokens: list[int],
+        logits: _core.Logits = _core.Logits.last,
+        *,
+        speaking: bool = False,
+    ) -> Steps:
+        """Feed, and remember the logits behind it. Those of a step are in one memory: who kept them
+        while others go on would keep the rows of all."""
+        self._behind = None
+        self._behind = yield Feed(core, tokens, logits, speaking)
 
     def _keep(self, session: Session, text: Text, number: int) -> None:
         entry = self._cache.keep(session, text, number)
         self._keep_on_disk(text, number, entry, session.state)
 
-    def _score(self, session: Session) -> Generator[Feed, Rows, Rows | None]:
+    def _score(self, session: Session) -> Steps:
         """Read the prompt and tell how likely each of its tokens was."""
-        tokens, n_vocab = list(self._prompt.text.tokens), self._model.n_vocab
+        tokens = list(self._prompt.text.tokens)
         session.reset(self._prompt.text.start)
         found: list[TokenLogprob | int] = [*tokens[:1]]
-        rows: Rows | None = None
         for start in range(0, len(tokens), ROWS):
             part = tokens[start : start + ROWS]
-            logits, row = yield Feed(session._engine, part, _core.Logits.all, False)
+            yield from self._feed(session._engine, part, _core.Logits.all)
             if self.expired:
-                return None
-            for i, token in enumerate(tokens[start + 1 : start + ROWS + 1]):
-                own, *best = _core.logprobs(logits, row + i, n_vocab, token, self._answer.top or 0)
-                found.append(TokenLogprob(*own, best))
-            rows = Rows(logits, row + len(part) - 1)
+                return
+            found += self._scored(tokens[start + 1 : start + ROWS + 1])
         self.events.append(Echo(self._model.tokenizer.decode(tokens), tuple(found)))
-        return rows
 
-    def _write(self, session: Session, rows: Rows | None) -> Generator[Feed, Rows, Stream | None]:
+    def _scored(self, tokens: list[int]) -> Iterator[TokenLogprob]:
+        """Each behind the token before it. Then the logits are those behind the last one."""
+        assert self._behind is not None
+        logits, row = self._behind
+        for token in tokens:
+            own, *best = _core.logprobs(
+                logits, row, self._model.n_vocab, token, self._answer.top or 0
+            )
+            yield TokenLogprob(*own, best)
+            row += 1
+        self._behind = Rows(logits, row)
+
+    def _write(self, session: Session) -> Generator[Feed | None, Rows | None, Stream | None]:
         """Think and answer; returns the stream of the answer, where it was begun."""
         core, left = session._engine, self._max_tokens
         if self._mode == "fast":
             forced = self._composer.encode(f" {OPEN}\n{THINK_END}")
-            rows = yield Feed(core, forced, _core.Logits.last, True)
+            yield from self._feed(core, forced, speaking=True)
         elif HINTS[self._mode]:
-            yield from self._think(session, rows, min(self._think_tokens, left))
+            yield from self._think(session, min(self._think_tokens, left))
             left -= self._thought_tokens
             if left <= 0 or self.expired:
                 return None
             # It may also have ended its document, or thought for too long.
             ended = THINK_END if self._newline else f"\n{THINK_END}"
-            rows = yield Feed(core, self._composer.encode(ended), _core.Logits.last, True)
+            yield from self._feed(core, self._composer.encode(ended), speaking=True)
         if self._mode != "off" and self._answer.restricted:
             # which the form would not let it write
-            rows = yield Feed(core, self._composer.encode(">\n"), _core.Logits.last, True)
+            yield from self._feed(core, self._composer.encode(">\n"), speaking=True)
         self._answer.limit(left)
         stream = Stream(core, [], self._answer)
         reader = self._reader()
-        rows = rows or Rows(core.logits(), 0)
-        yield from self._sample(stream, rows, lambda piece: self._say(reader.push(piece)))
+        yield from self._sample(stream, core, lambda piece: self._say(reader.push(piece)))
         self._say(reader.end())
         return stream
 
-    def _sample(
-        self, stream: Stream, rows: Rows, say: Callable[[str], None]
-    ) -> Generator[Feed, Rows, None]:
-        n_vocab, answer = self._model.n_vocab, stream.answer
+    def _sample(self, stream: Stream, core: _core.Session, say: Callable[[str], None]) -> Steps:
+        answer = stream.answer
         while True:
-            piece = stream.take(rows.logits, rows.row, n_vocab)
+            piece = self._taken(stream, core)
             if self._first == self._begun:
                 self._first = time.monotonic()
             if self.expired and not answer.complete:
@@ -239,9 +254,14 @@ class Writing(Program):
             if answer.complete:
                 return
             core, ids, mode = stream.part()
-            rows = yield Feed(core, ids, mode, True)
+            yield from self._feed(core, ids, mode, speaking=True)
 
-    def _think(self, session: Session, rows: Rows | None, most: int) -> Generator[Feed, Rows, None]:
+    def _taken(self, stream: Stream, core: _core.Session) -> str:
+        """The next piece of a text."""
+        rows = self._behind or Rows(core.logits(), 0)
+        return stream.take(rows.logits, rows.row, self._model.n_vocab)
+
+    def _think(self, session: Session, most: int) -> Steps:
         core = session._engine
         stream = Stream(core, [], self._composer.thoughts(self._request, most, THINK_END))
         trim = WithoutBlanks(bracket=">")
@@ -251,7 +271,7 @@ class Writing(Program):
                 self._newline = seen.endswith("\n")
                 self._emit_thought(seen)
 
-        yield from self._sample(stream, rows or Rows(core.logits(), 0), say)
+        yield from self._sample(stream, core, say)
         stream.settle()
         self._thought_tokens = len(stream.answer.tokens)
 
@@ -321,7 +341,7 @@ class Writing(Program):
             # The next turn may come at once, and waits for it.
             self.idle, self.reads = False, frozenset({text.beginnings[0].key})
         if rest:
-            yield Feed(session._engine, rest, _core.Logits.none, False)
+            yield from self._feed(session._engine, rest, _core.Logits.none)
         if self._uses_cache:
             self._keep(session, text, 1)
 

@@ -320,8 +320,8 @@ class Scheduler:
                 self.counts.prompt_tokens += len(tokens)
             if job.fed < len(job.feed.tokens):
                 continue
-            rows = Rows(logits, row)
             mode = job.feed.logits
+            rows = None if mode == _core.Logits.none else Rows(logits, row)
             row += {_core.Logits.none: 0, _core.Logits.last: 1}.get(mode, len(tokens))
             if not job.cancelled:
                 self._advance(job, rows)
