@@ -77,9 +77,11 @@ TEST(what_is_saved_is_loaded) {
         const auto model = model_of(version);
         SavedState saved{.state = random(model->state_size()), .output = random(64), .tokens = 9};
         save_state(path.text(), *model, kMark, saved);
-        const auto file = ModelFile::open(path.text());
-        CHECK(file->text("rwkv_edge.state.arch") == model->config().arch);
-        CHECK(file->text("rwkv_edge.state.model") == "tiny.gguf");
+        {  // Windows does not replace a file that is mapped
+            const auto file = ModelFile::open(path.text());
+            CHECK(file->text("rwkv_edge.state.arch") == model->config().arch);
+            CHECK(file->text("rwkv_edge.state.model") == "tiny.gguf");
+        }
         SavedState found = load_state(path.text(), *model, kMark);
         CHECK_CASE(found.state == saved.state && found.output == saved.output, version);
         CHECK_CASE(found.tokens == 9, version);
