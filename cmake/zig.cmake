@@ -16,8 +16,6 @@ else()
 endif()
 set(CMAKE_CXX_COMPILER ${CMAKE_CURRENT_LIST_DIR}/zig.py c++ -target ${triple})
 set(CMAKE_C_COMPILER ${CMAKE_CURRENT_LIST_DIR}/zig.py cc -target ${triple})
-# CMake's own checks are not linked: without optimization zig would build its libraries once more.
-set(CMAKE_TRY_COMPILE_TARGET_TYPE STATIC_LIBRARY)
 # GNU's ar writes no table of symbols for Mach-O.
 set(CMAKE_CXX_ARCHIVE_CREATE "python3 -m ziglang ar qcs <TARGET> <OBJECTS>")
 set(CMAKE_CXX_ARCHIVE_FINISH "")
