@@ -8,4 +8,8 @@ import sys
 # Its driver knows no -march for Arm.
 SPELLING = {"-march=armv8.2-a+dotprod": "-mcpu=generic+dotprod"}
 command = [sys.executable, "-m", "ziglang"]
-os.execv(sys.executable, command + [SPELLING.get(word, word) for word in sys.argv[1:]])
+command += [SPELLING.get(word, word) for word in sys.argv[1:]]
+# Without one, as in CMake's own checks, it would build its libraries once more, to debug them.
+if not any(word.startswith("-O") for word in command):
+    command.append("-O1")
+os.execv(sys.executable, command)

@@ -18,6 +18,7 @@
 #include "base/thread_pool.h"
 #include "gptq.h"
 #include "gram.h"
+#include "io/fingerprint.h"
 #include "io/model_file.h"
 #include "kernels/dispatch.h"
 #include "quant/search.h"
@@ -621,6 +622,7 @@ void bind_files(py::module_& m) {
             py::arg("key"), py::arg("default") = py::none())
         .def("value_type", &value_type, py::arg("key"))
         .def("forget", &ModelFile::forget)
+        .def("fingerprint", &fingerprint, py::call_guard<Unlocked>())
         .def_property_readonly("tensors", [](const std::shared_ptr<ModelFile>& f) {
             py::list tensors;
             for (const TensorView& view : f->tensors()) tensors.append(TensorInfo{f, &view});

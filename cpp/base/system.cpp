@@ -2,6 +2,7 @@
 #include "base/system.h"
 
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -15,10 +16,13 @@
 #include <algorithm>
 #include <cerrno>
 #include <csignal>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <initializer_list>
 #include <limits>
+#include <memory>
 #include <thread>
 #include <utility>
 
@@ -198,6 +202,56 @@ void say_on_bus_error(std::string text) {
     };
     action.sa_flags = static_cast<int>(SA_RESETHAND);  // the second signal ends the process
     ::sigaction(SIGBUS, &action, nullptr);
+}
+
+void replace_file(const std::string& path, std::span<const std::span<const std::byte>> pieces) {
+    const auto fail = [&path](int code) { throw FileError(code, path, std::strerror(code)); };
+    const std::unique_ptr<char, void (*)(void*)> real(::realpath(path.c_str(), nullptr), std::free);
+    const std::string target = real == nullptr ? path : real.get();
+    struct stat old{}, info{}, named{};
+    const bool there = ::stat(target.c_str(), &old) == 0;
+    if (!there && errno != ENOENT) fail(errno);
+    if (there && S_ISDIR(old.st_mode)) fail(EISDIR);
+    if (there && !S_ISREG(old.st_mode))
+        throw FileError(EINVAL, path, "a pipe or a device, expected a regular file");
+    const std::size_t name = target.rfind('/') + 1;  // 0 where there is none
+    const std::string part =
+        cat(target.substr(0, name), '.', target.substr(name), ".00000000.part");
+
+    Descriptor file{-1};
+    for (;;) {
+        file.fd =
+            ::open(part.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0600);
+        if (file.fd < 0) fail(errno);
+        // Without locks in the file system, writers do not wait.
+        while (::flock(file.fd, LOCK_EX) != 0 && errno == EINTR) continue;
+        // It may have become the target, or have been swept, before the lock was ours.
+        if (::fstat(file.fd, &info) != 0) fail(errno);
+        if (::lstat(part.c_str(), &named) == 0 && named.st_ino == info.st_ino) break;
+        ::close(std::exchange(file.fd, -1));
+    }
+    if (info.st_uid != ::geteuid() || !S_ISREG(info.st_mode))
+        throw FileError(EEXIST, path, cat(part, " is another's, or no regular file"));
+    try {
+        if (::ftruncate(file.fd, 0) != 0) fail(errno);
+        ::fchmod(file.fd, there ? old.st_mode & 0777 : 0600);  // where the file system has modes
+        for (std::span<const std::byte> rest : pieces)
+            while (!rest.empty()) {
+                const ssize_t n = ::write(file.fd, rest.data(), rest.size());
+                if (n < 0 && errno == EINTR) continue;
+                if (n < 0) fail(errno);
+                rest = rest.subspan(static_cast<std::size_t>(n));
+            }
+        if (::fsync(file.fd) != 0) fail(errno);
+        if (::rename(part.c_str(), target.c_str()) != 0) fail(errno);
+        // The new name outlives a power failure, where the system can do that.
+        const std::string folder = name == 0 ? "." : target.substr(0, name);
+        const Descriptor opened{::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)};
+        if (opened.fd >= 0) ::fsync(opened.fd);
+    } catch (const FileError&) {
+        ::unlink(part.c_str());
+        throw;
+    }
 }
 
 void MappedFile::forget() const { ::madvise(data_, skipped_ + size_, MADV_DONTNEED); }

@@ -53,6 +53,13 @@ void use_huge_pages(void* memory, std::size_t bytes, bool huge);
 // mapped file was cut short, `text` stands on stderr.
 void say_on_bus_error(std::string text);
 
+// Writes a file of these pieces. It is written beside its target, as `.NAME.00000000.part`, and
+// takes its place when it is whole: at every moment the target is the old file or the new one. What
+// a killed writer has left, the next one writes again; writers of one file wait for each other, or
+// on Windows the second one fails. A new file is for its owner only, an old one keeps its mode, and
+// a link stays one. Throws FileError.
+void replace_file(const std::string& path, std::span<const std::span<const std::byte>> pieces);
+
 // A whole regular file, mapped read-only. The map is the only copy of the weights. A file that is
 // cut short while it is mapped kills the process (SIGBUS), as with every program that maps files.
 class MappedFile {

@@ -171,6 +171,32 @@ void MappedFile::read(int64_t offset, std::span<std::byte> to, const std::string
     }
 }
 
+void replace_file(const std::string& path, std::span<const std::span<const std::byte>> pieces) {
+    const std::size_t name = path.find_last_of("/\\:") + 1;  // 0 where there is none
+    const std::wstring target = wide(path);
+    const std::wstring part =
+        wide(cat(path.substr(0, name), '.', path.substr(name), ".00000000.part"));
+    Handle file{::CreateFileW(part.c_str(), GENERIC_WRITE, 0, nullptr, CREATE_ALWAYS,
+                              FILE_ATTRIBUTE_NORMAL, nullptr)};
+    if (file.handle == INVALID_HANDLE_VALUE) fail(path);
+    try {
+        for (std::span<const std::byte> rest : pieces)
+            while (!rest.empty()) {
+                DWORD n = 0;
+                const auto most = static_cast<DWORD>(std::min(rest.size(), std::size_t{1} << 30));
+                if (::WriteFile(file.handle, rest.data(), most, &n, nullptr) == 0) fail(path);
+                rest = rest.subspan(n);
+            }
+        if (::FlushFileBuffers(file.handle) == 0) fail(path);
+        ::CloseHandle(std::exchange(file.handle, nullptr));
+        if (::MoveFileExW(part.c_str(), target.c_str(), MOVEFILE_REPLACE_EXISTING) == 0) fail(path);
+    } catch (const FileError&) {
+        if (file.handle != nullptr) ::CloseHandle(std::exchange(file.handle, nullptr));
+        ::DeleteFileW(part.c_str());
+        throw;
+    }
+}
+
 // Unlocking pages that are not locked takes them out of the working set.
 void MappedFile::forget() const { ::VirtualUnlock(data_, size_); }
 

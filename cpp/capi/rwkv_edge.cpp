@@ -7,12 +7,16 @@
 #include <algorithm>
 #include <cstring>
 #include <deque>
+#include <mutex>
+#include <optional>
 
 #include "base/error.h"
 #include "generate.h"
+#include "io/fingerprint.h"
 #include "io/ggmf.h"
 #include "io/model_file.h"
 #include "kernels/dispatch.h"
+#include "saved_state.h"
 #include "session.h"
 #include "text/chat_template.h"
 #include "text/tokenizer.h"
@@ -23,6 +27,15 @@ struct Loaded {
     std::shared_ptr<Runner> runner;
     std::unique_ptr<Tokenizer> tokenizer;  // null where the engine does not read the model's
     std::string why_not;
+
+    const std::string& fingerprint() const {
+        std::call_once(marked, [this] { mark = rwkv_edge::fingerprint(runner->model().file()); });
+        return mark;
+    }
+
+private:
+    mutable std::once_flag marked;
+    mutable std::string mark;
 };
 
 }  // namespace rwkv_edge
@@ -33,7 +46,8 @@ struct rwkv_edge_model {
 struct rwkv_edge_session {
     std::shared_ptr<const rwkv_edge::Loaded> loaded;
     std::unique_ptr<rwkv_edge::Session> core;
-    bool known_start = true;  // whether it began at the model's beginning
+    // Tokens that were read before those that the engine counts; none where that is not known.
+    std::optional<int64_t> before = 0;
 };
 struct rwkv_edge_sampler {
     rwkv_edge::Sampler core;
@@ -143,6 +157,21 @@ AnswerOptions answer_of(const rwkv_edge_options& o) {
     return options;
 }
 
+std::shared_ptr<const ModelFile> open_file(const std::string& path) {
+    char begin[4] = {};
+    {
+        const MappedFile file(path);
+        const auto bytes = file.bytes();
+        std::memcpy(begin, bytes.data(), std::min(bytes.size(), sizeof begin));
+    }
+    const std::string_view magic(begin, sizeof begin);
+    if (magic == "fmgg") return open_ggmf(path);
+    if (magic == "GGUF" || magic == "FUGG") return ModelFile::open(path);
+    throw FormatError(cat(path,
+                          ": neither a GGUF file nor a .bin file of rwkv.cpp; "
+                          "`rwkv-edge convert` makes GGUF of other files"));
+}
+
 rwkv_edge_model* load(std::shared_ptr<const ModelFile> file, const rwkv_edge_model_options* found) {
     const auto options = options_of<rwkv_edge_model_options>(found, RWKV_EDGE_MODEL_OPTIONS,
                                                              sizeof(rwkv_edge_model_options));
@@ -206,7 +235,7 @@ Session::Progress interruptible(rwkv_edge_piece piece, void* user) {
 std::vector<int32_t> prompt_of(const rwkv_edge_session& session, std::string_view text) {
     std::vector<int32_t> ids = tokenizer_of(*session.loaded).encode(text);
     if (ids.empty() && session.core->tokens() == 0) {
-        if (!session.known_start)
+        if (session.before != 0)
             throw std::invalid_argument(
                 "the prompt is empty, and the last token's logits are not known");
         ids.push_back(kEndOfText);
@@ -314,7 +343,7 @@ rwkv_edge_status rwkv_edge_model_open(const char* path, const rwkv_edge_model_op
     return guarded([&] {
         require(path != nullptr, "path");
         require(model != nullptr, "model");
-        *model = load(is_ggmf(path) ? open_ggmf(path) : ModelFile::open(path), options);
+        *model = load(open_file(path), options);
     });
 }
 
@@ -392,7 +421,7 @@ rwkv_edge_status rwkv_edge_session_fork(const rwkv_edge_session* session,
     return guarded([&] {
         require(session != nullptr, "session");
         require(copy != nullptr, "copy");
-        *copy = new rwkv_edge_session{session->loaded, session->core->fork(), session->known_start};
+        *copy = new rwkv_edge_session{session->loaded, session->core->fork(), session->before};
     });
 }
 
@@ -436,7 +465,7 @@ rwkv_edge_status rwkv_edge_state_set(rwkv_edge_session* session, const float* st
         const std::span<const float> values = array(state, count, "state");
         if (values.empty()) {
             session->core->reset();
-            session->known_start = true;
+            session->before = 0;
             return;
         }
         const auto size = static_cast<size_t>(session->core->model().state_size());
@@ -444,7 +473,37 @@ rwkv_edge_status rwkv_edge_state_set(rwkv_edge_session* session, const float* st
             session->core->set_state(values.first(size), values.subspan(size));
         else
             session->core->set_state(values);
-        session->known_start = false;
+        session->before.reset();
+    });
+}
+
+rwkv_edge_status rwkv_edge_state_save(const rwkv_edge_session* session, const char* path) {
+    return guarded([&] {
+        require(session != nullptr, "session");
+        require(path != nullptr, "path");
+        const Session& core = *session->core;
+        const Model& model = core.model();
+        SavedState saved{.state = std::vector<float>(static_cast<size_t>(model.state_size()))};
+        core.copy_state(saved.state);
+        if (core.tokens() > 0) {
+            saved.output.resize(static_cast<size_t>(model.config().n_embd));
+            core.copy_output(saved.output);
+        }
+        if (session->before) saved.tokens = *session->before + core.tokens();
+        save_state(path, model, session->loaded->fingerprint(), saved);
+    });
+}
+
+rwkv_edge_status rwkv_edge_state_load(rwkv_edge_session* session, const char* path, int any_model) {
+    return guarded([&] {
+        require(session != nullptr, "session");
+        require(path != nullptr, "path");
+        const SavedState saved = load_state(path, session->core->model(),
+                                            any_model != 0 ? "" : session->loaded->fingerprint());
+        session->core->set_state(saved.state, saved.output);
+        session->before = saved.tokens;
+        // The engine counts the token whose output it has.
+        if (session->before && !saved.output.empty()) --*session->before;
     });
 }
 

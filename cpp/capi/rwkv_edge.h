@@ -94,7 +94,8 @@ RWKV_EDGE_API rwkv_edge_status rwkv_edge_model_info(const rwkv_edge_model* model
 
 /* ---- text and tokens ---- */
 
-/* Writes the tokens of a text, at most `capacity` of them, and how many there are. */
+/* Writes the tokens of a text, at most `capacity` of them, and how many there are. Where `count` is
+ * above `capacity`, some are missing: call again with more room. */
 RWKV_EDGE_API rwkv_edge_status rwkv_edge_encode(const rwkv_edge_model* model, const char* text,
                                                 size_t size, int32_t* tokens, size_t capacity,
                                                 size_t* count);
@@ -131,6 +132,18 @@ RWKV_EDGE_API rwkv_edge_status rwkv_edge_state_get(const rwkv_edge_session* sess
  * a token must be fed before text can be generated. NULL and 0: the beginning. */
 RWKV_EDGE_API rwkv_edge_status rwkv_edge_state_set(rwkv_edge_session* session, const float* state,
                                                    size_t count);
+
+/* Writes the state to a file, the output of the last token and the model's fingerprint with it.
+ * Python's State.load, `rwkv-edge chat` and the next call read it. A saved state is replaced, any
+ * other file is not. A new file can be read by its owner only, because a state tells what was
+ * said. */
+RWKV_EDGE_API rwkv_edge_status rwkv_edge_state_save(const rwkv_edge_session* session,
+                                                    const char* path);
+/* Goes to a state from a file: one that the call above, Python or a chat wrote for this model, or a
+ * tuned state. With `any_model` the fingerprint is not looked at, and any model of the same shape
+ * will do, such as the same one in other types. A call that fails changes nothing. */
+RWKV_EDGE_API rwkv_edge_status rwkv_edge_state_load(rwkv_edge_session* session, const char* path,
+                                                    int any_model);
 
 /* ---- choosing tokens ---- */
 

@@ -9,19 +9,20 @@
 
 #include "base/error.h"
 #include "io/byte_reader.h"
+#include "io/gguf_header.h"
 #include "quant/types.h"
 
 namespace rwkv_edge {
 
 namespace {
 
-constexpr uint32_t kMagic = 0x67676d66;
-constexpr uint32_t kNameBytes = 256, kAlignment = 32;
+constexpr uint32_t kGgmfMagic = 0x67676d66;
+constexpr uint32_t kNameBytes = 256;
 
 // ggml's type for one of these files; -1 where rwkv.cpp no longer reads it either.
 int64_t ggml_type(uint32_t type) {
-    constexpr int kTypes[] = {0, 1, 2, 3, -1, -1, -1, 6, 7, 8, -1, 10, 11, 12, 13, 14};
-    return type < std::size(kTypes) ? kTypes[type] : -1;
+    constexpr int kIds[] = {0, 1, 2, 3, -1, -1, -1, 6, 7, 8, -1, 10, 11, 12, 13, 14};
+    return type < std::size(kIds) ? kIds[type] : -1;
 }
 
 struct Found {
@@ -43,67 +44,6 @@ struct Owned {
     MappedFile map;
     std::vector<std::byte> header;
     std::list<std::vector<float>> made;
-};
-
-// A GGUF header, and where the bytes of its tensors are.
-class Header {
-public:
-    void text(const std::string& name, const std::string& value) {
-        key(name, ValueType::String);
-        string(keys_, value);
-    }
-    void number(const std::string& name, int64_t value) {
-        key(name, ValueType::U32);
-        put(keys_, static_cast<uint32_t>(value));
-    }
-    void real(const std::string& name, float value) {
-        key(name, ValueType::F32);
-        put(keys_, value);
-    }
-    void tensor(const std::string& name, Type type, const std::vector<int64_t>& shape,
-                std::span<const std::byte> data) {
-        string(tensors_, name);
-        put(tensors_, static_cast<uint32_t>(shape.size()));
-        for (auto size = shape.rbegin(); size != shape.rend(); ++size) put(tensors_, *size);
-        put(tensors_, static_cast<uint32_t>(type));
-        put(tensors_, offset_);
-        offset_ += (data.size() + kAlignment - 1) / kAlignment * kAlignment;
-        views.push_back(data);
-    }
-    std::vector<std::byte> bytes() const {
-        std::vector<std::byte> out;
-        put(out, uint32_t{0x46554747});
-        put(out, uint32_t{3});
-        put(out, static_cast<uint64_t>(views.size()));
-        put(out, n_keys_);
-        out.insert(out.end(), keys_.begin(), keys_.end());
-        out.insert(out.end(), tensors_.begin(), tensors_.end());
-        return out;
-    }
-
-    std::vector<std::span<const std::byte>> views;
-
-private:
-    template <class T>
-    static void put(std::vector<std::byte>& out, T value) {
-        const std::size_t at = out.size();
-        out.resize(at + sizeof value);
-        std::memcpy(out.data() + at, &value, sizeof value);
-    }
-    static void string(std::vector<std::byte>& out, const std::string& value) {
-        put(out, static_cast<uint64_t>(value.size()));
-        const std::size_t at = out.size();
-        out.resize(at + value.size());
-        std::memcpy(out.data() + at, value.data(), value.size());
-    }
-    void key(const std::string& name, ValueType type) {
-        ++n_keys_;
-        string(keys_, name);
-        put(keys_, static_cast<uint32_t>(type));
-    }
-
-    std::vector<std::byte> keys_, tensors_;
-    uint64_t n_keys_ = 0, offset_ = 0;
 };
 
 // BlinkDL's names, as rwkv.cpp's converter leaves them, to GGUF's. Its own names of versions are
@@ -135,7 +75,7 @@ public:
         for (const auto& [name, tensor] : tensors_)
             if (!tensor.used) fail("tensor '", name, "' has no place in RWKV-", version_);
         owned_->header = header_.bytes();
-        return ModelFile::assemble(owned_->header, header_.views, path_, owned_);
+        return ModelFile::assemble(owned_->header, header_.tensors(), path_, owned_);
     }
 
 private:
@@ -146,7 +86,7 @@ private:
 
     void read_all() {
         const auto number = [&](const char* what) { return reader_.read<uint32_t>(what); };
-        if (number("the magic of rwkv.cpp") != kMagic) fail("not a file of rwkv.cpp");
+        if (number("the magic of rwkv.cpp") != kGgmfMagic) fail("not a file of rwkv.cpp");
         const uint32_t version = number("the version");
         if (version != 100 && version != 101)
             throw UnsupportedError(
@@ -388,21 +328,13 @@ private:
     std::shared_ptr<Owned> owned_;
     ByteReader reader_;
     std::map<std::string, Found> tensors_;  // ordered, as a file may choose names with equal hashes
-    Header header_;
+    GgufHeader header_;
     int version_ = 0;
     int64_t width_ = 0, layers_ = 0, heads_ = 1;
     std::string source_, target_;
 };
 
 }  // namespace
-
-bool is_ggmf(const std::string& path) {
-    const MappedFile file(path);
-    uint32_t magic = 0;
-    if (file.bytes().size() < sizeof magic) return false;
-    std::memcpy(&magic, file.bytes().data(), sizeof magic);
-    return magic == kMagic;
-}
 
 std::shared_ptr<const ModelFile> open_ggmf(const std::string& path) {
     return GgmfParser(path).parse();

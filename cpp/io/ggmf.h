@@ -10,9 +10,6 @@
 
 namespace rwkv_edge {
 
-// Whether a file begins as such a file does. Throws FileError.
-bool is_ggmf(const std::string& path);
-
 // Opens one of version 100 or 101. Matrices are used in place, unless they lie so that their type
 // cannot be read there. The file has no vocabulary. Throws FileError, FormatError,
 // UnsupportedError.

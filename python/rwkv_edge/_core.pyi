@@ -157,6 +157,8 @@ class ModelFile:
     def value_type(self, key: str) -> str: ...
     def forget(self) -> None:
         """As that of MappedFile; nothing happens to an assembled file."""
+    def fingerprint(self) -> str:
+        """What tells a model from others of its shape: 64 hex digits."""
 
 class Runner:
     """A model on a backend, and what its sessions share to advance."""

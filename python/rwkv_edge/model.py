@@ -28,14 +28,7 @@ from .generation import (
 )
 from .grammar import FORMS, Grammars, form_of
 from .lookup import Lookup
-from .model_file import (
-    bytes_per_token,
-    default_threads,
-    fingerprint,
-    hint,
-    open_model_file,
-    stamp,
-)
+from .model_file import bytes_per_token, default_threads, hint, open_model_file, stamp
 from .state import State, StateShape
 from .tokenizer import END_OF_TEXT, Tokenizer, tokenizer_from_file
 
@@ -151,9 +144,9 @@ class Model:
 
     @cached_property
     def fingerprint(self) -> str:
-        """What tells this model from others of its shape: 64 hex digits. `model_file.fingerprint`
-        says what it covers."""
-        return fingerprint(self._file)
+        """What tells this model from others of its shape: 64 hex digits. Names and licences do
+        not count, and of large tensors only some bytes (cpp/io/fingerprint.h)."""
+        return self._file.fingerprint()
 
     @property
     def device(self) -> str:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import struct
 from collections import Counter
 from os import PathLike
 from pathlib import Path
@@ -20,8 +19,6 @@ MOST_THREADS = 8  # decoding is bound by memory
 LOAD = Path("/proc/loadavg")  # of Linux
 # A token needs one row of these at most.
 TABLES = ("token_embd.weight", "channel_mix_s_emb.weight", "time_mix_state.weight")
-# What a fingerprint takes of a large tensor.
-PIECES, PIECE_BYTES = 8, 1024
 
 
 def open_model_file(
@@ -61,36 +58,6 @@ def bytes_per_token(file: ModelFile) -> int:
 def by_input(file: ModelFile) -> list[TensorInfo]:
     """The matrices of which a token reads only the rows of its inputs that are not zero."""
     return [tensor for tensor in file.tensors if tensor.name.endswith(BY_INPUT)]
-
-
-def fingerprint(file: ModelFile) -> str:
-    """What tells a model from others of its shape: 64 hex digits, a SHA-256.
-
-    It covers the keys of the architecture and, of each tensor, its name, type, shape and bytes: all
-    of up to 8 KiB, and of a larger one 8 pieces of 1 KiB, the first at its beginning, the last at
-    its end. So it reads a few megabytes of a file of 14 GB. Training changes most weights, so two
-    fine-tunes differ; one weight that was changed by hand may escape. Names, licences, vocabulary
-    and the order of tensors do not matter, nor does the form of the file.
-    """
-    from hashlib import sha256  # slow to import, and not needed for a first token
-
-    digest = sha256()
-
-    def add(data: bytes) -> None:
-        digest.update(struct.pack("<Q", len(data)) + data)
-
-    arch = str(file.get("general.architecture"))
-    for key in sorted(key for key in file.keys() if key.startswith(f"{arch}.")):  # noqa: SIM118
-        add(f"{key} {file.get(key)!r}".encode("utf-8", "surrogateescape"))
-    for tensor in sorted(file.tensors, key=lambda tensor: tensor.name):
-        add(f"{tensor.name} {tensor.type} {tensor.shape}".encode("utf-8", "surrogateescape"))
-        if tensor.nbytes <= PIECES * PIECE_BYTES:
-            add(tensor.read(0, tensor.nbytes))
-            continue
-        last = tensor.nbytes - PIECE_BYTES
-        for i in range(PIECES):
-            add(tensor.read(last * i // (PIECES - 1), PIECE_BYTES))
-    return digest.hexdigest()
 
 
 def stamp(path: Path) -> str:

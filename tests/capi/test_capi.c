@@ -86,6 +86,7 @@ static void errors_have_a_status_and_a_text(const rwkv_edge_model* model, const 
     const int32_t words[8] = {1, 2, 3, 4, 5, 6, 7, 8};
     FAILS(RWKV_EDGE_FILE, "no/such.gguf", rwkv_edge_model_open("no/such.gguf", NULL, &none));
     FAILS(RWKV_EDGE_INVALID, "path is NULL", rwkv_edge_model_open(NULL, NULL, &none));
+    FAILS(RWKV_EDGE_FORMAT, "`rwkv-edge convert`", rwkv_edge_model_open(__FILE__, NULL, &none));
     FAILS(RWKV_EDGE_FORMAT, "GGUF", rwkv_edge_model_open_memory(words, sizeof words, NULL, &none));
     options.size = 3;
     FAILS(RWKV_EDGE_INVALID, "size", rwkv_edge_model_open(path, &options, &none));
@@ -159,6 +160,50 @@ static void a_state_is_all_that_a_session_knows(const rwkv_edge_model* model) {
     rwkv_edge_session_free(session);
     rwkv_edge_session_free(other);
     free(one), free(two), free(state), free(same);
+}
+
+static void a_state_goes_through_a_file(const rwkv_edge_model* model, const char* model_path,
+                                        const char* path) {
+    const int64_t n_vocab = info(model, "n_vocab"), size = info(model, "memory_size");
+    float *one = floats(n_vocab), *two = floats(n_vocab), *state = floats(size),
+          *same = floats(size);
+    rwkv_edge_session *session = NULL, *other = NULL;
+    struct text text = fresh(4000), again = fresh(4000);
+    const int32_t ids[] = {1, 2, 3};
+    char name[1024];
+    OK(rwkv_edge_session_new(model, &session));
+    OK(rwkv_edge_session_new(model, &other));
+    OK(rwkv_edge_feed(session, ids, 3, one, NULL, NULL));
+    OK(rwkv_edge_state_get(session, state, (size_t)size));
+    remove(path);
+    OK(rwkv_edge_state_save(session, path));
+    OK(rwkv_edge_state_save(session, path)); /* and replaces it */
+    OK(rwkv_edge_feed(session, ids, 1, one, NULL, NULL));
+    OK(rwkv_edge_state_load(other, path, 0));
+    OK(rwkv_edge_state_get(other, same, (size_t)size));
+    CHECK(equal(state, same, size));
+    OK(rwkv_edge_feed(other, ids, 1, two, NULL, NULL));
+    CHECK(equal(one, two, n_vocab));
+    /* the output of the last token is in the file, so a text can go on without a prompt */
+    OK(rwkv_edge_state_load(other, path, 1));
+    OK(rwkv_edge_state_set(session, state, (size_t)size));
+    OK(rwkv_edge_generate(other, NULL, 0, NULL, add, &text, NULL));
+    OK(rwkv_edge_generate(session, NULL, 0, NULL, add, &again, NULL));
+    CHECK(text.size > 0 && strcmp(text.bytes, again.bytes) == 0);
+    /* what cannot be read or written changes nothing */
+    OK(rwkv_edge_state_load(other, path, 0));
+    FAILS(RWKV_EDGE_FORMAT, "not a saved state", rwkv_edge_state_load(other, model_path, 0));
+    FAILS(RWKV_EDGE_FILE, "no/such.state", rwkv_edge_state_load(other, "no/such.state", 0));
+    FAILS(RWKV_EDGE_FILE, "is no saved state, and is not replaced",
+          rwkv_edge_state_save(other, model_path));
+    sprintf(name, "%.900s/a", path); /* a folder that is a file */
+    FAILS(RWKV_EDGE_FILE, name, rwkv_edge_state_save(other, name));
+    OK(rwkv_edge_state_get(other, same, (size_t)size));
+    CHECK(equal(state, same, size));
+    rwkv_edge_session_free(session);
+    rwkv_edge_session_free(other);
+    free(one), free(two), free(state), free(same);
+    remove(path);
 }
 
 /* What a program of its own makes of logits. */
@@ -310,6 +355,7 @@ static void the_same_model_in_memory(const rwkv_edge_model* model, const char* p
 int main(int argc, char** argv) {
     rwkv_edge_model* model = NULL;
     rwkv_edge_model_options options = RWKV_EDGE_MODEL_OPTIONS;
+    char state[1024];
     if (argc != 2) return 2;
     CHECK(rwkv_edge_version_number() == RWKV_EDGE_VERSION_NUMBER);
     CHECK(rwkv_edge_isa() != NULL && *rwkv_edge_isa() != '\0');
@@ -322,6 +368,8 @@ int main(int argc, char** argv) {
     errors_have_a_status_and_a_text(model, argv[1]);
     tokens_and_bytes_are_one_text(model);
     a_state_is_all_that_a_session_knows(model);
+    sprintf(state, "%.1000s.state", argv[0]);
+    a_state_goes_through_a_file(model, argv[1], state);
     a_sampler_chooses_what_generate_writes(model);
     texts_end_where_they_should(model);
     a_chat(model);

@@ -5,11 +5,14 @@
 #include <unistd.h>
 #endif
 
+#include <algorithm>
 #include <cerrno>
 #include <csignal>
 #include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "base/error.h"
@@ -130,6 +133,71 @@ TEST(a_mapped_file_can_be_renamed) {
     CHECK(file.bytes().size() == 3 && file.bytes()[0] == std::byte{'o'});
     CHECK(MappedFile(path).bytes()[0] == std::byte{'n'});
 }
+
+TEST(a_file_is_replaced_when_it_is_whole) {
+    const Folder folder;
+    const std::string path = folder.of(u8"Gr\u00fc\u00dfe");
+    const auto write = [&](std::vector<std::string> texts) {
+        std::vector<std::span<const std::byte>> pieces;
+        for (const std::string& text : texts) pieces.push_back(std::as_bytes(std::span(text)));
+        replace_file(path, pieces);
+        const MappedFile file(path);
+        return std::string(reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size());
+    };
+    CHECK(write({"one, ", "", "two"}) == "one, two");
+    folder.put(u8".Gr\u00fc\u00dfe.00000000.part", "what a killed writer has left");
+    CHECK(write({"new"}) == "new");
+    const auto files = [&] {
+        const auto all = std::filesystem::directory_iterator(
+            std::filesystem::path(std::u8string(path.begin(), path.end())).parent_path());
+        return std::distance(begin(all), end(all));
+    };
+    CHECK(files() == 1);
+    CHECK_THROWS(FileError, folder.of(u8"no/file") + ": ",
+                 replace_file(folder.of(u8"no/file"), {}));
+    CHECK_THROWS(FileError, ": ", replace_file(folder.of(u8"."), {}));
+    CHECK(files() == 1);
+}
+
+#ifndef _WIN32
+TEST(a_replaced_file_keeps_its_mode_and_its_link) {
+    namespace fs = std::filesystem;
+    const Folder folder;
+    const fs::path path = folder.of(u8"file"), link = folder.of(u8"link");
+    const auto mode = [&] { return static_cast<unsigned>(fs::status(path).permissions()); };
+    replace_file(path.string(), {});
+    CHECK(mode() == 0600);
+    fs::permissions(path, fs::perms(0644));
+    fs::create_symlink("file", link);
+    const std::byte text[3] = {};
+    const std::span<const std::byte> pieces[] = {text, text};
+    replace_file(link.string(), pieces);
+    CHECK(mode() == 0644 && fs::is_symlink(link) && fs::file_size(path) == 6);
+    fs::create_symlink("elsewhere", folder.of(u8".file.00000000.part"));
+    CHECK_THROWS(FileError, path.string() + ": ", replace_file(path.string(), pieces));
+    CHECK(!fs::exists(folder.of(u8"elsewhere")));
+}
+
+// Whoever comes last wins, and nobody sees a mixture.
+TEST(writers_of_one_file_wait_for_each_other) {
+    const Folder folder;
+    const std::string path = folder.put(u8"file", std::string(1 << 16, 'a'));
+    std::vector<std::thread> writers;
+    for (const char letter : {'a', 'b', 'c'})
+        writers.emplace_back([&path, letter] {
+            const std::string text(1 << 16, letter);
+            const std::span<const std::byte> piece = std::as_bytes(std::span(text));
+            for (int i = 0; i < 20; ++i) replace_file(path, {&piece, 1});
+        });
+    for (int i = 0; i < 50; ++i) {
+        const MappedFile file(path);
+        const auto bytes = file.bytes();
+        CHECK(bytes.size() == 1 << 16);
+        CHECK(std::ranges::all_of(bytes, [&](std::byte byte) { return byte == bytes[0]; }));
+    }
+    for (std::thread& writer : writers) writer.join();
+}
+#endif
 
 TEST(the_system_answers) {
     CHECK(usable_cpus() >= 1);

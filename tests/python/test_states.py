@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
+import random
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -20,6 +23,7 @@ from numpy.typing import NDArray
 from reference import oracle
 from refusal import refuses
 from rwkv_edge import Conversation, FormatError, Model, State, UnsupportedError
+from rwkv_edge._core import ModelFile
 from rwkv_edge.cli import main
 from rwkv_edge.convert import convert
 from rwkv_edge.state import differences
@@ -503,6 +507,79 @@ def test_a_fingerprint_tells_models_apart(tmp_path: Path) -> None:
     }
     marks = {name: changed(tmp_path, "c", change).fingerprint for name, change in changes.items()}
     assert len({plain.fingerprint, *marks.values()}) == len(marks) + 1
+
+
+def own_fingerprint(file: ModelFile) -> str:
+    """What cpp/io/fingerprint.h describes, written a second time."""
+    digest = hashlib.sha256()
+
+    def add(data: bytes) -> None:
+        digest.update(struct.pack("<Q", len(data)) + data)
+
+    prefix = file.get("general.architecture") + "."
+    for key in sorted(key for key in file.keys() if key.startswith(prefix)):  # noqa: SIM118
+        add(f"{key} {file.get(key)!r}".encode())
+    for tensor in sorted(file.tensors, key=lambda tensor: tensor.name):
+        add(f"{tensor.name} {tensor.type} {tensor.shape}".encode())
+        data = bytes(tensor.data)
+        if len(data) <= 8192:
+            add(data)
+            continue
+        for i in range(8):
+            start = (len(data) - 1024) * i // 7
+            add(data[start : start + 1024])
+    return digest.hexdigest()
+
+
+def test_a_fingerprint_shows_keys_as_python_does(tmp_path: Path) -> None:
+    """Files of other programs may have keys of any kind. The halves of numbers that are powers of
+    two are the hard ones: more numbers above than below round to them."""
+    numbers = [
+        0.0,
+        -0.0,
+        1e-5,
+        64e-5,
+        0.1,
+        -1.5,
+        100.0,
+        123456.0,
+        1e15,
+        1e16,
+        1e17,
+        1.5e300,
+        5e-324,
+    ]
+    numbers += [2.0**power for power in range(-1074, 1024)]
+    numbers += [
+        sign * random.Random(i).uniform(0.1, 10) ** 99 for i in range(99) for sign in (1, -1)
+    ]
+    singles = [struct.unpack("<f", struct.pack("<f", x))[0] for x in numbers if abs(x) < 3e38]
+    more = {
+        "f64": (tiny.F64, math.pi),
+        "f32": (tiny.F32, 1e-5),
+        "whole": (tiny.F32, 3.0),
+        "nan": (tiny.F32, math.nan),
+        "inf": (tiny.F64, -math.inf),
+        "bool": (tiny.BOOL, True),
+        "u64": (tiny.U64, 2**64 - 1),
+        "i8": (tiny.I8, -7),
+        "text": (tiny.STRING, "a text"),
+        "none": (tiny.ARRAY, tiny.array(tiny.U32, [])),
+        "ids": (tiny.ARRAY, tiny.array(tiny.U32, [1, 2, 3])),
+        "words": (tiny.ARRAY, tiny.array(tiny.STRING, ["one", "two"])),
+        "singles": (tiny.ARRAY, tiny.array(tiny.F32, singles)),
+        "doubles": (tiny.ARRAY, tiny.array(tiny.F64, numbers)),
+    }
+
+    def change(file: tiny.Gguf) -> None:
+        for name, (kind, value) in more.items():
+            file.put(f"rwkv7.own.{name}", kind, value)
+
+    file = changed(tmp_path, "keys", change)._file
+    assert file.get("rwkv7.own.doubles") == numbers
+    assert file.fingerprint() == own_fingerprint(file)
+    plain = changed(tmp_path, "plain", lambda _: None)._file
+    assert plain.fingerprint() == own_fingerprint(plain) != file.fingerprint()
 
 
 def test_a_fingerprint_is_that_of_the_content(tmp_path: Path) -> None:
