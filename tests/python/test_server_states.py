@@ -22,7 +22,7 @@ from rwkv_edge.server.fields import Refused
 from rwkv_edge.server.request import CallBegin, CallText, Event, Text
 from rwkv_edge.server.service import Options, Service
 from rwkv_edge.server.states import BESIDE, States, size_of
-from scripted import play
+from scripted import letters, play
 from served import answered, ask, client_of, content, eventually, streamed
 
 CHAT, COMPLETIONS, STATES = "/v1/chat/completions", "/v1/completions", "/v1/states"
@@ -135,10 +135,7 @@ def test_thoughts_are_not_remembered(
     """Models are trained with answers only. The state is that of the visible text, and the next
     turn finds it in the cache without naming it."""
     text = {"high": ">\nHm.\n</think>\n"}.get(mode, ">\n" if mode == "minimal" else "")
-    letters = [
-        token for letter in f"{text} Hello.\n\nUser:" for token in model.tokenizer.encode(letter)
-    ]
-    play(monkeypatch, letters * 3)
+    play(monkeypatch, letters(model, f"{text} Hello.\n\nUser:") * 3)
     service = Service(model, Options(template=TEMPLATES["g1"]))
     with client_of(service) as client:
         for stored in (True, False):
@@ -159,6 +156,20 @@ def test_thoughts_are_not_remembered(
         session.read(ids)
     assert same(state, session.state)
     assert second["prompt_tokens_details"]["cached_tokens"] == known
+
+
+def test_a_cache_that_forgets(
+    model: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """An answer in other tokens than its text has is read again from the beginning."""
+    play(monkeypatch, letters(model, " Hello.\n\nUser:"))
+    with client_of(Service(model, Options(template=TEMPLATES["g1"], cache_memory=0))) as client:
+        found = answered(client, CHAT, ask("Hi", store=True))
+        state = loaded(client, found["state"], tmp_path)
+    session = model.session()
+    for part in ("User: Hi\n\nAssistant:", " Hello.\n\n"):
+        session.read(model.tokenizer.encode(part))
+    assert same(state, session.state)
 
 
 # ---- objects ------------------------------------------------------------------------------------

@@ -103,7 +103,7 @@ class Writing(Program):
         answer: Answer,
         *,
         cache: PrefixCache,
-        keep_on_disk: KeepOnDisk,
+        keep_on_disk: KeepOnDisk | None,
         think_tokens: int,
         max_tokens: int,
     ) -> None:
@@ -163,7 +163,7 @@ class Writing(Program):
         done = self._cached = text.beginnings[number - 1].end if number else 0
         while True:
             self.reads -= {key for key, _ in text.beginnings[:number]}
-            if number == prompt.shared and self._request.prompt is None:
+            if number == prompt.shared and self._mode != "off":  # so it will be gone back to
                 self._base = session.fork()
             if number == len(text.beginnings) or self.expired:
                 break
@@ -191,7 +191,8 @@ class Writing(Program):
 
     def _keep(self, session: Session, text: Text, number: int) -> None:
         entry = self._cache.keep(session, text, number)
-        self._keep_on_disk(text, number, entry, session.state)
+        if self._keep_on_disk is not None:
+            self._keep_on_disk(text, number, entry, session.state)
 
     def _score(self, session: Session) -> Steps:
         """Read the prompt and tell how likely each of its tokens was."""
@@ -332,9 +333,7 @@ class Writing(Program):
         if stream is not None and self._mode == "off" and visible[: len(begun)] == begun:
             rest = stream.back_to(visible[len(begun) :])
         if rest is None:
-            assert self._base is not None
-            session.rewind(self._base)
-            rest = [*prompt.asked, *visible]
+            rest = [*self._back_to_base(session), *prompt.asked, *visible]
         read = array("i", [*prompt.text.tokens[: prompt.base], *prompt.asked, *visible])
         text = prompt.text.other(read)
         if self.idle and len(rest) <= SOON:
@@ -344,6 +343,20 @@ class Writing(Program):
             yield from self._feed(session._engine, rest, _core.Logits.none)
         if self._uses_cache:
             self._keep(session, text, 1)
+
+    def _back_to_base(self, session: Session) -> Sequence[int]:
+        """Let the session stand where the shared beginnings end; returns what it has still to read
+        of them."""
+        if self._base is not None:
+            session.rewind(self._base)
+            return ()
+        text, number = self._prompt.text, 0
+        if self._uses_cache:
+            number = self._cache.begin(session, text.up_to(self._prompt.shared))
+        else:
+            session.reset(text.start)
+        done = text.beginnings[number - 1].end if number else 0
+        return text.tokens[done : self._prompt.base]
 
     def _finish(self) -> Finish:
         answer, now = self._answer, time.monotonic()
@@ -388,7 +401,7 @@ class Reading(Program):
     """Reads a prompt, to store the state behind it."""
 
     def __init__(
-        self, model: Model, prompt: Prompt, cache: PrefixCache, keep_on_disk: KeepOnDisk
+        self, model: Model, prompt: Prompt, cache: PrefixCache, keep_on_disk: KeepOnDisk | None
     ) -> None:
         super().__init__()
         self._model, self._prompt = model, prompt
@@ -407,7 +420,8 @@ class Reading(Program):
             part = list(text.tokens[done:end])
             yield Feed(session._engine, part, _core.Logits.none, False)
             entry = self._cache.keep(session, text, number)
-            self._keep_on_disk(text, number, entry, session.state)
+            if self._keep_on_disk is not None:
+                self._keep_on_disk(text, number, entry, session.state)
             done = end
         usage = Usage(len(text.tokens), cached, 0, 0, time.monotonic() - began, 0.0)
         self.events.append(Ended(Finish("stop", usage), session.state, ""))

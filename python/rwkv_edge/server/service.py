@@ -22,7 +22,7 @@ from ..prefix_cache import Entry, PrefixCache, Text
 from ..state import State
 from .compose import Composer
 from .fields import Refused
-from .program import TAIL, Embedding, Ended, Program, Reading, Vector, Writing
+from .program import TAIL, Embedding, Ended, KeepOnDisk, Program, Reading, Vector, Writing
 from .request import MOST_TOKENS, Caller, Event, Finish, Request
 from .scheduler import Item, Job, Mailbox, Scheduler, log
 from .states import Kept, States
@@ -115,13 +115,16 @@ class Service:
 
     # ---- the cache on disk ----------------------------------------------------------------------
 
+    @property
+    def _on_disk(self) -> KeepOnDisk | None:
+        return None if self.options.cache_dir is None else self._keep_on_disk
+
     def _keep_on_disk(self, text: Text, number: int, entry: Entry, state: State) -> None:
         """A disk may be slow: the engine does not wait for it."""
-        if self._disk.is_alive():
-            try:
-                self._unwritten.put_nowait((text, number, entry, state))
-            except queue.Full:
-                log.warning("the disk is slow: a state was not kept, and may be read again")
+        try:
+            self._unwritten.put_nowait((text, number, entry, state))
+        except queue.Full:
+            log.warning("the disk is slow: a state was not kept, and may be read again")
 
     def _write(self) -> None:
         while (found := self._unwritten.get()) is not None:
@@ -152,7 +155,7 @@ class Service:
             prompt,
             self.composer.answer(request, most, constraint),
             cache=self.cache,
-            keep_on_disk=self._keep_on_disk,
+            keep_on_disk=self._on_disk,
             think_tokens=think,
             max_tokens=most,
         )
@@ -223,7 +226,7 @@ class Service:
         start = self._start(request, caller)
         prompt = self.composer.told(request, start, salt_of(caller))
         self._check_length(len(prompt.text.tokens))
-        return Reading(self.model, prompt, self.cache, self._keep_on_disk)
+        return Reading(self.model, prompt, self.cache, self._on_disk)
 
     def _start(self, request: Request, caller: Caller) -> State | None:
         if request.state is None:
