@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 from rwkv_edge import Model, _core
+from rwkv_edge.chat import TEMPLATES
 from rwkv_edge.server.fields import Refused
 from rwkv_edge.server.program import Feed, Program, Steps
 from rwkv_edge.server.request import Text
@@ -59,6 +61,34 @@ def test_an_answer_does_not_depend_on_company(model: Model) -> None:
 def client_steps(client: httpx.Client) -> float:
     lines = client.get("/metrics").text.splitlines()
     return float(next(x for x in lines if x.startswith("rwkv_edge_steps_total")).split()[1])
+
+
+def test_nobody_keeps_the_logits_of_a_step(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They have a row of each session that speaks, so a few kept ones are as large as all states.
+    Here texts begin at different steps, think, score their prompts and are remembered."""
+
+    class Logits(bytearray):
+        pass
+
+    made: list[weakref.ref[Logits]] = []
+    alive: list[int] = []
+    real = _core.feed_together
+
+    def feed_together(parts: Any) -> bytearray:
+        alive.append(sum(each() is not None for each in made))
+        logits = Logits(real(parts))
+        made.append(weakref.ref(logits))
+        return logits
+
+    monkeypatch.setattr(_core, "feed_together", feed_together)
+    talk = (CHAT, ask("Hello!", max_tokens=40, ignore_eos=True, reasoning_effort="high"))
+    score = (COMPLETIONS, {"prompt": "word " * 60, "echo": True, "logprobs": 1, "max_tokens": 9})
+    text = (COMPLETIONS, {"prompt": "Once", "max_tokens": 60, "ignore_eos": True})
+    service = Service(model, Options(template=TEMPLATES["g1"]))
+    with client_of(service) as client, ThreadPoolExecutor(9) as pool:
+        list(pool.map(lambda one: answered(client, *one), [talk, score, text] * 6))
+    assert len(alive) > 60
+    assert max(alive) == 0
 
 
 def test_a_full_queue(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -259,7 +259,7 @@ class Writing(Program):
 
     def _taken(self, stream: Stream, core: _core.Session) -> str:
         """The next piece of a text."""
-        rows = self._behind or Rows(core.logits(), 0)
+        rows, self._behind = self._behind or Rows(core.logits(), 0), None
         return stream.take(rows.logits, rows.row, self._model.n_vocab)
 
     def _think(self, session: Session, most: int) -> Steps:
