@@ -88,3 +88,26 @@ class AsyncGeneration(AsyncIterator[str]):
     def details(self) -> Details:
         """Of the pieces so far; of the whole text when there are no more."""
         return self._stream.details()
+
+
+class AsyncBatchGeneration(AsyncIterator[Piece]):
+    """Several texts as they come: numbers and pieces, and the facts about each."""
+
+    def __init__(self, streams: Sequence[Stream], n_vocab: int) -> None:
+        """For `Batch.agenerate`."""
+        self._streams = streams
+        self._pieces = run(streams, n_vocab)
+
+    async def __anext__(self) -> Piece:
+        return await self._pieces.__anext__()
+
+    async def aclose(self) -> None:
+        """End all texts where they stand."""
+        await self._pieces.aclose()
+        for stream in self._streams:
+            stream.settle()
+
+    @property
+    def details(self) -> list[Details]:
+        """Of each text so far."""
+        return [stream.details() for stream in self._streams]

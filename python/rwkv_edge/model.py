@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from typing_extensions import Unpack
 
-    from .asynchronous import AsyncGeneration
+    from .asynchronous import AsyncBatchGeneration, AsyncGeneration
 
 # Tokens that a lookup knows at most.
 MOST_LOOKED_UP = 8192
@@ -725,6 +725,26 @@ class Batch:
         seed `seed` + i. `each` has a dict of options for each session, which replace those for all.
         The same errors are raised.
         """
+        return BatchGeneration(self._streams(prompts, each, options), self.model.n_vocab)
+
+    def agenerate(
+        self,
+        prompts: str | Iterable[str | Sequence[int]] = "",
+        *,
+        each: Iterable[Options] | None = None,
+        **options: Unpack[Options],
+    ) -> AsyncBatchGeneration:
+        """As `generate`, for `async for`; `Session.agenerate` says what that means."""
+        from .asynchronous import AsyncBatchGeneration
+
+        return AsyncBatchGeneration(self._streams(prompts, each, options), self.model.n_vocab)
+
+    def _streams(
+        self,
+        prompts: str | Iterable[str | Sequence[int]],
+        each: Iterable[Options] | None,
+        options: Options,
+    ) -> list[Stream]:
         if isinstance(prompts, str):
             prompts = [prompts] * len(self.sessions)
         asked = self._each(prompts, "prompts")
@@ -735,7 +755,7 @@ class Batch:
             if "seed" not in own[i] and (seed := options.get("seed")) is not None:
                 found["seed"] = (whole("seed", seed, 0, MAX_SEED) + i) % (MAX_SEED + 1)
             streams.append(session._generating(asked[i], found))
-        return BatchGeneration(streams, self.model.n_vocab)
+        return streams
 
     def _each(self, values: Iterable[T], name: str) -> list[T]:
         found = list(values)

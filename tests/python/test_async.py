@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Session.agenerate: the same text, while other tasks run; cancelled, the state is the text's."""
+"""agenerate: the same text, while other tasks run; cancelled, the state is the text's."""
 
 from __future__ import annotations
 
@@ -44,6 +44,32 @@ def test_the_same_text(model: Model, options: dict[str, Any]) -> None:
         expected = list(pieces)
         expected += session.generate(max_tokens=3, temperature=0)
         assert found == (expected, bits(session), pieces.details.finish_reason)
+
+
+def test_the_same_texts_of_a_batch(model: Model) -> None:
+    prompts = ["abcabc", "x", "the theing"]
+    options: Any = {"seed": 3, "max_tokens": 30, "top_p": 0.9, "stop": "e"}
+    own: Any = [{}, {"max_tokens": 5}, {"temperature": 0}]
+
+    async def talk() -> tuple[list[tuple[int, str]], list[bytes], object]:
+        batch = model.batch(model.session() for _ in prompts)
+        pieces = batch.agenerate(prompts, each=own, **options)
+        found = [piece async for piece in pieces]
+        begun = batch.agenerate("and on", seed=1)
+        await begun.__anext__()
+        await begun.aclose()
+        assert [each.finish_reason for each in begun.details] == ["cancelled"] * 3
+        reasons = [each.finish_reason for each in pieces.details]
+        return found, [bits(session) for session in batch.sessions], reasons
+
+    batch = model.batch(model.session() for _ in prompts)
+    pieces = batch.generate(prompts, each=own, **options)
+    expected = list(pieces)
+    begun = batch.generate("and on", seed=1)
+    next(begun)
+    begun.close()
+    reasons = [each.finish_reason for each in pieces.details]
+    assert asyncio.run(talk()) == (expected, [bits(each) for each in batch.sessions], reasons)
 
 
 def test_other_tasks_run_meanwhile(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
