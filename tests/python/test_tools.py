@@ -100,15 +100,16 @@ def test_a_call_without_a_conversation(model: Model) -> None:
         tools.parse(cut)
 
 
-def test_shared_definitions(model: Model) -> None:
+@pytest.mark.parametrize("word", ["$defs", "definitions"])
+def test_shared_definitions(model: Model, word: str) -> None:
     def tool(name: str, kind: str) -> dict[str, Any]:
-        place = {"$ref": "#/$defs/Place"}
+        place = {"$ref": f"#/{word}/Place"}
         parameters = {
             "type": "object",
             "properties": {"at": place},
             "required": ["at"],
             "additionalProperties": False,
-            "$defs": {"Place": {"type": kind}},
+            word: {"Place": {"type": kind}},
         }
         return {"name": name, "parameters": parameters}
 
@@ -151,6 +152,7 @@ BAD: list[tuple[Any, str]] = [
     ([{"name": "a", "parameters": {"properties": ["x"]}}], "a: properties is .*, expected a dict"),
     ([{"name": "a", "parameters": {"required": "x"}}], "a: required is 'x', expected a list"),
     ([{"name": "a", "parameters": {"$defs": 1}}], r"a: \$defs is 1, expected a dict"),
+    ([{"name": "a", "parameters": {"definitions": 1}}], "a: definitions is 1, expected a dict"),
     ([{"name": "a", "parameters": {"properties": {"x": object()}}}], r"parameters of a: not JSON"),
 ]
 

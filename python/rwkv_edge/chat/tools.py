@@ -33,6 +33,9 @@ from typing import Any
 from ..grammar import JSON_OPTIONS
 from .templates import clean
 
+DEFINITIONS = ("$defs", "definitions")
+"""Where a JSON schema has what it refers to; the second in drafts before 2019."""
+
 
 @dataclass(frozen=True)
 class Tool:
@@ -92,13 +95,14 @@ class Tools:
     def schema(self) -> dict[str, Any]:
         """What a call is."""
         calls: list[dict[str, Any]] = []
-        shared: dict[str, Any] = {}
+        shared: dict[str, dict[str, Any]] = {word: {} for word in DEFINITIONS}
         for tool in self.tools:
             own = dict(tool.parameters)
             # References are looked up from the schema's root.
-            for name, schema in own.pop("$defs", {}).items():
-                if shared.setdefault(name, schema) != schema:
-                    raise ValueError(f"tools: found two definitions of '{name}', expected one")
+            for word in DEFINITIONS:
+                for name, schema in own.pop(word, {}).items():
+                    if shared[word].setdefault(name, schema) != schema:
+                        raise ValueError(f"tools: found two definitions of '{name}', expected one")
             properties = {"name": {"const": tool.name}, "arguments": own}
             calls.append(
                 {
@@ -108,7 +112,7 @@ class Tools:
                     "additionalProperties": False,
                 }
             )
-        return {"x-guidance": JSON_OPTIONS, "$defs": shared, "anyOf": calls}
+        return {"x-guidance": JSON_OPTIONS, **shared, "anyOf": calls}
 
     def parse(self, text: str) -> ToolCall:
         """The call in an answer, with or without a fence around it; what follows is not looked at.
@@ -147,7 +151,8 @@ def read_tool(found: Mapping[str, Any]) -> Tool:
     parameters = inner.get("parameters") or {}
     if not isinstance(parameters, dict) or parameters.get("type", "object") != "object":
         raise ValueError(f"tools: parameters of {name}: expected a JSON schema of an object")
-    for key, kind in {"properties": dict, "$defs": dict, "required": list}.items():
+    kinds = {"properties": dict, "required": list, **dict.fromkeys(DEFINITIONS, dict)}
+    for key, kind in kinds.items():
         if not isinstance(parameters.get(key, kind()), kind):
             raise ValueError(
                 f"tools: parameters of {name}: {key} is {parameters[key]!r}, expected a "
