@@ -51,7 +51,7 @@ export function drawMeter(target, tree, props, stored) {
       "p",
       { class: "legend" },
       h("span", { class: "flat" }, "This mind stays at ", bytes(size)),
-      grown > size &&
+      slope > 0 &&
         h(
           "span",
           {
