@@ -48,8 +48,10 @@ def create_app(
 
     async def not_found(http: HttpRequest, error: Exception) -> Response:
         status = getattr(error, "status_code", 404)
-        text = "no such path" if status == 404 else "no such method for this path"
-        return refusal(Refused(status, text, code="not_found"), words(http.url.path))
+        text, code = "no such path", "not_found"
+        if status == 405:
+            text, code = "no such method for this path", "method_not_allowed"
+        return refusal(Refused(status, text, code=code), words(http.url.path))
 
     routes: list[BaseRoute] = [
         Route(path, health, methods=["GET"]) for path in ("/health", "/v1/health")

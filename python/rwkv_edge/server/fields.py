@@ -142,6 +142,14 @@ class Fields:
         )
         return value
 
+    def texts(self, name: str, *, most: int, items: int) -> list[str]:
+        """A text or a list of texts; those that are null are empty."""
+        if not isinstance(self._values.get(name), list):
+            found = [self._values.get(name)]
+        else:
+            found = self.array(name, most=items) or []
+        return [Fields({name: each}, self._path).text(name, most=most) or "" for each in found]
+
     def choice(self, *names: str, among: Sequence[str]) -> str | None:
         value: str | None = self._one(
             names, lambda x: isinstance(x, str) and x in among, " or ".join(among)

@@ -73,7 +73,7 @@ def read_format(body: Fields) -> tuple[str, Any] | None:
         found = body.choice("format", among=("json", ""))
         return ("schema", {"type": "object"}) if found else None
     schema = body.object("format")
-    return None if schema is None else ("schema", bounded("format", schema))
+    return None if schema is None else ("schema", bounded("format", schema.values))
 
 
 def read_options(body: Fields, n_vocab: int) -> tuple[Choosing, tuple[str, ...]]:

@@ -9,7 +9,8 @@ import secrets
 import struct
 import time
 from collections.abc import AsyncIterator, Sequence
-from typing import Any, cast
+from dataclasses import replace
+from typing import Any, TypeVar, cast
 
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
@@ -48,6 +49,8 @@ from .request import (
 )
 from .request import Call as ToolCall
 from .service import Answers, Service
+
+T = TypeVar("T")
 
 MOST_PROMPTS = 2048
 COMPLETION_TOKENS = 16  # where a completion does not say, as OpenAI has it
@@ -119,12 +122,7 @@ def read_biases(body: Fields, n_vocab: int) -> dict[int, float]:
 
 def read_stop(body: Fields, name: str = "stop") -> tuple[str, ...]:
     """A text, a list of texts or nothing; empty ones say nothing."""
-    if isinstance(body.get(name), list):
-        stops = body.array(name, most=MOST_STOPS) or []
-        texts = [Fields({name: stop}).text(name, most=MOST_STOP) for stop in stops]
-    else:
-        texts = [body.text(name, most=MOST_STOP)]
-    return tuple(text for text in texts if text)
+    return tuple(filter(None, body.texts(name, most=MOST_STOP, items=MOST_STOPS)))
 
 
 def read_text(body: Fields, name: str) -> str:
@@ -190,8 +188,7 @@ def read_tools(body: Fields) -> tuple[Tools | None, bool]:
     functions = [each for each in items if each.get("type", "function") == "function"]
     if not functions or choice == "none":
         return None, False
-    if len(json.dumps([each.values for each in functions])) > MOST_SCHEMA:
-        raise Refused(400, f"tools: expected at most {MOST_SCHEMA} bytes", param="tools")
+    bounded("tools", [each.values for each in functions])
     must = choice in ("required", "any")
     if isinstance(choice, dict):
         wanted = choice.get("function", choice)
@@ -219,10 +216,10 @@ def read_format(wanted: Fields) -> tuple[str, Any] | None:
     if kind == "json_schema":
         inner = wanted.object("json_schema") or wanted  # other dialects have it flat
         schema = inner.needed(inner.object("schema"), "schema")
-        return "schema", bounded(inner.path("schema"), schema)
+        return "schema", bounded(inner.path("schema"), schema.values)
     if kind == "json_object":
         schema = wanted.object("schema") or Fields({"type": "object"})
-        return "schema", bounded(wanted.path("schema"), schema)
+        return "schema", bounded(wanted.path("schema"), schema.values)
     if kind == "regex":
         return "regex", wanted.needed(wanted.text("pattern", most=MOST_SCHEMA), "pattern")
     return None
@@ -230,18 +227,18 @@ def read_format(wanted: Fields) -> tuple[str, Any] | None:
 
 def read_guided(body: Fields) -> tuple[str, Any] | None:
     if (schema := body.object("guided_json", "json_schema")) is not None:
-        return "schema", bounded("guided_json", schema)
+        return "schema", bounded("guided_json", schema.values)
     for name, form in (("guided_regex", "regex"), ("guided_grammar", "grammar")):
         if (text := body.text(name, most=MOST_SCHEMA)) is not None:
             return form, text
-    if (found := body.array("guided_choice", most=MOST_BIASES)) is not None:
-        texts = [Fields({"guided_choice": x}).text("guided_choice", most=MOST_STOP) for x in found]
-        return "choices", [text for text in texts if text]
+    if body.array("guided_choice", most=MOST_BIASES) is not None:
+        texts = body.texts("guided_choice", most=MOST_STOP, items=MOST_BIASES)
+        return "choices", list(filter(None, texts))
     return None
 
 
-def bounded(name: str, schema: Fields) -> dict[str, Any]:
-    found = schema.values
+def bounded(name: str, found: T) -> T:
+    """A schema, or something else that is kept for long or told again."""
     if len(json.dumps(found)) > MOST_SCHEMA:
         raise Refused(400, f"{name}: expected at most {MOST_SCHEMA} bytes", param=name)
     return found
@@ -300,8 +297,6 @@ def choices(request: Request, count: int) -> list[Request]:
     seed = request.sampling.get("seed")
     if count == 1 or seed is None:
         return [request] * count
-    from dataclasses import replace
-
     return [
         replace(request, sampling={**request.sampling, "seed": (seed + i) % (MAX_SEED + 1)})
         for i in range(count)
@@ -677,19 +672,15 @@ async def embeddings(call: Call) -> Response:
     check_model(call)
     body, service = call.body, call.service
     found = body.get("input")
-    if isinstance(found, list):
-        items = body.array("input", most=MOST_PROMPTS) or []
-        if items and not all(isinstance(item, str) for item in items):
-            # Programs that count tokens with another model's vocabulary send its ids.
-            raise Refused(
-                400,
-                "input: found token ids, expected texts; in LangChain say "
-                "check_embedding_ctx_length=False",
-                param="input",
-            )
-        texts = [Fields({"input": item}).text("input", most=MOST_TEXT) or "" for item in items]
-    else:
-        texts = [body.text("input", most=MOST_TEXT) or ""]
+    if isinstance(found, list) and not all(isinstance(item, str) for item in found):
+        # Programs that count tokens with another model's vocabulary send its ids.
+        raise Refused(
+            400,
+            "input: found token ids, expected texts; in LangChain say "
+            "check_embedding_ctx_length=False",
+            param="input",
+        )
+    texts = body.texts("input", most=MOST_TEXT, items=MOST_PROMPTS)
     if not texts:
         raise wrong("input", found, "a text or a list of texts")
     size = body.integer("dimensions", least=1, most=1 << 20)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import re
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -22,6 +21,7 @@ from .fields import Fields, Refused, wrong
 from .http import Call, door, drained, event_stream, json_response, openai_error, sse
 from .openai import (
     MOST_NAME,
+    bounded,
     check_model,
     new_id,
     read_common,
@@ -35,7 +35,6 @@ from .openai import (
 )
 from .request import (
     MOST_MESSAGES,
-    MOST_SCHEMA,
     MOST_STOP,
     MOST_TEXT,
     MOST_TOKENS,
@@ -363,9 +362,7 @@ def about(body: Fields, model: str, request: Request, id: Id) -> dict[str, Any]:
 def echoed(body: Fields, name: str, instead: Any) -> Any:
     """What was sent, within bounds."""
     found = body.get(name)
-    if found is not None and len(json.dumps(found)) > MOST_SCHEMA:
-        raise Refused(400, f"{name}: expected at most {MOST_SCHEMA} bytes", param=name)
-    return instead if found is None else found
+    return instead if found is None else bounded(name, found)
 
 
 # ---- paths --------------------------------------------------------------------------------------

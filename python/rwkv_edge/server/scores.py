@@ -27,18 +27,12 @@ from .service import Service
 
 
 def read_continuations(body: Fields) -> list[str]:
-    if isinstance(body.get("continuation"), list):
-        found = body.array("continuation", most=MOST_PROMPTS) or []
-        texts = [
-            Fields({"continuation": each}).text("continuation", most=MOST_TEXT) for each in found
-        ]
-    else:
-        texts = [body.text("continuation", most=MOST_TEXT)]
+    texts = body.texts("continuation", most=MOST_TEXT, items=MOST_PROMPTS)
     if not texts or not all(texts):
         raise Refused(
             400, "continuation: expected a text, or a list of texts", param="continuation"
         )
-    return [text for text in texts if text]
+    return texts
 
 
 async def scores(call: Call) -> Response:
