@@ -9,6 +9,7 @@ in test_server.py; those of other dialects are in test_server_dialects.py.
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import subprocess
@@ -224,6 +225,8 @@ def test_litellm(url: str, model: Model) -> None:
         litellm.completion(messages=messages, **{**common, "api_key": "another"})
 
 
+# It leaves an event loop open.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_dialects_of_litellm(url: str, model: Model) -> None:
     litellm = pytest.importorskip("litellm")
     messages = [{"role": "user", "content": FRANCE}]
@@ -246,6 +249,7 @@ def test_dialects_of_litellm(url: str, model: Model) -> None:
                 litellm.stream_chunk_builder(list(found), messages=messages) if stream else found
             )
             assert whole.choices[0].message.content == asked(model, FRANCE)
+    gc.collect()
     found = litellm.responses(model="openai/demo", api_base=url, input=FRANCE, **common)
     assert found.output[0].content[0].text == asked(model, FRANCE)
 
