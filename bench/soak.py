@@ -40,7 +40,7 @@ import serve
 from rwkv_edge import Conversation, Model
 
 START_SECONDS = 120.0
-SETTLED = 60.0  # seconds until everything has been allocated once
+SETTLED = 60.0  # seconds until caches are full and everything has been allocated once
 PORTS = (20000, 30000)  # none that a client gets, which would then talk to itself
 GROWTH = 1.02  # of memory, what is kept set aside, from the first to the last third after that
 HALVES_END = 30.0  # seconds; the server gives a header 20
@@ -79,7 +79,7 @@ class Soak:
         options = self.options
         model = [str(options.model)] if options.model else []
         folders = ["--state-dir", self.folder / "states", "--cache-dir", self.folder / "cache"]
-        sizes = ["--cache-memory", "32", "--cache-disk", "64", "--state-memory", "16"]
+        sizes = ["--cache-memory", "8", "--cache-disk", "64", "--state-memory", "8"]
         limits = ["--state-disk", "256", "--max-queue", "64", "--max-sessions", "16"]
         command = [sys.executable, "-m", "rwkv_edge", "serve", *model, "-t", options.threads]
         command += [*folders, *sizes, *limits, "--port", self.port]

@@ -8,12 +8,14 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from rwkv_edge import Model, _core
 from rwkv_edge.chat import TEMPLATES
+from rwkv_edge.server import service as server_service
 from rwkv_edge.server.fields import Refused
 from rwkv_edge.server.program import Feed, Program, Steps
 from rwkv_edge.server.request import Text
@@ -89,6 +91,31 @@ def test_nobody_keeps_the_logits_of_a_step(model: Model, monkeypatch: pytest.Mon
         list(pool.map(lambda one: answered(client, *one), [talk, score, text] * 6))
     assert len(alive) > 60
     assert max(alive) == 0
+
+
+def test_a_slow_disk(
+    model: Model,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+) -> None:
+    """Nobody waits for it, few states wait to be written, and one line of the log says so."""
+    monkeypatch.setattr(server_service, "MOST_UNWRITTEN", 1)
+    service, written = Service(model, Options(cache_dir=tmp_path)), threading.Event()
+    real = service.cache.keep_on_disk
+
+    def slow(*arguments: Any) -> str | None:
+        assert written.wait(PATIENCE)
+        return real(*arguments)
+
+    monkeypatch.setattr(service.cache, "keep_on_disk", slow)
+    with client_of(service) as client:
+        for i in range(4):
+            answered(client, CHAT, ask(f"Hello {i}!", max_tokens=3))
+        written.set()
+    assert caplog.text.count("the disk is slow: 1 states were not kept") == 1
+    assert caplog.text.count("the disk is slow") == 1
+    assert list(tmp_path.rglob("*.state"))
 
 
 def test_a_full_queue(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:

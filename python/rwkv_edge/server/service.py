@@ -29,7 +29,8 @@ from .states import Kept, States
 
 AT_ONCE = 16
 """Of one call's requests, so many are in the scheduler's hands."""
-MOST_UNWRITTEN = 64  # states that wait to be written to disk
+MOST_UNWRITTEN = 8  # states that wait to be written to disk
+WARN_EACH = 60.0  # seconds in which a slow disk is told of once
 GRACE = 30.0  # seconds in which answers may end when the server stops
 
 
@@ -94,6 +95,7 @@ class Service:
         self._unwritten: queue.Queue[tuple[Text, int, Entry, State] | None] = queue.Queue(
             MOST_UNWRITTEN
         )
+        self._unkept, self._warned = 0, float("-inf")
         self._disk = threading.Thread(target=self._write, name="rwkv-edge disk", daemon=True)
 
     def start(self) -> None:
@@ -124,7 +126,13 @@ class Service:
         try:
             self._unwritten.put_nowait((text, number, entry, state))
         except queue.Full:
-            log.warning("the disk is slow: a state was not kept, and may be read again")
+            self._unkept += 1
+            now = time.monotonic()
+            if now - self._warned >= WARN_EACH:
+                log.warning(
+                    "the disk is slow: %d states were not kept, and may be read again", self._unkept
+                )
+                self._warned, self._unkept = now, 0
 
     def _write(self) -> None:
         while (found := self._unwritten.get()) is not None:
