@@ -182,6 +182,26 @@ def test_a_full_disk(
     assert files(target) == files(right)
 
 
+def test_eight_bits_have_only_their_columns_scaled(
+    tmp_path: Path, tiny_model: GetModel, text: Path
+) -> None:
+    path, _ = tiny_model("f32", "d256", "7")
+    target, plain = tmp_path / "out.gguf", tmp_path / "plain.gguf"
+    plan = planned(path, target, text, type="q8_0", equal=False)
+    assert plan.windows.shape == (calibrate.JUDGED, 64)
+    assert plan.statement() == "20 matrices, 0 of them with scaled columns, judged by 512 tokens"
+    assert plan.run() == {"q8_0": 20}
+    quantize(path, plain, type="q8_0")
+    assert files(target) == files(plain)
+    # A head of fewer bits has codes to choose, and is the only one that memory is needed for.
+    plan = planned(path, target, text, type="q8_0", head_type="q4_k", equal=False)
+    assert plan.statement().startswith("1 matrix on 1,408 tokens, layer by layer; up to ")
+    plan.run()
+    planned(path, plain, text, type="q4_k", head_type="q4_k", equal=False).run()
+    assert files(target)["output.weight"] == files(plain)["output.weight"]
+    assert files(target)["blk.1.time_mix_key.weight"][0] == "q8_0"
+
+
 def test_what_is_refused(tmp_path: Path, tiny_model: GetModel, text: Path) -> None:
     path, _ = tiny_model("f32", "d256", "7")
     target = tmp_path / "out.gguf"
@@ -193,7 +213,7 @@ def test_what_is_refused(tmp_path: Path, tiny_model: GetModel, text: Path) -> No
         text.write_bytes(data)
         with refuses(ValueError, text, message):
             planned(path, target, text)
-    with pytest.raises(ValueError, match="type f16: nothing to calibrate"):
+    with pytest.raises(ValueError, match="type f16: nothing to calibrate, expected"):
         planned(path, target, text, type="f16")
     text.write_text(WORDS * 10)
     norm = next(t for t in ModelFile(path).tensors if t.name == "blk.1.attn_norm_2.weight")
