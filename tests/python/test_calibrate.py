@@ -9,6 +9,7 @@ import shutil
 import warnings
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,8 @@ def text(tmp_path: Path) -> Path:
 
 
 def planned(source: Path, target: Path, text: Path, **options: Any) -> Calibration:
-    return calibration(source, target, [text], **{"type": "q4_k", "window": 64, **options})
+    given = {"type": "q4_k", "window": 64, "tokens": 1 << 16, **options}
+    return calibration(source, target, [text], **given)
 
 
 def files(path: Path) -> dict[str, tuple[str, bytes]]:
@@ -166,9 +168,15 @@ def test_a_full_disk(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return real(number, data)
 
+    plan = planned(path, target, text)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**6))
+        with pytest.raises(OSError, match=r"1 MB are free, needed are 4\.33 MB") as caught:
+            plan.run()
+        assert caught.value.errno == errno.ENOSPC
+    assert [p.name for p in plan.folder.iterdir()] == ["job"]
     real = os.write
     monkeypatch.setattr("rwkv_edge.files.output.os.write", write)
-    plan = planned(path, target, text)
     # The job, what 22 windows leave of the residual and the carry, then matrices.
     for left, kept in ((12, 1), (1 + 2 * 22 + 3, 3 + 3)):  # noqa: B007 - `write` counts it down
         shutil.rmtree(plan.folder, ignore_errors=True)
@@ -216,6 +224,10 @@ def test_what_is_refused(tmp_path: Path, tiny_model: GetModel, text: Path) -> No
     with pytest.raises(ValueError, match="type f16: nothing to calibrate, expected"):
         planned(path, target, text, type="f16")
     text.write_text(WORDS * 10)
+    with pytest.raises(ValueError, match="self, which the model writes, and other texts"):
+        calibration(path, target, [text, calibrate.SELF], type="q4_k", tokens=64)
+    with pytest.warns(UserWarning, match=r"text: [\d,]+ tokens, expected 65,536 or more"):
+        planned(path, target, text, tokens=None)
     norm = next(t for t in ModelFile(path).tensors if t.name == "blk.1.attn_norm_2.weight")
     whole = path.read_bytes()
     bad = tmp_path / "bad.gguf"

@@ -141,7 +141,7 @@ def test_a_rough_model_is_quantized_as_well_as_a_smooth_one(
 
     def kl(path: Path, equal: bool) -> float:
         target = tmp_path / "out.gguf"
-        plan = calibration(path, target, [text], type=kind, window=64, equal=equal)
+        plan = calibration(path, target, [text], type=kind, window=64, tokens=4096, equal=equal)
         assert bool(plan.scales) == (equal and path == rough)
         plan.run()
         return score(Model(target), windows, base=model).divergence().mean

@@ -10,6 +10,7 @@ A run that was stopped goes on from there.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import shutil
@@ -158,6 +159,7 @@ class Calibration:
         """
         self.folder.mkdir(exist_ok=True)
         self._keep_job()
+        self._check_room()
         made = self._made()
         left: dict[int, list[list[str]]] = {}  # groups by layer
         for layer, names in self._layers().items():
@@ -245,6 +247,17 @@ class Calibration:
         )
         squares = sum(self._shapes[name][-1] ** 2 // 2 for name in group)
         return int(self.windows.size * (weights + squares))
+
+    def _check_room(self) -> None:
+        """OSError where what is kept would fill the disk."""
+        kept = sum(path.stat().st_size for path in self.folder.iterdir())
+        free, need = shutil.disk_usage(self.folder).free + kept, self._disk()
+        if self._shapes and free < need:
+            raise OSError(
+                errno.ENOSPC,
+                f"{amount(free)} are free, needed are {amount(need)}",
+                str(self.folder.parent),
+            )
 
     def _keep_job(self) -> None:
         """Forget what another model, text or type has left."""
@@ -381,21 +394,24 @@ def calibration(
         if is_quantizable(tensor.name, tensor.shape)
     }
     already = {t.type for t in model._file.tensors if t.name in types} - set(NUMPY_TYPES)
-    if already:
+    changed = {t.type for t in model._file.tensors if types.get(t.name, t.type) != t.type}
+    if changed & already:
         warnings.warn(
-            f"{source}: {', '.join(sorted(already))} already: quantizing a second time loses more "
-            "than quantizing the f32, f16 or bf16 file it was made from",
+            f"{source}: {', '.join(sorted(changed & already))} already: quantizing a second time "
+            "loses more than quantizing the f32, f16 or bf16 file it was made from",
             stacklevel=2,
         )
     wide = max(tensor.shape[-1] for tensor in model._file.tensors if tensor.name in types)
     count = max(1, (tokens or max(LEAST_TOKENS, TOKENS_PER_COLUMN * wide)) // window)
     if budget is None and not any(kind in SEARCHED for kind in types.values()):
         count = min(count, JUDGED)  # no codes to choose, only columns to scale
-    if list(texts) == [SELF]:
-        windows = own_text(model, count, window, progress)
-    else:
-        ids = tokens_of(model, texts)
-        windows = spread(windows_of(ids, window, ", ".join(map(str, texts))), count)
+    windows = _windows(model, texts, count, window, progress)
+    if len(windows) < count and tokens is None:
+        warnings.warn(
+            f"{', '.join(map(str, texts))}: {windows.size:,} tokens, expected {count * window:,} "
+            "or more: with fewer the file fits this text more than others",
+            stacklevel=2,
+        )
     plan = None
     if budget is not None:
         plan = plan_file(Path(source), Path(target), chosen, vocab=vocab)
@@ -427,6 +443,18 @@ def calibration(
     return Calibration(
         model, Path(source), Path(target), types, windows, bound, base, vocab, scales, mixture
     )
+
+
+def _windows(
+    model: Model, texts: Sequence[str | Path], count: int, size: int, progress: Progress | None
+) -> Windows:
+    """So many windows from all over the texts, if they have as many."""
+    if SELF not in texts:
+        ids = tokens_of(model, texts)
+        return spread(windows_of(ids, size, ", ".join(map(str, texts))), count)
+    if len(texts) > 1:
+        raise ValueError(f"{SELF}, which the model writes, and other texts: expected one of them")
+    return own_text(model, count, size, progress)
 
 
 def _scales(
