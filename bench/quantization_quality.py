@@ -7,7 +7,8 @@ MODEL is an f32 file. BIN is a folder with llama-quantize, llama-imatrix and lla
 Q4_K_M and Q4_0 get an imatrix of the same text. `--rough` makes MODEL rough first: its function
 stays the same, and its columns get outliers as large as those of real models. `--in-llama` measures
 each file with llama-perplexity too. `--mixtures` are bits a weight, or the name of a type, for the
-bytes of its calibrated file. `--plot` draws KL divergence against bytes a token.
+bytes of its calibrated file. `--self` calibrates on what MODEL writes too. `--plot` draws KL
+divergence against bytes a token.
 """
 
 from __future__ import annotations
@@ -29,11 +30,12 @@ from rwkv_edge.convert import quantize
 from rwkv_edge.convert.policy import SEARCHED, Known
 from rwkv_edge.model_file import bytes_per_token
 from rwkv_edge.quantization import perplexity
-from rwkv_edge.quantization.calibrate import calibration
+from rwkv_edge.quantization.calibrate import SELF, calibration
 from rwkv_edge.quantization.fold import combined, foldings
 from rwkv_edge.quantization.text import tokens_of, windows_of
 
 SEED = 17
+ATTEMPTS = 20
 
 
 def roughen(source: Path, target: Path) -> None:
@@ -59,10 +61,14 @@ def called(*command: str | Path) -> str:
 
 
 def by_llama(tool: Path, model: Path, base: Path) -> str:
-    """Mean KL divergence, as llama-perplexity prints it."""
-    text = called(tool, "-m", model, "--kl-divergence", "--kl-divergence-base", base, "-c", "512")
-    found = re.search(r"Mean +KLD: +([-\d.]+)", text)
-    return found[1] if found else "?"
+    """Mean KL divergence, as llama-perplexity prints it, which often ends before its last lines are
+    written."""
+    command = tool, "-m", model, "--kl-divergence", "--kl-divergence-base", base, "-c", "512"
+    for _ in range(ATTEMPTS):
+        found = re.search(r"Mean +KLD: +([-\d.]+)", called(*command))
+        if found:
+            return found[1]
+    sys.exit(f"{tool}: no mean KL divergence of {model} in {ATTEMPTS} runs")
 
 
 def main() -> None:
@@ -75,6 +81,7 @@ def main() -> None:
     parser.add_argument("--in-llama", action="store_true", help="measure with llama-perplexity too")
     parser.add_argument("--types", default="q4_k,q4_0", help="with calibration and without")
     parser.add_argument("--mixtures", default="q4_k", help="bits, or types for the size of theirs")
+    parser.add_argument("--self", action="store_true", dest="own")
     parser.add_argument("--llama-types", default="Q4_0,Q4_K_M")
     parser.add_argument("--windows", type=int, default=64, help="of 512 tokens, to measure on")
     parser.add_argument("--tokens", type=int, help="of the text, to calibrate on")
@@ -141,6 +148,9 @@ def by_series(
             calibration(model, target, texts, type=name, tokens=arguments.tokens).run()
             sizes[name] = target.stat().st_size
             yield "calibrated", name, target
+            if arguments.own:
+                calibration(model, target, [SELF], type=name, tokens=arguments.tokens).run()
+                yield "calibrated on its own text", name, target
     for mixture in filter(None, arguments.mixtures.split(",")):
         size = sizes.get(mixture)
         bits = None if size else float(mixture)

@@ -9,6 +9,7 @@ import shutil
 import warnings
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,8 @@ def text(tmp_path: Path) -> Path:
 
 
 def planned(source: Path, target: Path, text: Path, **options: Any) -> Calibration:
-    return calibration(source, target, [text], **{"type": "q4_k", "window": 64, **options})
+    given = {"type": "q4_k", "window": 64, "tokens": 1 << 16, **options}
+    return calibration(source, target, [text], **given)
 
 
 def files(path: Path) -> dict[str, tuple[str, bytes]]:
@@ -166,9 +168,15 @@ def test_a_full_disk(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return real(number, data)
 
+    plan = planned(path, target, text)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**6))
+        with pytest.raises(OSError, match=r"1 MB are free, needed are 4\.33 MB") as caught:
+            plan.run()
+        assert caught.value.errno == errno.ENOSPC
+    assert [p.name for p in plan.folder.iterdir()] == ["job"]
     real = os.write
     monkeypatch.setattr("rwkv_edge.files.output.os.write", write)
-    plan = planned(path, target, text)
     # The job, what 22 windows leave of the residual and the carry, then matrices.
     for left, kept in ((12, 1), (1 + 2 * 22 + 3, 3 + 3)):  # noqa: B007 - `write` counts it down
         shutil.rmtree(plan.folder, ignore_errors=True)
@@ -182,6 +190,26 @@ def test_a_full_disk(
     assert files(target) == files(right)
 
 
+def test_eight_bits_have_only_their_columns_scaled(
+    tmp_path: Path, tiny_model: GetModel, text: Path
+) -> None:
+    path, _ = tiny_model("f32", "d256", "7")
+    target, plain = tmp_path / "out.gguf", tmp_path / "plain.gguf"
+    plan = planned(path, target, text, type="q8_0", equal=False)
+    assert plan.windows.shape == (calibrate.JUDGED, 64)
+    assert plan.statement() == "20 matrices, 0 of them with scaled columns, judged by 512 tokens"
+    assert plan.run() == {"q8_0": 20}
+    quantize(path, plain, type="q8_0")
+    assert files(target) == files(plain)
+    # A head of fewer bits has codes to choose, and is the only one that memory is needed for.
+    plan = planned(path, target, text, type="q8_0", head_type="q4_k", equal=False)
+    assert plan.statement().startswith("1 matrix on 1,408 tokens, layer by layer; up to ")
+    plan.run()
+    planned(path, plain, text, type="q4_k", head_type="q4_k", equal=False).run()
+    assert files(target)["output.weight"] == files(plain)["output.weight"]
+    assert files(target)["blk.1.time_mix_key.weight"][0] == "q8_0"
+
+
 def test_what_is_refused(tmp_path: Path, tiny_model: GetModel, text: Path) -> None:
     path, _ = tiny_model("f32", "d256", "7")
     target = tmp_path / "out.gguf"
@@ -193,9 +221,13 @@ def test_what_is_refused(tmp_path: Path, tiny_model: GetModel, text: Path) -> No
         text.write_bytes(data)
         with refuses(ValueError, text, message):
             planned(path, target, text)
-    with pytest.raises(ValueError, match="type f16: nothing to calibrate"):
+    with pytest.raises(ValueError, match="type f16: nothing to calibrate, expected"):
         planned(path, target, text, type="f16")
     text.write_text(WORDS * 10)
+    with pytest.raises(ValueError, match="self, which the model writes, and other texts"):
+        calibration(path, target, [text, calibrate.SELF], type="q4_k", tokens=64)
+    with pytest.warns(UserWarning, match=r"text: [\d,]+ tokens, expected 65,536 or more"):
+        planned(path, target, text, tokens=None)
     norm = next(t for t in ModelFile(path).tensors if t.name == "blk.1.attn_norm_2.weight")
     whole = path.read_bytes()
     bad = tmp_path / "bad.gguf"

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -557,6 +558,29 @@ def test_progress_on_a_terminal() -> None:
         bar(4, 4)
     shown = screen.getvalue().split(terminal.CLEAR_LINE)
     assert shown == ["", "converting  25 %  a.weight", "converting 100 %  ", ""]
+
+
+@pytest.mark.usefixtures("hasty")
+def test_lines_between_the_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "22")
+    with (
+        contextlib.redirect_stderr(Screen()) as screen,
+        terminal.making(bundled_model(), "converting") as bar,
+    ):
+        bar(1, 4, "a.weight")
+        bar.say("a fact")
+        bar(2, 4, "b.weight")
+        warnings.warn("mind this", stacklevel=1)
+        bar(3, 4, "c.weight")
+    assert screen.getvalue().split(terminal.CLEAR_LINE) == [
+        "",
+        "converting  25 %  a.w",
+        "a fact\n",
+        "converting  50 %  b.w",
+        "Warning: mind this\n",
+        "converting  75 %  c.w",
+        "",
+    ]
 
 
 @pytest.mark.usefixtures("hasty")

@@ -273,7 +273,7 @@ def test_calibrated(tmp_path: Path, tiny_model: GetModel, text: Path) -> None:
     target, right = tmp_path / "out.gguf", tmp_path / "right.gguf"
 
     def planned(target: Path, text: Path = text, **stop: object) -> None:
-        plan = calibration(path, target, [text], bits=4.8, window=64, **stop)  # type: ignore[arg-type]
+        plan = calibration(path, target, [text], bits=4.8, window=64, tokens=9999, **stop)  # type: ignore[arg-type]
         assert plan.mixture is not None
         plan.run()
         assert types_of(target) == plan.mixture.types
@@ -307,12 +307,12 @@ def test_calibrated(tmp_path: Path, tiny_model: GetModel, text: Path) -> None:
         kept.write_bytes(left)
         assert sensitivity.kept_losses(kept, "key") == {}
     kept.write_bytes(b'{"key": "other", "losses": {"blk.0.time_mix_key.weight": 1.0}}')
-    plan = calibration(path, target, [text], bits=4.8, window=64)
+    plan = calibration(path, target, [text], bits=4.8, window=64, tokens=9999)
     assert plan.mixture is not None
     assert plan.mixture.types == types_of(right)
 
     with refuses(ValueError, path, "2 bits a weight .* expected 3.44 to 8.50"):
-        calibration(path, tmp_path / "none.gguf", [text], bits=2, window=64)
+        calibration(path, tmp_path / "none.gguf", [text], bits=2, window=64, tokens=9999)
     assert not folder_of(tmp_path / "none.gguf").exists()
 
 

@@ -58,8 +58,8 @@ def nbytes_of(_ctx: object, _param: click.Parameter, text: str | None) -> int | 
     type=FILE,
     metavar="TEXT",
     help="Choose the codes so that the model errs least on a text: a file, a folder, - for stdin, "
-    "or self for what the model writes. Repeatable. Takes several readings of the text; a run that "
-    "was stopped goes on.",
+    "or self for what the model writes. Repeatable. The model reads the text once; a run that was "
+    "stopped goes on.",
 )
 @click.option(
     "--calibration-tokens",
@@ -151,7 +151,7 @@ def quantize(
                 progress=left,
                 **options,
             )
-            click.echo(printable(found.statement()), err=True)
+            bar.say(found.statement())
             found.run(left)
     except KeyboardInterrupt:
         if folder_of(target).is_dir():

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import contextlib
 import io
+import shutil
 import signal
 import sys
 import time
 import unicodedata
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
@@ -35,12 +36,9 @@ class Progress:
 
     def __call__(self, done: int, total: int, detail: str = "") -> None:
         if time.monotonic() >= self._next:
-            percent = 100 * done // max(total, 1)
-            click.echo(
-                f"{CLEAR_LINE}{self._label} {percent:3} %  {printable(detail[:40])}",
-                err=True,
-                nl=False,
-            )
+            line = f"{self._label} {100 * done // max(total, 1):3} %  {printable(detail)}"
+            room = shutil.get_terminal_size().columns - 1
+            click.echo(f"{CLEAR_LINE}{line[:room]}", err=True, nl=False)
             self._next = time.monotonic() + self.INTERVAL
             self._shown = True
 
@@ -62,20 +60,33 @@ class Progress:
         self.clear()
 
 
+class Making(Progress):
+    """Progress between which warnings and other lines are shown."""
+
+    def __init__(self, label: str, caught: list[warnings.WarningMessage]) -> None:
+        super().__init__(label)
+        self._caught = caught
+
+    def __call__(self, done: int, total: int, detail: str = "") -> None:
+        while self._caught:
+            self.say(f"Warning: {self._caught.pop(0).message}")
+        super().__call__(done, total, detail)
+
+    def say(self, line: str) -> None:
+        self.clear()
+        click.echo(printable(line), err=True)
+
+
 @contextlib.contextmanager
-def making(target: Path, label: str) -> Iterator[Callable[[int, int, str], None]]:
+def making(target: Path, label: str) -> Iterator[Making]:
     """Long work that ends with a file, and with a line about it. Warnings come with the first
     progress."""
     start = time.monotonic()
-    with warnings.catch_warnings(record=True) as caught, Progress(label) as bar:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-
-        def progress(done: int, total: int, detail: str) -> None:
-            while caught:
-                click.echo(f"Warning: {printable(str(caught.pop(0).message))}", err=True)
-            bar(done, total, detail)
-
-        yield progress
+        bar = Making(label, caught)
+        with bar:
+            yield bar
     seconds = time.monotonic() - start
     size = amount(target.stat().st_size)
     click.echo(f"{printable(str(target))}: {file_type(target)}, {size}, {seconds:.1f} s")

@@ -10,16 +10,18 @@ A run that was stopped goes on from there.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import shutil
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .. import _core
 from ..convert import quantize
@@ -43,13 +45,14 @@ from ..model import Model
 from ..model_file import weights_per_token
 from ..tokenizer import END_OF_TEXT
 from .collect import CARRY, Inputs, Section, collect, groups_of, matrices_of, residual
-from .fold import combined, equalise, foldings
+from .fold import BLOCKS, combined, equalise, foldings
 from .sensitivity import measure
 from .text import Windows, tokens_of, windows_of
 
 SELF = "self"  # in place of texts
 WINDOW = 512
 JUDGED = 8  # windows, to decide on foldings
+SHOWN = 32  # tokens whose inputs are looked at by themselves
 DAMP = 0.1
 TOKENS_PER_COLUMN = 8  # of the widest matrix: with fewer, H fits the text and not the language
 LEAST_TOKENS = 1 << 16
@@ -92,8 +95,13 @@ class Calibration:
 
     def __post_init__(self) -> None:
         shapes = matrices_of(self.model)
-        self._shapes = {name: shapes[name] for name in self.types if name in shapes}
-        self._widest = max(shape[-1] for shape in self._shapes.values())
+        # Those whose codes are chosen by their inputs.
+        self._shapes = {
+            name: shapes[name]
+            for name, kind in self.types.items()
+            if name in shapes and kind in SEARCHED
+        }
+        self._widest = max((shape[-1] for shape in self._shapes.values()), default=0)
         self._groups_of(list(self._shapes))  # raises where one does not fit
 
     def _layers(self) -> dict[int, list[str]]:
@@ -117,6 +125,14 @@ class Calibration:
             ) from None
 
     def statement(self) -> str:
+        scaled = sum(
+            name in self.types and scale.columns is not None for name, scale in self.scales.items()
+        )
+        if not self._shapes:
+            return (
+                f"{matrices(self.types)}, {scaled} of them with scaled columns, judged by "
+                f"{self.windows.size:,} tokens"
+            )
         groups = [self._groups_of(names) for names in self._layers().values()]
         most = max(
             sum(4 * self._shapes[name][-1] ** 2 for name in group)
@@ -126,7 +142,7 @@ class Calibration:
         most += FIXED_MEMORY + 4 * self._widest**2
         times = max(map(len, groups))
         return (
-            f"{len(self._shapes)} matrices on {self.windows.size:,} tokens, layer by layer"
+            f"{matrices(self._shapes)} on {self.windows.size:,} tokens, layer by layer"
             f"{f', up to {times} times each' if times > 1 else ''}; up to {amount(most)} of memory "
             f"beside the model's file, and {amount(self._disk())} on the disk beside {self.target}"
         )
@@ -143,6 +159,7 @@ class Calibration:
         """
         self.folder.mkdir(exist_ok=True)
         self._keep_job()
+        self._check_room()
         made = self._made()
         left: dict[int, list[list[str]]] = {}  # groups by layer
         for layer, names in self._layers().items():
@@ -190,6 +207,11 @@ class Calibration:
                 tell(0, name)
                 self._make(name, found.pop(name))
                 done += gptq_work(self._shapes[name])
+
+        def written(now: int, of: int, name: str) -> None:
+            if progress is not None:
+                progress(now, of, f"writing {name}")
+
         made = self._made()
         types = self.types | {name: path.suffix[1:] for name, path in made.items()}
         quantize(
@@ -199,6 +221,7 @@ class Calibration:
             vocab=self.vocab,
             again=True,
             known=Known(types=types, made=made, scales=self.scales),
+            progress=written,
         )
         shutil.rmtree(self.folder, ignore_errors=True)
         return Counter(types.values())
@@ -224,6 +247,17 @@ class Calibration:
         )
         squares = sum(self._shapes[name][-1] ** 2 // 2 for name in group)
         return int(self.windows.size * (weights + squares))
+
+    def _check_room(self) -> None:
+        """OSError where what is kept would fill the disk."""
+        kept = sum(path.stat().st_size for path in self.folder.iterdir())
+        free, need = shutil.disk_usage(self.folder).free + kept, self._disk()
+        if self._shapes and free < need:
+            raise OSError(
+                errno.ENOSPC,
+                f"{amount(free)} are free, needed are {amount(need)}",
+                str(self.folder.parent),
+            )
 
     def _keep_job(self) -> None:
         """Forget what another model, text or type has left."""
@@ -283,6 +317,10 @@ class Calibration:
                 except ValueError as error:
                     raise ValueError(f"{where}: {error}") from error
                 file.write(blocks.reshape(-1).data)
+
+
+def matrices(names: Collection[str]) -> str:
+    return f"{len(names)} {'matrix' if len(names) == 1 else 'matrices'}"
 
 
 def folder_of(target: Path) -> Path:
@@ -345,10 +383,8 @@ def calibration(
     elif type is None:
         raise ValueError("type, bits and size: expected one of them")
     base = FOUR_BITS if type is None or budget is not None else parse_type(type)
-    if base not in SEARCHED:
-        raise ValueError(
-            f"type {base}: nothing to calibrate, expected one of {', '.join(SEARCHED)}"
-        )
+    if base not in BLOCKS:
+        raise ValueError(f"type {base}: nothing to calibrate, expected one of {', '.join(BLOCKS)}")
     model = Model(source, vocab=vocab, threads=threads, device="cpu")
     ends = ENDS.get(base)
     chosen = Types.choose(base, head_type or ends, embd_type or ends, again=True)
@@ -358,19 +394,24 @@ def calibration(
         if is_quantizable(tensor.name, tensor.shape)
     }
     already = {t.type for t in model._file.tensors if t.name in types} - set(NUMPY_TYPES)
-    if already:
+    changed = {t.type for t in model._file.tensors if types.get(t.name, t.type) != t.type}
+    if changed & already:
         warnings.warn(
-            f"{source}: {', '.join(sorted(already))} already: quantizing a second time loses more "
-            "than quantizing the f32, f16 or bf16 file it was made from",
+            f"{source}: {', '.join(sorted(changed & already))} already: quantizing a second time "
+            "loses more than quantizing the f32, f16 or bf16 file it was made from",
             stacklevel=2,
         )
     wide = max(tensor.shape[-1] for tensor in model._file.tensors if tensor.name in types)
     count = max(1, (tokens or max(LEAST_TOKENS, TOKENS_PER_COLUMN * wide)) // window)
-    if list(texts) == [SELF]:
-        windows = own_text(model, count, window, progress)
-    else:
-        ids = tokens_of(model, texts)
-        windows = spread(windows_of(ids, window, ", ".join(map(str, texts))), count)
+    if budget is None and not any(kind in SEARCHED for kind in types.values()):
+        count = min(count, JUDGED)  # no codes to choose, only columns to scale
+    windows = _windows(model, texts, count, window, progress)
+    if len(windows) < count and tokens is None:
+        warnings.warn(
+            f"{', '.join(map(str, texts))}: {windows.size:,} tokens, expected {count * window:,} "
+            "or more: with fewer the file fits this text more than others",
+            stacklevel=2,
+        )
     plan = None
     if budget is not None:
         plan = plan_file(Path(source), Path(target), chosen, vocab=vocab)
@@ -380,7 +421,7 @@ def calibration(
         found = collect(model, spread(windows, JUDGED), list(matrices_of(model)))
         importance = {name: inputs.importance() for name, inputs in found.items()}
     if equal and not already:
-        scales = _scales(model, types, importance)
+        scales = _scales(model, types, importance, windows[0])
     mixture = None
     if plan is not None and budget is not None:
         known = Known(importance=importance, scales=scales)
@@ -396,14 +437,30 @@ def calibration(
         )
         mixture = fit(plan, budget, known, losses, gptq=True)
         types, base = mixture.types, mixture.base
+        if equal and not already:
+            scales = _scales(model, types, importance, windows[0])
     bound = memory if memory is not None else _core.available_memory() // 2
     return Calibration(
         model, Path(source), Path(target), types, windows, bound, base, vocab, scales, mixture
     )
 
 
-def _scales(model: Model, types: dict[str, str], importance: dict[str, F32]) -> dict[str, Scale]:
-    """Of the foldings that pay, judged by a few windows."""
+def _windows(
+    model: Model, texts: Sequence[str | Path], count: int, size: int, progress: Progress | None
+) -> Windows:
+    """So many windows from all over the texts, if they have as many."""
+    if SELF not in texts:
+        ids = tokens_of(model, texts)
+        return spread(windows_of(ids, size, ", ".join(map(str, texts))), count)
+    if len(texts) > 1:
+        raise ValueError(f"{SELF}, which the model writes, and other texts: expected one of them")
+    return own_text(model, count, size, progress)
+
+
+def _scales(
+    model: Model, types: dict[str, str], importance: dict[str, F32], window: NDArray[np.int32]
+) -> dict[str, Scale]:
+    """Of the foldings that pay, judged by a few windows, and the last inputs of one."""
     tensors = {tensor.name: tensor for tensor in model._file.tensors}
 
     def values_of(name: str, rows: int) -> F32:
@@ -411,8 +468,12 @@ def _scales(model: Model, types: dict[str, str], importance: dict[str, F32]) -> 
         count, columns = tensors[name].shape
         return tensor.float32(0, min(rows, count)).reshape(-1, columns)
 
+    session = model.session()
+    if len(window) > SHOWN:
+        session.read(window[:-SHOWN].tolist())
+    inputs = session.inputs(window[-SHOWN:].tolist(), list(importance))
     all_of = foldings(model.arch, set(tensors))
-    return combined(equalise(all_of, types, importance, values_of))
+    return combined(equalise(all_of, types, importance, values_of, inputs))
 
 
 def spread(windows: Windows, count: int) -> Windows:

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from .. import _core
 from ..convert.policy import SEARCHED, Scale
 
+BLOCKS = (*SEARCHED, "q8_0")  # types whose blocks share a scale
+INPUT_BLOCK = 32
 MOST_ROWS = 4096  # of a matrix, to decide by
 LEAST_GAIN = 0.05  # of the error, for a change
-FLOOR = 1e-3  # of the mean importance: a unit that is silent here may speak elsewhere
 
 F32 = NDArray[np.float32]
 
@@ -100,15 +101,18 @@ def equalise(
     types: Mapping[str, str],
     importance: Mapping[str, F32],
     values_of: Callable[[str, int], F32],
+    inputs: Mapping[str, F32],
 ) -> dict[Folding, F32]:
     """The foldings that let the output of their matrices err less, and their t.
 
     t is the power of two next to the root mean square of each column. `values_of(name, rows)` gives
-    up to so many rows of a matrix. The error is sum of importance * (weight - value)^2.
+    up to so many rows of a matrix, and `inputs` are some of what each multiplies, [tokens,
+    columns]. The error is that of rounding the weights, sum of importance * (weight - value)^2, and
+    that of rounding the inputs to 8 bits, which scaled columns make uneven in their turn.
     """
     chosen = {}
     for folding in all_of:
-        names = [n for n in folding.columns if types.get(n) in SEARCHED and n in importance]
+        names = [n for n in folding.columns if types.get(n) in BLOCKS and n in importance]
         if not names:
             continue
         values = {name: values_of(name, MOST_ROWS) for name in names}
@@ -118,10 +122,12 @@ def equalise(
             continue
         before = after = 0.0
         for name, v in values.items():
-            a = np.maximum(importance[name], FLOOR * importance[name].mean())
+            energy = (v.astype(np.float64) ** 2).sum(axis=0)
+            x, a = inputs[name], importance[name]
             scale = (t**folding.power).astype(np.float32)
-            before += error(v, types[name], a)
+            before += error(v, types[name], a) + error_of_inputs(x, energy)
             after += error(v / scale, types[name], a * scale**2)
+            after += error_of_inputs(x * scale, energy / scale**2)
         if after < (1 - LEAST_GAIN) * before:
             chosen[folding] = t
     return chosen
@@ -139,6 +145,17 @@ def near(sizes: NDArray[np.float64], power: int) -> F32:
 
 
 def error(values: F32, kind: str, importance: F32) -> float:
-    blocks = _core.quantize_matrix(np.ascontiguousarray(values), kind, importance)
+    """Of the values of a matrix in a type."""
+    given = importance if kind in SEARCHED else None
+    blocks = _core.quantize_matrix(np.ascontiguousarray(values), kind, given)
     wrong = (values - _core.dequantize(blocks, kind)).astype(np.float64)
     return float((wrong**2 @ importance.astype(np.float64)).sum())
+
+
+def error_of_inputs(x: F32, energy: NDArray[np.float64]) -> float:
+    """The mean over rows of inputs, which a matrix in blocks rounds to 8 bits."""
+    blocks = x.reshape(len(x), -1, INPUT_BLOCK).astype(np.float64)
+    step = np.abs(blocks).max(axis=2, keepdims=True) / 127
+    step[step == 0] = 1
+    wrong = (blocks - np.rint(blocks / step) * step).reshape(x.shape)
+    return float((wrong**2 @ energy).mean())

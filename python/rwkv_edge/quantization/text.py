@@ -74,8 +74,5 @@ def windows_of(ids: Sequence[int], size: int, where: str) -> Windows:
     """
     count = len(ids) // size
     if count == 0:
-        raise ValueError(
-            f"{where}: {len(ids)} tokens, expected at least one window of {size}; "
-            "take a longer text or a smaller --window"
-        )
+        raise ValueError(f"{where}: {len(ids)} tokens, expected at least one window of {size}")
     return np.array(ids[: count * size], np.int32).reshape(count, size)
