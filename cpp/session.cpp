@@ -78,7 +78,8 @@ void Runner::step(std::span<const Feed> feeds, std::span<float* const> logits, b
     float* direct = begin == nullptr || scattered || stay ? nullptr : backend.direct(begin);
     const float* found = model_->forward(ops, scratch_, feeds, direct, between, tap, section);
     if (begin != nullptr && !products) settled_ = true;  // every verb, the head's product too
-    if (direct != nullptr || begin == nullptr) return;
+    // A section may end before the head.
+    if (direct != nullptr || begin == nullptr || found == nullptr) return;
     const auto take = [&](float* to, int64_t n) {
         if (stay)
             backend.copy(to, found, n);

@@ -30,8 +30,9 @@ public:
     }
 
 private:
-    std::filesystem::path path_ =
-        std::filesystem::temp_directory_path() / cat("rwkv-edge-files-", process_id());
+    static inline int made_ = 0;
+    std::filesystem::path path_ = std::filesystem::temp_directory_path() /
+                                  cat("rwkv-edge-files-", process_id(), "-", made_++);
 };
 
 }  // namespace rwkv_edge

@@ -268,6 +268,13 @@ TEST(inputs_are_of_matrices_in_the_file) {
                  "no product on far reads the matrix 'blk.0.time_mix_key.weight'",
                  session.inputs(ids, names, to.data()));
     CHECK(state_of(session) == state && session.tokens() == 0);
+    // A section that ends before the head gives no logits, wherever they would have gone.
+    std::vector<float> between(ids.size() * 64), carry(between);
+    const Section first{0, 1, between, carry};
+    const std::vector<std::string> head{"output.weight"};
+    CHECK_THROWS(std::invalid_argument, "no product on far reads the matrix 'output.weight'",
+                 session.inputs(ids, head, to.data(), {}, &first));
+    CHECK(state_of(session) == state && session.tokens() == 0);
 }
 
 namespace {

@@ -10,6 +10,7 @@
 #include <future>
 #include <map>
 #include <thread>
+#include <utility>
 
 #include "check.h"
 #include "session.h"
