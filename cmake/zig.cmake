@@ -6,6 +6,7 @@ string(REGEX MATCH "^[^-]+" CMAKE_SYSTEM_PROCESSOR "${target}")
 if(target MATCHES macos)
     set(CMAKE_SYSTEM_NAME Darwin)
     set(triple ${target}.11.0)
+    set(CMAKE_INSTALL_NAME_TOOL /bin/false)  # CMake asks for it; only an installation would run it
 else()
     set(CMAKE_SYSTEM_NAME Linux)
     set(triple ${target})
