@@ -54,6 +54,8 @@ auto call_python(Call&& call) {
 }
 
 // The GIL is released while this lives.
+//
+// Not as the call_guard of a py::init: pybind11 registers the new object within it.
 class Unlocked {
 public:
     Unlocked() = default;
@@ -591,17 +593,19 @@ void bind_files(py::module_& m) {
         .def("read", &read_tensor, py::arg("start"), py::arg("size"));
     py::class_<MappedFile, std::shared_ptr<MappedFile>>(m, "MappedFile")
         .def(py::init([](const std::filesystem::path& path) {
+                 const Unlocked unlocked;
                  return std::make_shared<MappedFile>(utf8(path));
              }),
-             py::arg("path"), py::call_guard<Unlocked>())
+             py::arg("path"))
         .def_property_readonly(
             "data", [](const std::shared_ptr<MappedFile>& f) { return view_of(f, f->bytes()); })
         .def("forget", &MappedFile::forget);
     py::class_<ModelFile, std::shared_ptr<ModelFile>>(m, "ModelFile")
         .def(py::init([](const std::filesystem::path& path) {
+                 const Unlocked unlocked;
                  return std::const_pointer_cast<ModelFile>(ModelFile::open(utf8(path)));
              }),
-             py::arg("path"), py::call_guard<Unlocked>())
+             py::arg("path"))
         .def_static("assemble", &assemble, py::arg("path"), py::arg("header"), py::arg("tensors"))
         .def_property_readonly("path", [](const ModelFile& f) { return to_str(f.path()); })
         .def_property_readonly("size", &ModelFile::size)
@@ -635,10 +639,10 @@ void bind_engine(py::module_& m) {
     py::class_<Runner, std::shared_ptr<Runner>>(m, "Runner")
         .def(py::init([](const std::shared_ptr<ModelFile>& file, int threads,
                          const std::string& device) {
+                 const Unlocked unlocked;
                  return std::make_shared<Runner>(Model::open(file, make_backend(device, threads)));
              }),
-             py::arg("file"), py::arg("threads") = 0, py::arg("device") = "cpu",
-             py::call_guard<Unlocked>())
+             py::arg("file"), py::arg("threads") = 0, py::arg("device") = "cpu")
         .def_property_readonly("device", [](const Runner& r) { return r.model().backend().name(); })
         .def_property_readonly("arch", [=](const Runner& r) { return config(r).arch; })
         .def_property_readonly("n_layer", [=](const Runner& r) { return config(r).n_layer; })

@@ -132,3 +132,38 @@ thread.join()
 def test_whoever_waits_for_a_session_lets_its_progress_run(tiny_model: GetModel) -> None:
     command = [sys.executable, "-c", ASK, str(tiny_model("q4_0", "d192")[0])]
     assert subprocess.check_output(command, text=True, timeout=SECONDS) == "500\n"
+
+
+FILES_AND_FORKS = """
+import sys, threading
+from rwkv_edge import Model, _core
+
+sys.setswitchinterval(1e-6)
+session = Model(sys.argv[1], threads=1).session()
+opened = threading.Event()
+
+def open_files():
+    for _ in range(100000):
+        _core.MappedFile(sys.argv[1])
+
+def fork():
+    while not opened.is_set():
+        forks = [session.fork() for _ in range(20)]
+
+forking = threading.Thread(target=fork)
+opening = [threading.Thread(target=open_files) for _ in range(3)]
+for thread in [forking, *opening]:
+    thread.start()
+for thread in opening:
+    thread.join()
+opened.set()
+forking.join()
+print("done")
+"""
+
+
+def test_files_are_opened_while_sessions_come_and_go(tiny_model: GetModel) -> None:
+    # pybind11 keeps a table of all objects, which only the GIL guards.
+    command = [sys.executable, "-c", FILES_AND_FORKS, str(tiny_model("q4_0", "d192")[0])]
+    result = subprocess.run(command, check=False, capture_output=True, text=True, timeout=SECONDS)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "done\n", "")
