@@ -416,12 +416,14 @@ def calibration(
     if budget is not None:
         plan = plan_file(Path(source), Path(target), chosen, vocab=vocab)
         room_of(plan, budget)  # raises where no mixture fits, before what takes long
-    importance, scales = {}, {}
-    if plan is not None or (equal and not already):
+    scaling = equal and not already
+    importance, scales, shown = {}, {}, {}
+    if plan is not None or scaling:
         found = collect(model, spread(windows, JUDGED), list(matrices_of(model)))
         importance = {name: inputs.importance() for name, inputs in found.items()}
-    if equal and not already:
-        scales = _scales(model, types, importance, windows[0])
+    if scaling:
+        shown = _last_inputs(model, list(importance), windows[0])
+        scales = _scales(model, types, importance, shown)
     mixture = None
     if plan is not None and budget is not None:
         known = Known(importance=importance, scales=scales)
@@ -437,8 +439,8 @@ def calibration(
         )
         mixture = fit(plan, budget, known, losses, gptq=True)
         types, base = mixture.types, mixture.base
-        if equal and not already:
-            scales = _scales(model, types, importance, windows[0])
+        if scaling:
+            scales = _scales(model, types, importance, shown)
     bound = memory if memory is not None else _core.available_memory() // 2
     return Calibration(
         model, Path(source), Path(target), types, windows, bound, base, vocab, scales, mixture
@@ -457,10 +459,18 @@ def _windows(
     return own_text(model, count, size, progress)
 
 
+def _last_inputs(model: Model, names: list[str], window: NDArray[np.int32]) -> dict[str, F32]:
+    """What the last tokens of a window give matrices to multiply, [tokens, columns] of each."""
+    session = model.session()
+    if len(window) > SHOWN:
+        session.read(window[:-SHOWN].tolist())
+    return session.inputs(window[-SHOWN:].tolist(), names)
+
+
 def _scales(
-    model: Model, types: dict[str, str], importance: dict[str, F32], window: NDArray[np.int32]
+    model: Model, types: dict[str, str], importance: dict[str, F32], shown: dict[str, F32]
 ) -> dict[str, Scale]:
-    """Of the foldings that pay, judged by a few windows, and the last inputs of one."""
+    """Of the foldings that pay, judged by the importance of columns and by some inputs."""
     tensors = {tensor.name: tensor for tensor in model._file.tensors}
 
     def values_of(name: str, rows: int) -> F32:
@@ -468,12 +478,8 @@ def _scales(
         count, columns = tensors[name].shape
         return tensor.float32(0, min(rows, count)).reshape(-1, columns)
 
-    session = model.session()
-    if len(window) > SHOWN:
-        session.read(window[:-SHOWN].tolist())
-    inputs = session.inputs(window[-SHOWN:].tolist(), list(importance))
     all_of = foldings(model.arch, set(tensors))
-    return combined(equalise(all_of, types, importance, values_of, inputs))
+    return combined(equalise(all_of, types, importance, values_of, shown))
 
 
 def spread(windows: Windows, count: int) -> Windows:
