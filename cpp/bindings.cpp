@@ -55,7 +55,8 @@ auto call_python(Call&& call) {
 
 // The GIL is released while this lives.
 //
-// Not as the call_guard of a py::init: pybind11 registers the new object within it.
+// It must not be the call_guard of a py::init: pybind11 puts the new object into its table of all
+// objects under that guard, so without the GIL.
 class Unlocked {
 public:
     Unlocked() = default;
