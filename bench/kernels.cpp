@@ -65,12 +65,12 @@ struct Case {
             for (int64_t t = 0; t < tokens; ++t)
                 kernels.round_activations(x.data() + t * kCols, kCols, rounded.data() + t * stride);
         }
-        return {w.data(),      type_bytes(type.type, kCols),
-                kCols,         0,
-                rows,          from,
-                stride,        tokens,
-                y.data(),      rows,
-                scratch.data()};
+        return {w.data(),       type_bytes(type.type, kCols),
+                kCols,          0,
+                rows,           from,
+                stride,         tokens,
+                y.data(),       rows,
+                scratch.data(), kernels.ahead};
     }
 };
 

@@ -52,8 +52,8 @@ void matmul(const Kernels& kernels, Type type, int64_t rows, int64_t cols, int64
     auto y = filled<float>(tokens * rows);
     auto scratch = filled<std::byte>(matmul_scratch_bytes(cols));
     const void* from = rounded.empty() ? static_cast<const void*>(x.data()) : rounded.data();
-    const MatmulArgs args{w.data(), row_bytes, cols,     0,    rows,          from,
-                          x_stride, tokens,    y.data(), rows, scratch.data()};
+    const MatmulArgs args{w.data(), row_bytes, cols,     0,    rows,           from,
+                          x_stride, tokens,    y.data(), rows, scratch.data(), kernels.ahead};
     marked([&] { kernels.matmul[static_cast<int>(type)](args); });
 }
 

@@ -340,7 +340,8 @@ private:
                         .tokens = tokens,
                         .y = job.y,
                         .y_stride = job.w.rows,
-                        .scratch = scratch};
+                        .scratch = scratch,
+                        .ahead = kernels_.ahead};
         const Matmul kernel = kernels_.matmul[static_cast<int>(job.w.type)];
         if (kernel != nullptr) {
             kernel(args);

@@ -32,6 +32,7 @@ struct MatmulArgs {
     float* y;
     int64_t y_stride;
     void* scratch;  // matmul_scratch_bytes(cols), 64-byte aligned, for the length of the call
+    int64_t ahead;  // Kernels::ahead; changes no result
 };
 enum : int { kMatmulScratch = 40, kPanelScratch = 65536 };  // bytes per column, and besides
 static inline int64_t matmul_scratch_bytes(int64_t cols) {
@@ -122,6 +123,9 @@ struct Kernels {
     const char* isa;  // the level
     // Tests have passed on such a CPU or its emulation; else the level must be asked for.
     bool proven;
+    // How many bytes of a matrix should be on their way to the first cache. Only avx512 looks at
+    // it, since its CPUs differ.
+    int64_t ahead;
 
     // Null: the engine dequantises rows and multiplies as F32.
     Matmul matmul[kTypeSlots];

@@ -178,7 +178,7 @@ struct MatmulCase {
         const void* from = is_plain(type) ? static_cast<const void*>(x.data()) : rounded.data();
         return {
             weights.data() + shift, row_bytes(), cols, 0, rows, from, x_stride, tokens, y, y_stride,
-            scratch.data()};
+            scratch.data(),         1024};
     }
 
     // Where the float16 scale of a block lies, and what is subtracted; -1 if nothing is.

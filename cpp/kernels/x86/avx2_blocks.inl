@@ -171,7 +171,7 @@ struct Tokens {
 template <class Block>
 ALWAYS_INLINE void prefetch_ahead(Rows rows, int64_t i, int group) {
     using L = Layout<Block>;
-    constexpr size_t kAhead = 1024;
+    constexpr size_t kAhead = 512;
     if (L::kBlocks > 1) {
         constexpr size_t kPart = sizeof(Block) * L::kGroup / L::kBlocks;
         UNROLL

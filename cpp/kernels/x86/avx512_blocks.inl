@@ -217,7 +217,8 @@ inline Eight one_token(const SomeRows<kOneTokenRows>& rows, const StepInput* x,
     for (; i + 8 <= blocks; i += 8) {
         prefetch_ahead(
             SomeRows<kOneTokenRows>{{rows.first[0], rows.first[1], rows.first[2], rows.first[3]},
-                                    places.at},
+                                    places.at,
+                                    rows.ahead},
             2 * L::kBytes);
         L::unpack({}, places, 0, s);
         sort_codes<Block>(s);

@@ -29,11 +29,11 @@ ALWAYS_INLINE __mmask16 first_lanes(int64_t n) {
     return (__mmask16)(n < 16 ? (1 << n) - 1 : 0xffff);
 }
 
-// A place in some rows.
+// A place in some rows, and how far ahead of it bytes are asked for.
 template <int kRows>
 struct SomeRows {
     const char* first[kRows];
-    int64_t at;
+    int64_t at, ahead;
 
     ALWAYS_INLINE const char* operator[](int r) const { return first[r] + at; }
 };
@@ -42,24 +42,23 @@ using EightRows = SomeRows<8>;
 // Rows r .. r + kRows - 1; past the end of the call's rows, the last one again.
 template <int kRows>
 inline SomeRows<kRows> rows_at(const MatmulArgs& a, int64_t r) {
-    SomeRows<kRows> rows = {};
+    SomeRows<kRows> rows = {{}, 0, a.ahead / kRows};
     for (int i = 0; i < kRows; ++i)
         rows.first[i] = rows_from(a, smaller(r + i, a.row_end - 1)).first;
     return rows;
 }
 
-// How many rows a single token is multiplied with at a time. Four streams, asked for 2 KiB ahead,
-// read as fast as memory gives; eight do not. More tokens need the eight lanes.
+// How many rows a single token is multiplied with at a time. Four streams, asked for ahead, read
+// as fast as memory gives; eight do not. More tokens need the eight lanes.
 enum { kOneTokenRows = 4 };
 
 // Asks for the next `bytes` of the rows. Every line of them is asked for, since the hardware alone
 // fetches too late.
 template <int kRows>
 ALWAYS_INLINE void prefetch_ahead(const SomeRows<kRows>& rows, int64_t bytes) {
-    constexpr int64_t kAhead = 8192 / kRows;
     UNROLL
     for (int r = 0; r < kRows; ++r)
-        for (int64_t i = 0; i < bytes; i += 64) _mm_prefetch(rows[r] + kAhead + i, _MM_HINT_T0);
+        for (int64_t i = 0; i < bytes; i += 64) _mm_prefetch(rows[r] + rows.ahead + i, _MM_HINT_T0);
 }
 
 // All rows times at most kTokens tokens. They come kRows at a time, from as many streams
@@ -70,7 +69,7 @@ ALWAYS_INLINE void few_tokens(const MatmulArgs& a, Multiply multiply) {
     const Runs runs = runs_of(a, kRows);
     Eight sums[kTokens];
     for (int64_t i = 0; i < runs.length; ++i) {
-        SomeRows<kRows> rows = {};
+        SomeRows<kRows> rows = {{}, 0, a.ahead / kRows};
         for (int r = 0; r < kRows; ++r) rows.first[r] = runs[i](r);
         multiply(rows, sums);
         for (int64_t t = 0; t < a.tokens; ++t) {
