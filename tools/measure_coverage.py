@@ -20,11 +20,12 @@ PYTHON = (sys.executable, "-m")
 
 
 def cpp() -> None:
-    """The engine, without the bindings: those are run by the Python tests."""
-    build = ROOT / "build" / "coverage"
+    """The engine, without the bindings, which the Python tests run. The build that counts has the
+    sanitizers too: one build and one run for both."""
+    build = ROOT / "build" / "asan"
     for counts in build.rglob("*.gcda"):  # of an earlier run
         counts.unlink()
-    run("cmake", "--workflow", "--preset", "coverage")
+    run("cmake", "--workflow", "--preset", "asan")
     pages = ROOT / "build" / "coverage-cpp"
     pages.mkdir(exist_ok=True)
     run(
