@@ -13,6 +13,8 @@ It must hold that each answer is that of the model alone, that each request is a
 server that got it was killed, that states of before the kill give what they gave, that connections
 with half a request are closed, that /health answers within --health milliseconds, and that memory
 beside stored states and caches does not grow. The program ends with 1 where something does not.
+
+A process of its own asks for /health, because the one with all the clients is late itself.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import http.client
 import json
+import multiprocessing
 import os
 import random
 import re
@@ -33,8 +37,9 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import serve
 from rwkv_edge import Conversation, Model
@@ -43,12 +48,49 @@ START_SECONDS = 120.0
 SETTLED = 60.0  # seconds until caches are full and everything has been allocated once
 PORTS = (20000, 30000)  # none that a client gets, which would then talk to itself
 GROWTH = 1.02  # of memory, what is kept set aside, from the first to the last third after that
+WATCH = 0.25  # seconds between two looks
 HALVES_END = 30.0  # seconds; the server gives a header 20
 NARROW = 4096  # bytes that a slow reader has room for
 CHAT, COMPLETIONS, STATES = "/v1/chat/completions", "/v1/completions", "/v1/states"
 NAMES = ("Anna", "Tom", "Mia", "Ben", "Lea", "Max")
 QUESTIONS = ("What is the capital of France?", "Hello!", "Tell me a story.", "What is 3 plus 4?")
 Found = tuple[int, bytes]
+
+
+class Look(NamedTuple):
+    """One at the server's health, and at its metrics after it."""
+
+    began: float
+    """By the clock that all processes share."""
+    seconds: float
+    status: int
+    """0 where there was no answer."""
+    found: str
+    """The metrics, or what was wrong."""
+
+
+def watch(port: int, to: Connection) -> None:
+    """Send what there is to see, for ever."""
+    while True:
+        time.sleep(WATCH)
+        began = time.monotonic()
+        try:
+            status, _ = get(port, "/health")
+            seconds = time.monotonic() - began
+            look = Look(began, seconds, status, get(port, "/metrics")[1])
+        except (OSError, http.client.HTTPException) as error:
+            look = Look(began, 0.0, 0, repr(error))
+        to.send(look)
+
+
+def get(port: int, path: str) -> tuple[int, str]:
+    connection = http.client.HTTPConnection("localhost", port, timeout=START_SECONDS)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+    finally:
+        connection.close()
 
 
 class Soak:
@@ -296,28 +338,23 @@ class Soak:
                 await asyncio.sleep(0.2)
             await asyncio.sleep(0.1 * rng.random())
 
-    async def watch(self) -> None:
-        while True:
-            await asyncio.sleep(0.25)
-            began, life = time.monotonic(), self.lives
-            try:
-                status, _ = await self.ask("GET", "/health")
-                seconds = time.monotonic() - began
-                metrics = (await self.ask("GET", "/metrics"))[1].decode()
-            except (OSError, ValueError) as error:
-                self.note(self.killed(life), f"watch: {error!r}")
+    def watched(self, looks: Connection) -> None:
+        """What the watching process has seen since it was asked last."""
+        while looks.poll():
+            look: Look = looks.recv()
+            if self.down.is_set() or look.began < self.born:
                 continue
-            if self.killed(life):
+            self.note(look.status == 200, f"/health: {look.status} {look.found!r}")
+            if look.status != 200:
                 continue
-            self.note(status == 200, f"/health: {status}")
-            self.health.append(seconds)
+            self.health.append(look.seconds)
             self.load.append(os.getloadavg()[0])
             assert self.process is not None
             text = Path(f"/proc/{self.process.pid}/status").read_text()
             (used,) = re.findall(r"^RssAnon:\s+(\d+) kB$", text, re.M)
-            kept = re.findall(r"^rwkv_edge_(?:state|cache)_bytes (\d+)$", metrics, re.M)
+            kept = re.findall(r"^rwkv_edge_(?:state|cache)_bytes (\d+)$", look.found, re.M)
             at = time.monotonic() - self.born
-            self.memory.append((life, at, int(used) << 10, sum(map(int, kept))))
+            self.memory.append((self.lives, at, int(used) << 10, sum(map(int, kept))))
 
     def killed(self, life: int) -> bool:
         """Whether that server is, or is about to be checked after the last kill."""
@@ -339,13 +376,18 @@ class Soak:
         works = [self.talk] * 3 + [self.store, self.come_back, self.come_back, self.embed]
         works += [self.storm, self.read_slowly, self.read_slowly, self.garbage] + [self.half] * 4
         tasks = [asyncio.create_task(self.repeat(work, i)) for i, work in enumerate(works)]
-        tasks.append(asyncio.create_task(self.watch()))
+        looks, to = multiprocessing.Pipe(duplex=False)
+        watcher = multiprocessing.Process(target=watch, args=(self.port, to), daemon=True)
+        watcher.start()
+        asyncio.get_running_loop().add_reader(looks.fileno(), self.watched, looks)
         life = 60 * self.options.minutes / (self.options.kills + 1)
         for _ in range(self.options.kills):
             await asyncio.sleep(life)
             await self.kill()
         await asyncio.sleep(life)
         self.down.set()
+        watcher.terminate()
+        asyncio.get_running_loop().remove_reader(looks.fileno())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

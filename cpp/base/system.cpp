@@ -9,6 +9,7 @@
 #include <unistd.h>
 #if defined(__linux__)
 #include <linux/futex.h>
+#include <malloc.h>
 #include <sched.h>
 #include <sys/syscall.h>
 #endif
@@ -125,6 +126,12 @@ uint64_t available_memory(const std::string& root) {
                                                 {"memory.limit_in_bytes"}));
     }
     return bytes;
+}
+
+void give_back_memory() {
+#if defined(__GLIBC__)
+    malloc_trim(0);
+#endif
 }
 
 void use_huge_pages([[maybe_unused]] void* memory, [[maybe_unused]] std::size_t bytes,

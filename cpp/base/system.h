@@ -46,6 +46,10 @@ private:
 // can be freed, and no more than its control group may have, as Linux tells in files below `root`.
 uint64_t available_memory(const std::string& root = "");
 
+// Gives the system the pages of memory that this process no longer uses and that its allocator has
+// kept, where the allocator can (glibc's). Threads may go on meanwhile.
+void give_back_memory();
+
 // Whether untouched memory, which begins at a multiple of 2 MiB, comes in pages of that size.
 void use_huge_pages(void* memory, std::size_t bytes, bool huge);
 

@@ -85,6 +85,9 @@ def gpu_limits(device: str) -> tuple[float, float]:
     device that is not there, MemoryError where its memory is full.
     """
 
+def give_back_memory() -> None:
+    """Give the system the pages that this process no longer uses, where its allocator can."""
+
 def available_memory() -> int:
     """Bytes of memory that the system can give to this process, mapped files included."""
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -139,6 +140,35 @@ print(len(chat.turns), *taken)
     turns, warm, *later = map(int, found.stdout.split())
     assert turns * 8 * 128 * 64 * 4 > 20 << 20  # what a state for each turn would take
     assert max(later) < warm + (4 << 20)  # coverage takes some too
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators cannot")
+def test_memory_that_a_thread_no_longer_uses_is_given_back() -> None:
+    """Between blocks that stay, an allocator keeps what was freed."""
+    child = """
+import threading
+from pathlib import Path
+from rwkv_edge import _core
+
+def anonymous():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon:"))
+
+def work():
+    blocks = [bytearray(b"x") * (64 << 10) for _ in range(800)]
+    stay.extend(blocks[19::20])
+
+stay = []
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+before = anonymous()
+_core.give_back_memory()
+print(before - anonymous())
+"""
+    command = [sys.executable, "-c", child]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=True)
+    assert int(done.stdout) > 40 << 20  # of the 47.5 MiB that were freed
 
 
 def test_weights_can_be_dropped_at_any_time(models: dict[str, Path]) -> None:

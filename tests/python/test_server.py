@@ -13,12 +13,13 @@ import httpx
 import numpy as np
 import openai
 import pytest
-from rwkv_edge import Conversation, Model
+from rwkv_edge import Conversation, Model, _core
 from rwkv_edge.chat import TEMPLATES
+from rwkv_edge.server import app as server_app
 from rwkv_edge.server import http as server_http
 from rwkv_edge.server.service import Options, Service
 from scripted import letters, play
-from served import PATIENCE, answered, ask, client_of, content, streamed
+from served import PATIENCE, answered, ask, client_of, content, eventually, streamed
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 FRANCE = "What is the capital of France?"
@@ -646,6 +647,15 @@ def test_token_ids_are_not_embedded(client: httpx.Client) -> None:
     found = client.post("/v1/embeddings", json={"input": [[1, 2]], "model": "demo"})
     assert found.status_code == 400
     assert "check_embedding_ctx_length=False" in found.json()["error"]["message"]
+
+
+def test_memory_is_given_back(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Again and again, while it serves."""
+    calls: list[int] = []
+    monkeypatch.setattr(_core, "give_back_memory", lambda: calls.append(1))
+    monkeypatch.setattr(server_app, "TIDY_SECONDS", 0.01)
+    with client_of(Service(model)):
+        eventually(lambda: len(calls) > 1)
 
 
 def test_a_strict_server(model: Model) -> None:

@@ -13,12 +13,14 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp
 
+from .. import _core
 from . import anthropic, native, ollama, openai, responses, scores, static
 from .fields import Refused
 from .guard import Guard
 from .http import ErrorBody, json_response, openai_error, refusal
 from .service import Service
 
+TIDY_SECONDS = 15.0
 DIALECTS = (openai, responses, anthropic, ollama, native, scores)
 
 
@@ -38,7 +40,9 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         service.start()
+        tidying = asyncio.create_task(tidy())
         yield
+        tidying.cancel()
         await asyncio.to_thread(service.stop)
 
     async def health(_: HttpRequest) -> Response:
@@ -65,6 +69,13 @@ def create_app(
         exception_handlers={404: not_found, 405: not_found},
     )
     return Guard(app, keys=keys, hosts=hosts, origins=origins, public=public, words=words)
+
+
+async def tidy() -> None:
+    """Now and then give back memory: of what many threads need for a moment, glibc keeps most."""
+    while True:
+        await asyncio.sleep(TIDY_SECONDS)
+        await asyncio.to_thread(_core.give_back_memory)
 
 
 def words(path: str) -> ErrorBody:
