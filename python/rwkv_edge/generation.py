@@ -14,6 +14,7 @@ from operator import index
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, SupportsIndex, TypedDict
 
 from . import _core
+from .files.form import utf8
 from .grammar import Constraint
 from .lookup import Lookup
 from .state import SamplerState
@@ -580,12 +581,17 @@ class BatchGeneration(Iterator[Piece]):
         return [stream.details() for stream in self._streams]
 
 
-def whole(name: str, value: SupportsIndex, least: int, most: int | None = None) -> int:
-    """An option that is a whole number."""
+def integer(name: str, value: SupportsIndex) -> int:
+    """An option that is a whole number of any size."""
     try:
         number = index(value)
     except TypeError:
         raise TypeError(f"{name}: found {value!r}, expected a whole number") from None
+
+
+def whole(name: str, value: SupportsIndex, least: int, most: int | None = None) -> int:
+    """An option that is a whole number."""
+    number = integer(name, value)
     if number < least or (most is not None and number > most):
         limits = f"at least {least}" if most is None else f"{least} to {most}"
         raise ValueError(f"{name}: found {number}, expected {limits}")
@@ -627,7 +633,7 @@ def stop_bytes(stop: str | Sequence[str]) -> list[bytes]:
     texts = [stop] if isinstance(stop, str) or not isinstance(stop, Iterable) else list(stop)
     if not all(isinstance(text, str) for text in texts):
         raise TypeError(f"stop: found {stop!r}, expected a text or a list of texts")
-    stops = [text.encode("utf-8", "surrogateescape") for text in texts]
+    stops = [utf8("stop", text) for text in texts]
     if b"" in stops:
         raise ValueError("stop: found an empty string, expected some text")
     return stops

@@ -33,10 +33,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, SupportsIndex
 
 from . import _core
+from .files.form import check_kind, shown
 from .files.output import NO_LINK, PLAIN
+from .generation import whole
 from .model import FeedProgress, Model, Session, checked_ids
 from .model_file import stamp
-from .state import OUTPUT, State, StateShape
+from .state import A_STATE, OUTPUT, State, StateShape
 
 if TYPE_CHECKING:
     import sqlite3
@@ -116,9 +118,11 @@ class PrefixCache:
         used longest ago goes first.
 
         The folder is made where it is missing. What it holds tells what was said, so only its owner
-        can read it. Raises OSError where it cannot be made, or where others could write there.
+        can read it. Raises OSError where it cannot be made, or where others could write there,
+        ValueError for a budget below 0.
         """
-        self._most, self._most_on_disk = memory_bytes, disk_bytes
+        self._most = whole("memory_bytes", memory_bytes, 0)
+        self._most_on_disk = whole("disk_bytes", disk_bytes, 0)
         self._kept: OrderedDict[bytes, Entry] = OrderedDict()
         self._used = 0
         self._lock = threading.Lock()
@@ -155,8 +159,10 @@ class PrefixCache:
 
         Returns how many tokens came from the cache. A state that cannot be kept on disk is a
         warning. Raises ValueError for a token outside the vocabulary, FormatError where `start` is
-        of another model, TypeError for one text in place of several segments.
+        of another model, TypeError for arguments of another type, such as one text in place of
+        several segments.
         """
+        check_kind("session", session, Session, "a Session")
         text = text_of(session.model, segments, start=start, salt=salt)
         mark = session.fork()
         try:
@@ -330,9 +336,11 @@ def text_of(
     """The tokens of all segments, and where each ends; `PrefixCache.read` says the rest."""
     import hashlib  # slow, here and below: whoever uses no cache does without
 
-    if isinstance(segments, (str, bytes)):
-        raise TypeError(f"segments: found {segments[:40]!r}, expected a list of segments")
+    if isinstance(segments, (str, bytes)) or not isinstance(segments, Iterable):
+        raise TypeError(f"segments: found {shown(segments)}, expected a list of segments")
+    check_kind("salt", salt, bytes, "bytes")
     if start is not None:
+        check_kind("start", start, State, A_STATE)
         start = start.fitted(model._shape, str(model.path), model.fingerprint)
     root = root_of(model, start, salt)
     tokens, digest, found = array("i"), hashlib.sha256(root), []

@@ -141,9 +141,44 @@ def test_a_segment_is_encoded_by_itself(model: Model) -> None:
     assert bits(session) == right(model, *pieces)
 
 
-def test_one_text_is_no_list_of_segments(model: Model) -> None:
-    with pytest.raises(TypeError, match="segments: found 'abc', expected a list of segments"):
-        PrefixCache().read(model.session(), "abc")
+# Of PrefixCache, or of its `read`: the argument, its value, and the error.
+BAD_ARGUMENTS: list[tuple[str, object, str]] = [
+    ("memory_bytes", "x", "memory_bytes: found 'x', expected a whole number"),
+    ("memory_bytes", None, "memory_bytes: found None, expected a whole number"),
+    ("memory_bytes", 1.5, "memory_bytes: found 1.5, expected a whole number"),
+    ("memory_bytes", -1, "memory_bytes: found -1, expected at least 0"),
+    ("disk_bytes", "x", "disk_bytes: found 'x', expected a whole number"),
+    ("disk_bytes", None, "disk_bytes: found None, expected a whole number"),
+    ("disk_bytes", 1.5, "disk_bytes: found 1.5, expected a whole number"),
+    ("disk_bytes", -1, "disk_bytes: found -1, expected at least 0"),
+    ("session", None, "session: found None, expected a Session"),
+    ("segments", "abc", "segments: found 'abc', expected a list of segments"),
+    ("segments", b"abc", "segments: found b'abc', expected a list of segments"),
+    ("segments", 5, "segments: found 5, expected a list of segments"),
+    ("segments", ["\ud800"], "text: found '\\ud800', expected characters that UTF-8 has"),
+    ("start", "x", "start: found 'x', expected a State, as State.load(path) gives"),
+    ("salt", "x", "salt: found 'x', expected bytes"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "message"), BAD_ARGUMENTS)
+def test_bad_arguments_are_refused_at_once(
+    model: Model, tmp_path: Path, name: str, value: object, message: str
+) -> None:
+    session = model.session()
+    session.read([1, 2])
+    before = bits(session)
+    kind: type[Exception] = ValueError if "at least" in message or "UTF" in message else TypeError
+    given: dict[str, Any] = {name: value}
+    call: Callable[..., object] = PrefixCache().read
+    if name.endswith("_bytes"):
+        call, given = PrefixCache, {"folder": tmp_path / "cache", **given}
+    else:
+        given = {"session": session, "segments": ["a"], **given}
+    with pytest.raises(kind, match=f"^{re.escape(message)}$"):
+        call(**given)
+    assert bits(session) == before
+    assert not (tmp_path / "cache").exists()
 
 
 def test_nothing_to_read(model: Model) -> None:
