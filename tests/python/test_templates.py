@@ -150,6 +150,14 @@ def test_a_template_of_ones_own(
     assert bits(chat.session) == bits_after(model, expected)
 
 
+def test_a_byte_order_mark_is_left_out(tmp_path: Path) -> None:
+    """As Windows' editors write it."""
+    path = write(tmp_path, OWN)
+    expected = load_template(path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert load_template(path) == expected
+
+
 def test_one_that_thinks(model: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     chat = Conversation(
         model, template=load_template(write(tmp_path, {**OWN, "think": True})), think="on"

@@ -76,7 +76,7 @@ def chat(
     if system_file is not None:
         if system is not None:
             raise click.UsageError("--system and --system-file exclude each other")
-        system = read_bytes(system_file, MOST_BYTES, "a system text").decode("utf-8", "replace")
+        system = read_bytes(system_file, MOST_BYTES, "a system text").decode("utf-8-sig", "replace")
     cache = None if cache_dir is None else PrefixCache(cache_dir)
     model, state = writer.open()
     with warnings_as_lines():
