@@ -7,11 +7,12 @@ import math
 import os
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from numbers import Real
 from operator import index
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, SupportsIndex, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, SupportsIndex, TypedDict, cast
 
 from . import _core
 from .files.form import utf8
@@ -117,6 +118,27 @@ class Details:
     def tokens_per_second(self) -> float:
         """Of all tokens but the first; 0 where there are no others."""
         return max(self.sampled_tokens - 1, 0) / self.seconds if self.seconds else 0.0
+
+
+# Keys of llama.cpp's that mean what options do here. Its repetition penalty divides logits and its
+# window of 0 is none, so those do not; nor are there mirostat and XTC here.
+RECOMMENDING = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}
+
+
+def recommended_sampling(file: _core.ModelFile) -> Choosing:
+    """The options that the keys general.sampling.* of a model's file recommend. Values that no text
+    can be made with are left out."""
+    found: dict[str, Any] = {}
+    for key, name in RECOMMENDING.items():
+        value = file.get(f"general.sampling.{key}")
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            continue
+        if name != "top_k":
+            value = float(f"{value:.7g}")  # 0.3 where the file has it in 32 bits
+        with suppress(ValueError, TypeError):
+            _core.Sampler(**{name: value})
+            found[name] = value
+    return cast(Choosing, found)
 
 
 class Answer:
@@ -584,7 +606,7 @@ class BatchGeneration(Iterator[Piece]):
 def integer(name: str, value: SupportsIndex) -> int:
     """An option that is a whole number of any size."""
     try:
-        number = index(value)
+        return index(value)
     except TypeError:
         raise TypeError(f"{name}: found {value!r}, expected a whole number") from None
 

@@ -24,6 +24,7 @@ from .generation import (
     Options,
     Sampling,
     Stream,
+    recommended_sampling,
     whole,
 )
 from .grammar import FORMS, Grammars, form_of
@@ -162,6 +163,14 @@ class Model:
     def metadata(self) -> dict[str, Any]:
         """The keys of the file and their values: bool, int, float, str or a list of these."""
         return {key: self._file.get(key) for key in self._file.keys()}  # noqa: SIM118 (no mapping)
+
+    @property
+    def recommended_sampling(self) -> Choosing:
+        """How the file recommends to choose tokens, in its keys general.sampling.*: options of
+        `Session.generate`, which uses them only where they are given to it. Empty where the file
+        says nothing.
+        """
+        return recommended_sampling(self._file)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

@@ -94,7 +94,7 @@ def chat(
         say(f"{model.path.name}: {first_line(conversation)}\n")
     talk = Talk(
         conversation,
-        writer.sampling,
+        writer.sampling_for(model),
         lookup=writer.lookup,
         show_thoughts=not hide_thinking,
         verbose=verbose,

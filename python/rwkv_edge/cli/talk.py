@@ -242,8 +242,11 @@ class Talk:
     def _set(self, rest: str) -> None:
         name, _, value = rest.partition(" ")
         if not rest:
+            advice = self._chat.model.recommended_sampling
             for each, found in self._sampling.items():
-                click.echo(f"{each.replace('_', '-'):18} {found}")
+                known = each in advice and advice.get(each) == found
+                note = "  (recommended by the model's file)" if known else ""
+                click.echo(f"{each.replace('_', '-'):18} {found}{note}")
             return
         self._sampling = changed(self._sampling, name, value.strip())
         self._done(f"{name} is {value.strip()}")
