@@ -89,10 +89,10 @@ class Terminal:
         os.write(self.fd, keys.encode())
 
     def ask(self, line: str) -> str:
-        """Type a line and return the answer."""
+        """Type a line and return the answer, without the remark that it was cut off."""
         self.type(line + "\n")
         self.until(line + "\n")
-        return self.until("\n\n> ")
+        return self.until("\n\n> ").partition("\n(cut off after ")[0]
 
     def command(self, line: str, reply: str) -> None:
         self.type(line + "\n")
@@ -230,20 +230,38 @@ def thinker(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_thoughts_are_dim(thinker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Terminal("chat", thinker, *THINKS) as session:
-        first = "rwkv7-g1-endless.gguf: template g1 (by its name), thinking on. /help lists the"
+        first = "rwkv7-g1-endless.gguf: template g1 (by its name), answers may have paragraphs, thi"
         assert first in session.until("\n\n> ")
         assert session.ask("hi") == "<think>\naaa\n</think>\n\naaaa"
         session.command("/think hide", "thinking is on, and hidden")
         assert session.ask("hi") == "aaaa"
-        session.command("/think off", "thinking is off, and hidden")
+        session.command("/think show", "thinking is on, and shown")
+        assert session.ask("hi") == "<think>\naaa\n</think>\n\naaaa"
+        session.command("/think off", "thinking is off, and shown")
         assert session.ask("hi") == "aaaa"
+    with Terminal("chat", thinker, *THINKS, "--hide-thinking") as session:
+        session.until("\n\n> ")
+        assert session.ask("hi") == "aaaa"
+        session.command("/think", "thinking is on, and hidden")
+        session.command("/think show", "thinking is on, and shown")
+        assert session.ask("hi") == "<think>\naaa\n</think>\n\naaaa"
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("PROMPT_TOOLKIT_NO_CPR", "1")
     with Terminal("chat", thinker, *THINKS) as session:
         session.until(">")
         session.type("hi\r/exit\r")
         assert session.ends() == 0
-        assert "\033[2maaa\033[0m\n\naaaa\n\n" in session.text
+        assert "\033[2maaa\033[0m\n\naaaa\n\033[2m(cut off after 4 tokens; " in session.text
+        assert " allows more)\033[0m\n\n" in session.text
+
+
+def test_an_answer_that_was_cut_off(endless: Path) -> None:
+    with Terminal("chat", endless, "--max-tokens", "3") as session:
+        session.until("\n> ")
+        session.type("hello\n")
+        remark = "aaa\n(cut off after 3 tokens; /set max-tokens N allows more)\n\n> "
+        session.until(remark)
+    assert run("chat", endless, "--max-tokens", "3", stdin="hello\n").stderr == b""
 
 
 def test_ctrl_c_while_it_thinks(thinker: Path, tmp_path: Path) -> None:

@@ -67,6 +67,8 @@ class Work:
     """Tokens of the answer and of the thinking before it, with those of what ended them."""
     writing: float = 0.0
     """Seconds of the engine."""
+    finish_reason: FinishReason | None = None
+    """Why the answer ended, as in `Details`; None before that."""
 
 
 @dataclass
@@ -331,6 +333,7 @@ class Conversation:
             for piece in without_blanks(pieces, bracket=">"):
                 last = piece
                 yield Thought(piece)
+        self.work.finish_reason = None  # that of an answer
         # It may also have ended its document, or thought for too long.
         self._session.read(self._encode(THINK_END if last.endswith("\n") else f"\n{THINK_END}"))
 
@@ -348,6 +351,7 @@ class Conversation:
             facts = pieces.details
             self.work.written += facts.sampled_tokens
             self.work.writing += facts.prompt_seconds + facts.seconds
+            self.work.finish_reason = facts.finish_reason
 
     def _end_turn(self) -> None:
         """End the turn of an answer, which may be half-way; then the session is where the text

@@ -114,7 +114,15 @@ def template_named(name: str | None) -> Template | None:
 
 
 def first_line(conversation: Conversation) -> str:
-    """What was found out about a model, and where to go from here."""
+    """What was found out about a model; and below, where to go from here."""
     template, source = conversation.template, conversation.template_source
+    ends = "answers may have paragraphs"
+    if not conversation.stop:
+        ends = "answers end where the document does"
+    elif any(not text.strip() for text in conversation.stop):
+        ends = "answers end at a blank line"
     thinks = f", thinking {conversation.think}" if template.think else ""
-    return f"template {template.name} ({source}){thinks}. /help lists the commands."
+    doubt = ""
+    if (template.name, source) == ("g1", "by its chat template"):  # llama.cpp's are all alike
+        doubt = "If this is a World model, --template world is right. "
+    return f"template {template.name} ({source}), {ends}{thinks}.\n{doubt}/help lists the commands."
