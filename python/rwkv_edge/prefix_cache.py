@@ -124,6 +124,7 @@ class PrefixCache:
         self._most = whole("memory_bytes", memory_bytes, 0)
         self._most_on_disk = whole("disk_bytes", disk_bytes, 0)
         self._kept: OrderedDict[bytes, Entry] = OrderedDict()
+        self._noted: dict[bytes, float] = {}  # when the index learned that these are used
         self._used = 0
         self._lock = threading.Lock()
         self._folder: Path | None = None
@@ -235,6 +236,11 @@ class PrefixCache:
             entry = self._kept.get(key)
             if entry is not None:
                 self._kept.move_to_end(key)
+                again = time.time() - self._noted[key] > SOON
+                if again:
+                    self._noted[key] = time.time()
+        if entry is not None and self._folder is not None and again:
+            self._note_use(self._folder, key)
         if entry is None and self._folder is not None:
             entry = self._find_on_disk(self._folder, key, root, tokens, model)
             if entry is not None:
@@ -247,9 +253,11 @@ class PrefixCache:
         with self._lock:
             old = self._kept.pop(key, None)
             self._used += entry.nbytes - (old.nbytes if old else 0)
-            self._kept[key] = entry
+            self._kept[key], self._noted[key] = entry, time.time()
             while self._used > self._most:
-                self._used -= self._kept.popitem(last=False)[1].nbytes
+                gone, old = self._kept.popitem(last=False)
+                self._used -= old.nbytes
+                del self._noted[gone]
 
     # ---- on disk --------------------------------------------------------------------------------
 
@@ -296,6 +304,13 @@ class PrefixCache:
         except (OSError, self._sqlite.Error):
             return None
         return None if values is None else Entry(root, tokens, *values)
+
+    def _note_use(self, folder: Path, key: bytes) -> None:
+        """On disk, too, it is not the one that was used longest ago. While others write, that can
+        be noted another time."""
+        with suppress(OSError, self._sqlite.Error), self._index(folder, 0) as index:
+            update = "UPDATE states SET used = ? WHERE key = ?"
+            index.execute(update, (time.time(), key.hex()))
 
     def _keep_on_disk(self, folder: Path, key: bytes, entry: Entry, state: State) -> None:
         path = file_of(folder, key)

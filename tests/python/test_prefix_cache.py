@@ -304,6 +304,39 @@ def test_a_budget_on_disk(model: Model, tmp_path: Path, monkeypatch: pytest.Monk
     assert not states(tmp_path / "small")
 
 
+def test_what_is_used_in_memory_stays_on_disk(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A use that memory answers is one on disk, too; noted once a minute at most."""
+    now = 1e9
+    monkeypatch.setattr(time, "time", lambda: now)
+    read(PrefixCache(tmp_path / "first"), model, "a")
+    (file,) = states(tmp_path / "first")
+    cache = PrefixCache(tmp_path, disk_bytes=3 * file.stat().st_size + 100)
+
+    def used() -> list[float]:
+        with index(tmp_path) as connection:
+            return [t for (t,) in connection.execute("SELECT used FROM states ORDER BY used")]
+
+    for text in "abc":
+        assert read(cache, model, text) == 0
+        now += 100
+    assert used() == [1e9, 1e9 + 100, 1e9 + 200]
+    assert read(cache, model, "a") == 1
+    assert used() == [1e9 + 100, 1e9 + 200, now]
+    noted = now
+    now += 59
+    assert read(cache, model, "a") == 1
+    assert used()[-1] == noted
+    assert read(cache, model, "d") == 0  # in place of b
+    assert [read(PrefixCache(tmp_path), model, text) for text in "acd"] == [1, 1, 1]
+    with index(tmp_path) as connection:  # another process writes
+        connection.execute("BEGIN EXCLUSIVE")
+        now += 1000
+        assert read(cache, model, "a") == 1
+    assert set(cache._noted) == set(cache._kept)
+
+
 # ---- never a wrong hit --------------------------------------------------------------------------
 
 
@@ -620,10 +653,17 @@ def test_a_system_text_in_a_file(tmp_path: Path) -> None:
     (tmp_path / "system.txt").write_text("Be brief. " * 200, encoding="utf-8")
     command = ["chat", "--system-file", str(tmp_path / "system.txt"), "--seed", "1"]
     cached = [*command, "--cache-dir", str(tmp_path / "cache")]
-    outputs = [run(*arguments, stdin="Hello\n/tokens\n") for arguments in (command, cached, cached)]
-    assert [done.returncode for done in outputs] == [0, 0, 0]
-    assert outputs[0].stdout == outputs[1].stdout == outputs[2].stdout
-    assert [done.stderr for done in outputs] == [b""] * 3
+    verbose = [*cached, "--verbose"]
+    outputs = [
+        run(*arguments, stdin="Hello\n/tokens\n")
+        for arguments in (command, verbose, verbose, cached)
+    ]
+    assert [done.returncode for done in outputs] == [0] * 4
+    assert len({done.stdout for done in outputs}) == 1
+    assert outputs[0].stderr == outputs[3].stderr == b""
+    for done, how in zip(outputs[1:3], ("read", "from the cache"), strict=True):
+        line = rf"\(system text: \d{{3,}} tokens {how} in \d+\.\d{{3}} s\)"
+        assert re.match(line, done.stderr.decode())
     (file,) = states(tmp_path / "cache")
     assert (State.load(file).tokens or 0) > 500
     inside(tmp_path / "cache").joinpath("index.sqlite").unlink()

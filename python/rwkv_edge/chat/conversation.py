@@ -133,6 +133,8 @@ class Conversation:
         self._paragraphs = paragraphs
         self.think_tokens = whole("think_tokens", think_tokens, 0)
         self.work = Work()
+        self.cached = 0
+        """Tokens of the system text that the cache had when it was needed last."""
         self._cache = cache
         self._session = model.session(state)
         self._use(template)
@@ -471,7 +473,7 @@ class Conversation:
                 progress(done + now, total)
 
         if self._cache is not None and told:
-            self._cache.read(session, [told], start=self._begin, progress=report)
+            self.cached = self._cache.read(session, [told], start=self._begin, progress=report)
             first, done = first[len(told) :], len(told)
         for number, part in enumerate((first, *parts)):
             if number and (not marks or marks[-1][0] < kept + number - 1):
