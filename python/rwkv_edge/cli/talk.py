@@ -350,8 +350,9 @@ def say(text: str) -> None:
 
 def note(text: str) -> None:
     """A remark of the program's beside the conversation."""
-    dim = sys.stderr.isatty() and clever()
-    click.echo(f"{DIM}{text}{PLAIN}" if dim else text, err=True)
+    if sys.stderr.isatty() and clever():
+        text = f"{DIM}{Wrap()(text, shutil.get_terminal_size().columns)}{PLAIN}"
+    click.echo(text, err=True)
 
 
 def short(text: str) -> str:
