@@ -129,6 +129,7 @@ class PrefixCache:
         self._lock = threading.Lock()
         self._folder: Path | None = None
         if folder is not None:
+            check_kind("folder", folder, (str, PathLike), "a path")
             try:
                 import sqlite3
             except ImportError as error:  # Python can be built without

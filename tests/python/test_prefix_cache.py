@@ -151,6 +151,8 @@ BAD_ARGUMENTS: list[tuple[str, object, str]] = [
     ("disk_bytes", None, "disk_bytes: found None, expected a whole number"),
     ("disk_bytes", 1.5, "disk_bytes: found 1.5, expected a whole number"),
     ("disk_bytes", -1, "disk_bytes: found -1, expected at least 0"),
+    ("folder", 5, "folder: found 5, expected a path"),
+    ("folder", b"a", "folder: found b'a', expected a path"),
     ("session", None, "session: found None, expected a Session"),
     ("segments", "abc", "segments: found 'abc', expected a list of segments"),
     ("segments", b"abc", "segments: found b'abc', expected a list of segments"),
@@ -171,7 +173,7 @@ def test_bad_arguments_are_refused_at_once(
     kind: type[Exception] = ValueError if "at least" in message or "UTF" in message else TypeError
     given: dict[str, Any] = {name: value}
     call: Callable[..., object] = PrefixCache().read
-    if name.endswith("_bytes"):
+    if name.endswith("_bytes") or name == "folder":
         call, given = PrefixCache, {"folder": tmp_path / "cache", **given}
     else:
         given = {"session": session, "segments": ["a"], **given}

@@ -151,7 +151,7 @@ def printable(text: str, *, lines: bool = False) -> str:
     return text.translate(STEERING_BUT_LINES if lines else STEERING)
 
 
-def check_kind(name: str, value: object, kind: type, expected: str) -> None:
+def check_kind(name: str, value: object, kind: type | tuple[type, ...], expected: str) -> None:
     """Raises TypeError for an argument of another type than `kind`."""
     if not isinstance(value, kind):
         raise TypeError(f"{name}: found {shown(value)}, expected {expected}")
