@@ -76,6 +76,7 @@ int main(int argc, char** argv) {
     const std::vector<int32_t> banned{65530, 65531, 65532, 65533, 65534, 65535};
     const Setting settings[] = {
         {"greedy", {.temperature = 0.0, .top_p = 1.0, .banned = banned}},
+        {"default", {.temperature = 1.0, .top_p = 0.3, .banned = banned}},
         {"top_p 0.5", {.temperature = 0.8, .top_p = 0.5, .banned = banned}},
         {"top_p 0.9, penalties",
          {.top_p = 0.9, .presence_penalty = 0.2, .frequency_penalty = 0.2, .banned = banned}},

@@ -16,6 +16,7 @@ from .convert.policy import MASSIVE, is_quantizable
 from .convert.tuned_state import NAME
 from .convert.vocab import UNUSED, byte_vocabulary, read_vocabulary
 from .files.form import ARCH_KEY, VOCABULARIES, Form, amount, form_of
+from .generation import recommended_sampling
 from .model_file import by_input, bytes_by_type, open_model_file
 from .state import State, StateShape
 
@@ -86,6 +87,7 @@ def describe_model(file: _core.ModelFile, form: Form, nbytes: int) -> tuple[str,
             for kind, nbytes in sizes.most_common()
         ),
         *describe_by_input(file, layers),
+        *describe_sampling(file),
         ("state", describe_memory(file)),
         ("licence", ", ".join(text for text in licence if text) or "not stated"),
         ("kernels", f"{_core.isa()} (this CPU runs {', '.join(_core.isa_levels())})"),
@@ -114,6 +116,12 @@ def describe_by_input(file: _core.ModelFile, layers: int) -> Lines:
             "activations that are not zero. llama.cpp does not open this file",
         )
     ]
+
+
+def describe_sampling(file: _core.ModelFile) -> Lines:
+    found = recommended_sampling(file)
+    options = ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in found.items())
+    return [("sampling", f"{options} (recommended by the file)")] if found else []
 
 
 def main_type(file: _core.ModelFile) -> str:

@@ -7,13 +7,15 @@ import math
 import os
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from numbers import Real
 from operator import index
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, SupportsIndex, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, SupportsIndex, TypedDict, cast
 
 from . import _core
+from .files.form import utf8
 from .grammar import Constraint
 from .lookup import Lookup
 from .state import SamplerState
@@ -116,6 +118,27 @@ class Details:
     def tokens_per_second(self) -> float:
         """Of all tokens but the first; 0 where there are no others."""
         return max(self.sampled_tokens - 1, 0) / self.seconds if self.seconds else 0.0
+
+
+# Keys of llama.cpp's that mean what options do here. Its repetition penalty divides logits and its
+# window of 0 is none, so those do not; nor are there mirostat and XTC here.
+RECOMMENDING = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}
+
+
+def recommended_sampling(file: _core.ModelFile) -> Choosing:
+    """The options that the keys general.sampling.* of a model's file recommend. Values that no text
+    can be made with are left out."""
+    found: dict[str, Any] = {}
+    for key, name in RECOMMENDING.items():
+        value = file.get(f"general.sampling.{key}")
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            continue
+        if name != "top_k":
+            value = float(f"{value:.7g}")  # 0.3 where the file has it in 32 bits
+        with suppress(ValueError, TypeError):
+            _core.Sampler(**{name: value})
+            found[name] = value
+    return cast(Choosing, found)
 
 
 class Answer:
@@ -580,12 +603,17 @@ class BatchGeneration(Iterator[Piece]):
         return [stream.details() for stream in self._streams]
 
 
-def whole(name: str, value: SupportsIndex, least: int, most: int | None = None) -> int:
-    """An option that is a whole number."""
+def integer(name: str, value: SupportsIndex) -> int:
+    """An option that is a whole number of any size."""
     try:
-        number = index(value)
+        return index(value)
     except TypeError:
         raise TypeError(f"{name}: found {value!r}, expected a whole number") from None
+
+
+def whole(name: str, value: SupportsIndex, least: int, most: int | None = None) -> int:
+    """An option that is a whole number."""
+    number = integer(name, value)
     if number < least or (most is not None and number > most):
         limits = f"at least {least}" if most is None else f"{least} to {most}"
         raise ValueError(f"{name}: found {number}, expected {limits}")
@@ -627,7 +655,7 @@ def stop_bytes(stop: str | Sequence[str]) -> list[bytes]:
     texts = [stop] if isinstance(stop, str) or not isinstance(stop, Iterable) else list(stop)
     if not all(isinstance(text, str) for text in texts):
         raise TypeError(f"stop: found {stop!r}, expected a text or a list of texts")
-    stops = [text.encode("utf-8", "surrogateescape") for text in texts]
+    stops = [utf8("stop", text) for text in texts]
     if b"" in stops:
         raise ValueError("stop: found an empty string, expected some text")
     return stops

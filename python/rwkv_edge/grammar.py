@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from . import _core
+from .files.form import utf8
 from .tokenizer import END_OF_TEXT, Tokenizer
 
 if TYPE_CHECKING:
@@ -163,6 +164,5 @@ def literal(text: str) -> str:
 
 
 def encodable(name: str, text: str) -> str:
-    if not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
-        raise ValueError(f"{name}: found {text!r}, expected characters that UTF-8 has")
+    utf8(name, text, "strict")
     return text

@@ -19,9 +19,7 @@ class Lookup:
     """A text, and what followed where its last tokens occurred before."""
 
     def __init__(self, most: int, tokens: Iterable[int] = ()) -> None:
-        """`most` is the longest draft. Raises ValueError for a negative one."""
-        if most < 0:
-            raise ValueError(f"lookup: found {most}, expected at least 0")
+        """`most` is the longest draft; 0: none."""
         self.drafted = 0
         """Tokens that were drafted."""
         self.accepted = 0

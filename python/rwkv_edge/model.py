@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeVar, cast, overload
 
 from . import _core
-from .files.form import ARCH_KEY
+from .files.form import ARCH_KEY, check_kind
 from .generation import (
     MAX_SEED,
     Answer,
@@ -24,12 +24,13 @@ from .generation import (
     Options,
     Sampling,
     Stream,
+    recommended_sampling,
     whole,
 )
 from .grammar import FORMS, Grammars, form_of
 from .lookup import Lookup
 from .model_file import bytes_per_token, default_threads, hint, open_model_file, stamp
-from .state import State, StateShape
+from .state import A_STATE, State, StateShape
 from .tokenizer import END_OF_TEXT, Tokenizer, tokenizer_from_file
 
 if TYPE_CHECKING:
@@ -162,6 +163,14 @@ class Model:
     def metadata(self) -> dict[str, Any]:
         """The keys of the file and their values: bool, int, float, str or a list of these."""
         return {key: self._file.get(key) for key in self._file.keys()}  # noqa: SIM118 (no mapping)
+
+    @property
+    def recommended_sampling(self) -> Choosing:
+        """How the file recommends to choose tokens, in its keys general.sampling.*: options of
+        `Session.generate`, which uses them only where they are given to it. Empty where the file
+        says nothing.
+        """
+        return recommended_sampling(self._file)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -463,9 +472,8 @@ class Session:
         if state is None:
             self._writable.reset()
             self._before = 0
-        elif not isinstance(state, State):
-            raise TypeError(f"state: found {state!r}, expected a State, as State.load(path) gives")
         else:
+            check_kind("state", state, State, A_STATE)
             model = self.model
             fitted = state.fitted(model._shape, str(model.path), model.fingerprint)
             output = bytearray() if fitted.output is None else bytearray(fitted.output)
@@ -615,7 +623,7 @@ class Session:
 
     def _generating(self, prompt: str | Sequence[int], options: Options) -> Stream:
         model = self.model
-        lookup = options.get("lookup", 0)
+        lookup = whole("lookup", options.get("lookup", 0), 0)
         for name in options:
             if name not in Options.__optional_keys__:
                 raise TypeError(f"{name}: no option of generate")

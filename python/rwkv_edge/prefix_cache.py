@@ -33,10 +33,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, SupportsIndex
 
 from . import _core
+from .files.form import check_kind, shown
 from .files.output import NO_LINK, PLAIN
+from .generation import whole
 from .model import FeedProgress, Model, Session, checked_ids
 from .model_file import stamp
-from .state import OUTPUT, State, StateShape
+from .state import A_STATE, OUTPUT, State, StateShape
 
 if TYPE_CHECKING:
     import sqlite3
@@ -116,14 +118,18 @@ class PrefixCache:
         used longest ago goes first.
 
         The folder is made where it is missing. What it holds tells what was said, so only its owner
-        can read it. Raises OSError where it cannot be made, or where others could write there.
+        can read it. Raises OSError where it cannot be made, or where others could write there,
+        ValueError for a budget below 0.
         """
-        self._most, self._most_on_disk = memory_bytes, disk_bytes
+        self._most = whole("memory_bytes", memory_bytes, 0)
+        self._most_on_disk = whole("disk_bytes", disk_bytes, 0)
         self._kept: OrderedDict[bytes, Entry] = OrderedDict()
+        self._noted: dict[bytes, float] = {}  # when the index learned that these are used
         self._used = 0
         self._lock = threading.Lock()
         self._folder: Path | None = None
         if folder is not None:
+            check_kind("folder", folder, (str, PathLike), "a path")
             try:
                 import sqlite3
             except ImportError as error:  # Python can be built without
@@ -155,8 +161,10 @@ class PrefixCache:
 
         Returns how many tokens came from the cache. A state that cannot be kept on disk is a
         warning. Raises ValueError for a token outside the vocabulary, FormatError where `start` is
-        of another model, TypeError for one text in place of several segments.
+        of another model, TypeError for arguments of another type, such as one text in place of
+        several segments.
         """
+        check_kind("session", session, Session, "a Session")
         text = text_of(session.model, segments, start=start, salt=salt)
         mark = session.fork()
         try:
@@ -229,6 +237,11 @@ class PrefixCache:
             entry = self._kept.get(key)
             if entry is not None:
                 self._kept.move_to_end(key)
+                again = time.time() - self._noted[key] > SOON
+                if again:
+                    self._noted[key] = time.time()
+        if entry is not None and self._folder is not None and again:
+            self._note_use(self._folder, key)
         if entry is None and self._folder is not None:
             entry = self._find_on_disk(self._folder, key, root, tokens, model)
             if entry is not None:
@@ -241,9 +254,11 @@ class PrefixCache:
         with self._lock:
             old = self._kept.pop(key, None)
             self._used += entry.nbytes - (old.nbytes if old else 0)
-            self._kept[key] = entry
+            self._kept[key], self._noted[key] = entry, time.time()
             while self._used > self._most:
-                self._used -= self._kept.popitem(last=False)[1].nbytes
+                gone, old = self._kept.popitem(last=False)
+                self._used -= old.nbytes
+                del self._noted[gone]
 
     # ---- on disk --------------------------------------------------------------------------------
 
@@ -291,6 +306,13 @@ class PrefixCache:
             return None
         return None if values is None else Entry(root, tokens, *values)
 
+    def _note_use(self, folder: Path, key: bytes) -> None:
+        """On disk, too, it is not the one that was used longest ago. While others write, that can
+        be noted another time."""
+        with suppress(OSError, self._sqlite.Error), self._index(folder, 0) as index:
+            update = "UPDATE states SET used = ? WHERE key = ?"
+            index.execute(update, (time.time(), key.hex()))
+
     def _keep_on_disk(self, folder: Path, key: bytes, entry: Entry, state: State) -> None:
         path = file_of(folder, key)
         if len(entry.state) + len(entry.output) + BESIDE > self._most_on_disk:
@@ -330,9 +352,11 @@ def text_of(
     """The tokens of all segments, and where each ends; `PrefixCache.read` says the rest."""
     import hashlib  # slow, here and below: whoever uses no cache does without
 
-    if isinstance(segments, (str, bytes)):
-        raise TypeError(f"segments: found {segments[:40]!r}, expected a list of segments")
+    if isinstance(segments, (str, bytes)) or not isinstance(segments, Iterable):
+        raise TypeError(f"segments: found {shown(segments)}, expected a list of segments")
+    check_kind("salt", salt, bytes, "bytes")
     if start is not None:
+        check_kind("start", start, State, A_STATE)
         start = start.fitted(model._shape, str(model.path), model.fingerprint)
     root = root_of(model, start, salt)
     tokens, digest, found = array("i"), hashlib.sha256(root), []

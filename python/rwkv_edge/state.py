@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import _core
-from .files.form import ARCH_KEY, KEY_FIRST, STATE_KEYS, TUNED, is_gguf, shown
+from .files.form import ARCH_KEY, KEY_FIRST, STATE_KEYS, TUNED, is_gguf, shown, utf8
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,6 +24,8 @@ TYPES = ("f32", "f16")
 SEED_KEY, GENERATED_KEY = STATE_KEYS + "sampler.seed", STATE_KEYS + "sampler.tokens"
 OUTPUT = "output"
 """The tensor that is no part of a layer: `State.output`."""
+A_STATE = "a State, as State.load(path) gives"
+"""What an argument must be, for errors."""
 # Stays f32 in a file of f16: an exponent, which begins at -1e30.
 EXPONENT = "pp"
 
@@ -96,6 +98,9 @@ class State:
     def __post_init__(self) -> None:
         if self.tokens is not None and self.tokens < 0:
             raise ValueError(f"tokens: found {self.tokens}, expected 0 or more")
+        for name in ("text", "model"):
+            if (text := getattr(self, name)) is not None:
+                utf8(name, text)
         width = (self.shape.width,)
         if self.output is not None:
             if self.output.dtype != "float32" or self.output.shape != width:

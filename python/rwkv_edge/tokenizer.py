@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from . import _core
-from .files.form import shown
+from .files.form import shown, utf8
 
 END_OF_TEXT = 0
 """The token that ends a document, in every model. No text encodes to it."""
@@ -54,11 +54,10 @@ class Tokenizer(ABC):
     def encode(self, text: str | bytes) -> list[int]:
         """The tokens of a text.
 
-        Surrogate escapes in a string stand for the bytes that they came from. Raises ValueError if
-        the vocabulary lacks a byte of the text.
+        Surrogate escapes in a string stand for the bytes that they came from. Raises ValueError for
+        other halves of characters, and if the vocabulary lacks a byte of the text.
         """
-        data = text.encode("utf-8", "surrogateescape") if isinstance(text, str) else text
-        return self._encode(data)
+        return self._encode(utf8("text", text) if isinstance(text, str) else text)
 
     def decode(self, tokens: Iterable[int]) -> str:
         """The text of the tokens. Bytes that are not UTF-8 become U+FFFD."""

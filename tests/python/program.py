@@ -30,13 +30,17 @@ def commands() -> dict[str, click.Command]:
     return {name: command for name, command in found.items() if command is not None}
 
 
-def endless_model(folder: Path) -> Path:
-    """A model that says "a" for ever."""
+def endless_model(folder: Path, word: str = "a") -> Path:
+    """A model that says one word for ever."""
     shape = tiny.SHAPES["d128"]
     made = tiny.tiny_model(shape, "f32", 1)
+    token = 1 + ord(word[0])
+    if len(word.encode()) > 1:
+        tiny.put_vocabulary(made.file, shape.vocab, [word.encode()])
+        token = 262  # the first behind those that every tiny model has
     first = np.eye(1, shape.width, dtype=np.float32)
     head = np.zeros((shape.vocab, shape.width), np.float32)
-    head[1 + ord("a")] = 50 * first
+    head[token] = 50 * first
     for name, data in (
         ("output_norm.weight", 0 * first),
         ("output_norm.bias", first),

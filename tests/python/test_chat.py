@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -244,6 +245,56 @@ def test_reset_keeps_the_system_text(model: Model) -> None:
     assert bits(chat.session) != begin
     chat.reset()
     assert bits(chat.session) == begin
+
+
+# What is called, the argument, its value, and the error.
+BAD_ARGUMENTS: list[tuple[str, str, object, str]] = [
+    ("Conversation", "model", "a.gguf", "model: found 'a.gguf', expected a Model"),
+    ("Conversation", "cache", "folder", "cache: found 'folder', expected a PrefixCache"),
+    ("Conversation", "system", 5, "system: found 5, expected a text"),
+    ("Conversation", "system", "\ud800", "system: found '\\ud800', expected characters that UTF-8"),
+    (
+        "Conversation",
+        "state",
+        "a.state",
+        "state: found 'a.state', expected a State, as State.load(",
+    ),
+    ("Conversation", "template", "me", "template: found 'me', expected one of world, g1, raven"),
+    ("Conversation", "template", [], "template: found [], expected one of world, g1, raven"),
+    ("Conversation", "think", 1, "think: found 1, expected one of off, fast, bit, on, lot"),
+    ("Conversation", "think_tokens", "9", "think_tokens: found '9', expected a whole number"),
+    ("ask", "text", 5, "text: found 5, expected a text"),
+    ("ask", "text", b"x", "text: found b'x', expected a text"),
+    ("ask", "text", "a\udfff", "text: found 'a\\udfff', expected characters that UTF-8 has"),
+    ("ask", "undo", "x", "undo: found 'x', expected a whole number"),
+    ("ask", "lookup", "x", "lookup: found 'x', expected a whole number"),
+    ("tell", "system", 5, "system: found 5, expected a text"),
+    ("tell", "system", None, "system: found None, expected a text"),
+    ("tell", "system", "\udc7f", "system: found '\\udc7f', expected characters that UTF-8 has"),
+    ("undo", "turns", "x", "turns: found 'x', expected a whole number"),
+    ("undo", "turns", 1.5, "turns: found 1.5, expected a whole number"),
+    ("undo", "turns", None, "turns: found None, expected a whole number"),
+]
+
+
+@pytest.mark.parametrize(("what", "name", "value", "message"), BAD_ARGUMENTS)
+def test_bad_arguments_are_refused_at_once(
+    model: Model, monkeypatch: pytest.MonkeyPatch, what: str, name: str, value: Any, message: str
+) -> None:
+    chat = Conversation(model, system="x")
+    play(monkeypatch, [THE, TURN_END])
+    list(chat.ask("hi"))
+    before = (chat.system, chat.turns, bits(chat.session))
+    of_a_value = "one of" in message or "characters" in message
+    kind: type[Exception] = ValueError if of_a_value else TypeError
+    given: dict[str, Any] = {name: value}
+    if what == "Conversation":
+        call, given = Conversation, {"model": model, **given}
+    else:
+        call, given = getattr(chat, what), {"text": "so?", **given} if what == "ask" else given
+    with pytest.raises(kind, match=f"^{re.escape(message)}"):
+        call(**given)
+    assert (chat.system, chat.turns, bits(chat.session)) == before
 
 
 # ---- a state to begin with ----------------------------------------------------------------------
@@ -869,6 +920,10 @@ DAMAGED_TEXTS = {
     "a template without a name": lambda found: found["template"].pop("name"),
     "a template without stops": lambda found: found["template"].pop("stop"),
     "a strange beginning": lambda found: found.update(begin=[]),
+    "half a character asked": lambda found: found["turns"].append(["\ud800", "b"]),
+    "half a character answered": lambda found: found["turns"].append(["a", "b\udfff"]),
+    "half a character as system": lambda found: found.update(system="\udd00"),
+    "half a character as name": lambda found: found["template"].update(name="\udc7f"),
 }
 
 

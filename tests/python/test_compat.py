@@ -8,6 +8,8 @@ import dataclasses
 import json
 import os
 import re
+import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -212,6 +214,35 @@ def test_the_example_in_the_docs(
     names = run_example(code, tmp_path, monkeypatch)
     assert len(names["text"]) > 0
     assert names["out"].shape == (names["model"].model.n_vocab,)
+
+
+def test_the_harness_in_the_docs(
+    tiny_model: GetModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As far as it goes without the harness and its data; test_harness.py runs the real one."""
+    asked: list[tuple[Any, list[str]]] = []
+    stand_ins: dict[str, dict[str, Any]] = {
+        "lm_eval": {"simple_evaluate": lambda model, tasks: asked.append((model, tasks))},
+        "lm_eval.api": {},
+        "lm_eval.api.model": {"TemplateLM": object},
+        "lm_eval.api.registry": {"register_model": lambda _name: lambda kind: kind},
+        "tqdm": {"tqdm": None},
+    }
+    for name, values in stand_ins.items():
+        module = types.ModuleType(name)
+        vars(module).update(values)
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.delitem(sys.modules, "rwkv_edge.harness", raising=False)
+    code = re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)[1]
+    (tmp_path / "model.gguf").symlink_to(tiny_model("f32", "d128", "7")[0])
+    try:
+        run_example(code, tmp_path, monkeypatch)
+    finally:
+        sys.modules.pop("rwkv_edge.harness", None)  # made with the stand-ins
+    ((model, tasks),) = asked
+    assert tasks == ["lambada_openai"]
+    assert model.batch_size == 16
+    assert model.tok_encode("the") == model.model.tokenizer.encode("the")
 
 
 # ---- beside the package -------------------------------------------------------------------------

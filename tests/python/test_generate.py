@@ -373,6 +373,9 @@ BAD_OPTIONS: list[tuple[str, object, str]] = [
     ("stop", [1], "stop: found [1], expected a text or a list of texts"),
     ("stop", 1, "stop: found 1, expected a text or a list of texts"),
     ("stop", b"a", "stop: found b'a', expected a text or a list of texts"),
+    ("stop", "\ud800", "stop: found '\\ud800', expected characters that UTF-8 has"),
+    ("lookup", -1, "lookup: found -1, expected at least 0"),
+    ("lookup", "x", "lookup: found 'x', expected a whole number"),
 ]
 
 

@@ -39,6 +39,22 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     return Model(talkative_model(tmp_path_factory.mktemp("models")), threads=1)
 
 
+NEVER = [b"\xed\xa0", b"\xf4\x90", b"\xe0\x80"]  # no UTF-8: half of a pair, too large, too long
+HALVES = [  # of characters, as the World vocabulary has some: their beginning, middle or end
+    b"\xc3", b" \xc3", b"\xa9t", b"\xa9t\xc3", b"t\xc3\xa9", b"\xe4\xbd", b"\xbd\xa0",
+    b"\xa0\xe5\xa5", b"\xa5\xbd", b'"\xe4', b"\xf0\x9f", b"\xf0\x9f\x98", b"\x9f\x98", b"\x98\x80",
+    b"\x9f\x98\x80", b"\x80!", b'\x80"', b"\xbd\xe4", *NEVER,
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def halves(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """A model with tokens of several bytes that begin or end in a character."""
+    made = tiny.tiny_model(tiny.SHAPES["d128"], "f32", 1)
+    tiny.put_vocabulary(made.file, model.n_vocab, HALVES[1:])  # one byte has its token
+    return Model(tiny.write(tmp_path_factory.mktemp("models"), "halves.gguf", made), threads=1)
+
+
 def check(found: Any) -> None:
     assert list(found) == ["name", "age", "tags"]
     assert isinstance(found["name"], str)
@@ -106,9 +122,12 @@ def test_a_grammar(model: Model) -> None:
         assert text == "the" or pieces.details.finish_reason == "length", text
 
 
-def test_bytes_of_characters(model: Model) -> None:
+@pytest.mark.parametrize("which", ["model", "halves"])
+def test_bytes_of_characters(request: pytest.FixtureRequest, which: str) -> None:
     """Tokens that are half a character are allowed where they lead to an allowed one, and only
-    there: the definition, over all tokens and all beginnings of all choices."""
+    there: the definition, over all tokens and all beginnings of all choices. Where one text is
+    left, the package may choose the tokens for it."""
+    model = request.getfixturevalue(which)
     words = ["\u00e9", "\u00e8t", "\u4f60", "\U0001f600!", "e"]
     whole = [word.encode() for word in words]
     grammars = Grammars(model.tokenizer, model.n_vocab)
@@ -118,14 +137,55 @@ def test_bytes_of_characters(model: Model) -> None:
         for cut in range(len(word) + 1):
             begun = word[:cut]
             bits = np.unpackbits(np.frombuffer(constraint.allowed(), np.uint8), bitorder="little")
-            for token, data in enumerate(tokens):
-                expected = data and any(w.startswith(begun + data) for w in whole)
-                if token == END_OF_TEXT:
-                    expected = begun in whole
-                assert bits[token] == bool(expected), (begun, data)
+            expected = {
+                token
+                for token, data in enumerate(tokens)
+                if data and any(w.startswith(begun + data) for w in whole)
+            }
+            expected |= {END_OF_TEXT} if begun in whole else set()
+            found = set(np.flatnonzero(bits).tolist())
+            if sum(w.startswith(begun) for w in whole) == 1 and begun not in whole:
+                assert found
+                assert found <= expected, begun
+            else:
+                assert found == expected, begun
             if cut < len(word):
                 constraint.accept(1 + word[cut])
         assert constraint.complete
+
+
+def test_tokens_that_begin_or_end_in_a_character(halves: Model) -> None:
+    """Whatever such tokens the model likes, the text is UTF-8 and of its form."""
+    known = {halves.tokenizer.token_bytes(token): token for token in range(halves.n_vocab)}
+    ours = {known[data]: 3.0 for data in HALVES}
+    used: set[int] = set()
+    one = ["\u00e9t\u00e9", "\u4f60\u597d", "\U0001f600!", "e\u00e9"]
+    schema = {
+        "type": "object",
+        "properties": {
+            "free": {"type": "string", "maxLength": 8},
+            "one": {"enum": one},
+        },
+        "required": ["free", "one"],
+        "additionalProperties": False,
+    }
+    for seed in range(40):
+        pieces = halves.session().generate("x", schema=schema, seed=seed, logit_bias=ours, **WILD)
+        text = "".join(pieces)
+        details = pieces.details
+        assert details.finish_reason == "stop"
+        assert halves.tokenizer.decode_bytes(details.tokens) == text.encode()  # nothing is U+FFFD
+        found = json.loads(text)
+        assert len(found["free"]) <= 8
+        assert found["one"] in one
+        used |= set(details.tokens) & set(ours)
+    assert len(used) > len(HALVES) / 2
+    assert not used & {known[data] for data in NEVER}
+    for seed in range(20):
+        han = halves.session().generate(
+            "x", regex=r"\p{Han}{3}", seed=seed, logit_bias=ours, **WILD
+        )
+        assert re.fullmatch("[\u2e80-\U0003ffff]{3}", "".join(han))
 
 
 def test_where_the_text_may_end_the_model_decides(

@@ -141,9 +141,46 @@ def test_a_segment_is_encoded_by_itself(model: Model) -> None:
     assert bits(session) == right(model, *pieces)
 
 
-def test_one_text_is_no_list_of_segments(model: Model) -> None:
-    with pytest.raises(TypeError, match="segments: found 'abc', expected a list of segments"):
-        PrefixCache().read(model.session(), "abc")
+# Of PrefixCache, or of its `read`: the argument, its value, and the error.
+BAD_ARGUMENTS: list[tuple[str, object, str]] = [
+    ("memory_bytes", "x", "memory_bytes: found 'x', expected a whole number"),
+    ("memory_bytes", None, "memory_bytes: found None, expected a whole number"),
+    ("memory_bytes", 1.5, "memory_bytes: found 1.5, expected a whole number"),
+    ("memory_bytes", -1, "memory_bytes: found -1, expected at least 0"),
+    ("disk_bytes", "x", "disk_bytes: found 'x', expected a whole number"),
+    ("disk_bytes", None, "disk_bytes: found None, expected a whole number"),
+    ("disk_bytes", 1.5, "disk_bytes: found 1.5, expected a whole number"),
+    ("disk_bytes", -1, "disk_bytes: found -1, expected at least 0"),
+    ("folder", 5, "folder: found 5, expected a path"),
+    ("folder", b"a", "folder: found b'a', expected a path"),
+    ("session", None, "session: found None, expected a Session"),
+    ("segments", "abc", "segments: found 'abc', expected a list of segments"),
+    ("segments", b"abc", "segments: found b'abc', expected a list of segments"),
+    ("segments", 5, "segments: found 5, expected a list of segments"),
+    ("segments", ["\ud800"], "text: found '\\ud800', expected characters that UTF-8 has"),
+    ("start", "x", "start: found 'x', expected a State, as State.load(path) gives"),
+    ("salt", "x", "salt: found 'x', expected bytes"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "message"), BAD_ARGUMENTS)
+def test_bad_arguments_are_refused_at_once(
+    model: Model, tmp_path: Path, name: str, value: object, message: str
+) -> None:
+    session = model.session()
+    session.read([1, 2])
+    before = bits(session)
+    kind: type[Exception] = ValueError if "at least" in message or "UTF" in message else TypeError
+    given: dict[str, Any] = {name: value}
+    call: Callable[..., object] = PrefixCache().read
+    if name.endswith("_bytes") or name == "folder":
+        call, given = PrefixCache, {"folder": tmp_path / "cache", **given}
+    else:
+        given = {"session": session, "segments": ["a"], **given}
+    with pytest.raises(kind, match=f"^{re.escape(message)}$"):
+        call(**given)
+    assert bits(session) == before
+    assert not (tmp_path / "cache").exists()
 
 
 def test_nothing_to_read(model: Model) -> None:
@@ -267,6 +304,39 @@ def test_a_budget_on_disk(model: Model, tmp_path: Path, monkeypatch: pytest.Monk
     small = PrefixCache(tmp_path / "small", memory_bytes=0, disk_bytes=1000)
     assert [read(small, model, "a") for _ in range(2)] == [0, 0]
     assert not states(tmp_path / "small")
+
+
+def test_what_is_used_in_memory_stays_on_disk(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A use that memory answers is one on disk, too; noted once a minute at most."""
+    now = 1e9
+    monkeypatch.setattr(time, "time", lambda: now)
+    read(PrefixCache(tmp_path / "first"), model, "a")
+    (file,) = states(tmp_path / "first")
+    cache = PrefixCache(tmp_path, disk_bytes=3 * file.stat().st_size + 100)
+
+    def used() -> list[float]:
+        with index(tmp_path) as connection:
+            return [t for (t,) in connection.execute("SELECT used FROM states ORDER BY used")]
+
+    for text in "abc":
+        assert read(cache, model, text) == 0
+        now += 100
+    assert used() == [1e9, 1e9 + 100, 1e9 + 200]
+    assert read(cache, model, "a") == 1
+    assert used() == [1e9 + 100, 1e9 + 200, now]
+    noted = now
+    now += 59
+    assert read(cache, model, "a") == 1
+    assert used()[-1] == noted
+    assert read(cache, model, "d") == 0  # in place of b
+    assert [read(PrefixCache(tmp_path), model, text) for text in "acd"] == [1, 1, 1]
+    with index(tmp_path) as connection:  # another process writes
+        connection.execute("BEGIN EXCLUSIVE")
+        now += 1000
+        assert read(cache, model, "a") == 1
+    assert set(cache._noted) == set(cache._kept)
 
 
 # ---- never a wrong hit --------------------------------------------------------------------------
@@ -585,10 +655,17 @@ def test_a_system_text_in_a_file(tmp_path: Path) -> None:
     (tmp_path / "system.txt").write_text("Be brief. " * 200, encoding="utf-8")
     command = ["chat", "--system-file", str(tmp_path / "system.txt"), "--seed", "1"]
     cached = [*command, "--cache-dir", str(tmp_path / "cache")]
-    outputs = [run(*arguments, stdin="Hello\n/tokens\n") for arguments in (command, cached, cached)]
-    assert [done.returncode for done in outputs] == [0, 0, 0]
-    assert outputs[0].stdout == outputs[1].stdout == outputs[2].stdout
-    assert [done.stderr for done in outputs] == [b""] * 3
+    verbose = [*cached, "--verbose"]
+    outputs = [
+        run(*arguments, stdin="Hello\n/tokens\n")
+        for arguments in (command, verbose, verbose, cached)
+    ]
+    assert [done.returncode for done in outputs] == [0] * 4
+    assert len({done.stdout for done in outputs}) == 1
+    assert outputs[0].stderr == outputs[3].stderr == b""
+    for done, how in zip(outputs[1:3], ("read", "from the cache"), strict=True):
+        line = rf"\(system text: \d{{3,}} tokens {how} in \d+\.\d{{3}} s\)"
+        assert re.match(line, done.stderr.decode())
     (file,) = states(tmp_path / "cache")
     assert (State.load(file).tokens or 0) > 500
     inside(tmp_path / "cache").joinpath("index.sqlite").unlink()

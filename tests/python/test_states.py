@@ -428,6 +428,16 @@ def test_a_state_carries_a_text(tiny_model: GetModel, tmp_path: Path, text: str 
     assert (found.tokens, found.model) == (0, tiny_model("f32", "d128")[0].name)
 
 
+@pytest.mark.parametrize("name", ["text", "model"])
+@pytest.mark.parametrize("half", [0xD800, 0xDC7F, 0xDD00, 0xDFFF])
+def test_a_state_carries_no_half_characters(tiny_model: GetModel, name: str, half: int) -> None:
+    state = Model(tiny_model("f32", "d128")[0]).session().state
+    with pytest.raises(ValueError, match=f"^{name}: found 'a.*, expected characters that UTF-8 ha"):
+        replace(state, **{name: f"a{chr(half)}"})  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=f"^{name}: found 5, expected a text$"):
+        replace(state, **{name: 5})  # type: ignore[arg-type]
+
+
 def test_a_file_of_half_the_size(loaded: Model, tmp_path: Path, version: str) -> None:
     """f16 has 11 bits of a value, and steps of 2^-24 below 2^-14; each value is the nearest."""
     session = loaded.session()

@@ -81,6 +81,12 @@ def test_system(model: Path) -> None:
     assert shown == f"no system text\n{plain}Be kind.\n"
 
 
+def test_a_system_text_in_a_file_with_a_byte_order_mark(model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "system.txt"
+    path.write_bytes(b"\xef\xbb\xbfBe kind.\r\n")
+    assert said(model, "/system\n", "--system-file", str(path)) == "Be kind.\n"
+
+
 def test_set(model: Path) -> None:
     short = said(model, "a\n", "--temperature", "0", "--max-tokens", "3")
     typed = "/set temperature 0\n/set max-tokens 3\na\n/set\n"

@@ -15,6 +15,7 @@ from refusal import refuses
 from rwkv_edge import Conversation, FormatError, Model
 from rwkv_edge.chat import TEMPLATES, load_template
 from rwkv_edge.chat.templates import MOST_BYTES, MOST_STOPS
+from rwkv_edge.cli.chat import first_line
 from rwkv_edge.convert.chat_template import G1, RAVEN, WORLD
 from scripted import bits, bits_after, byte_tokens, play, talkative_model
 
@@ -60,6 +61,30 @@ def test_which_template(
             made.file.put(key, tiny.STRING if isinstance(value, str) else tiny.U32, value)
     chat = Conversation(Model(tiny.write(tmp_path, file, made), threads=1))
     assert (chat.template, chat.template_source) == (TEMPLATES[template], source)
+
+
+PARAGRAPHS = "answers may have paragraphs"
+FIRST_LINES = [
+    ("rwkv7-world", None, {}, "world (by its name), answers end at a blank line.\n"),
+    ("rwkv7-world", None, {"paragraphs": True}, f"world (by its name), {PARAGRAPHS}.\n"),
+    ("rwkv7-g1", LLAMA_CPP, {"think": "on"}, f"g1 (by its name), {PARAGRAPHS}, thinking on.\n"),
+    ("x", None, {"template": "raw"}, "raw (named), answers end where the document does.\n"),
+    ("x", None, {"template": "g1"}, f"g1 (named), {PARAGRAPHS}, thinking off.\n"),
+    ("x", LLAMA_CPP, {}, f"g1 (by its chat template), {PARAGRAPHS}, thinking off.\n"
+     "If this is a World model, --template world is right. "),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "jinja", "options", "line"), FIRST_LINES)
+def test_what_the_chat_says_at_first(
+    tmp_path: Path, name: str, jinja: str | None, options: dict[str, Any], line: str
+) -> None:
+    made = tiny.tiny_model(tiny.SHAPES["d128"], "f32", 1)
+    made.file.put("general.name", tiny.STRING, name)
+    if jinja is not None:
+        made.file.put("tokenizer.chat_template", tiny.STRING, jinja)
+    model = Model(tiny.write(tmp_path, "a.gguf", made), threads=1)
+    assert first_line(Conversation(model, **options)) == f"template {line}/help lists the commands."
 
 
 def test_the_tokenizer_of_the_pile(tmp_path: Path) -> None:
@@ -148,6 +173,14 @@ def test_a_template_of_ones_own(
     expected += encode("<|user|>{0} \n\n{}<|end|>\n<|model|>")
     expected += encode(" Yes.\n\nNo.<|end|>\n")
     assert bits(chat.session) == bits_after(model, expected)
+
+
+def test_a_byte_order_mark_is_left_out(tmp_path: Path) -> None:
+    """As Windows' editors write it."""
+    path = write(tmp_path, OWN)
+    expected = load_template(path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert load_template(path) == expected
 
 
 def test_one_that_thinks(model: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -3,17 +3,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import select
+import struct
 import subprocess
 import sys
 import textwrap
 import time
 from pathlib import Path
 
+import make_random_model as tool
 import pytest
 from program import GREEDY, PROGRAM, SECONDS, endless_model, run
+from rwkv_edge.cli.terminal import cells
+from rwkv_edge.convert.policy import Types
 from rwkv_edge.files.form import printable
 from scripted import talkative_model
 
@@ -41,17 +46,25 @@ def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "xdg"))
     monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.delenv("COLUMNS", raising=False)
     monkeypatch.delenv("INPUTRC", raising=False)
 
 
 class Terminal:
     """A program that runs in a pseudo-terminal."""
 
-    def __init__(self, *arguments: str | Path) -> None:
+    def __init__(self, *arguments: str | Path, columns: int | None = None) -> None:
         self.fd, inside = os.openpty()
+        if columns is not None:
+            self.resize(columns)
         command = [sys.executable, "-c", IN_TERMINAL, *PROGRAM, *map(str, arguments)]
         self.process = subprocess.Popen(
-            command, stdin=inside, stdout=inside, stderr=inside, start_new_session=True
+            command,
+            stdin=inside,
+            stdout=inside,
+            stderr=inside,
+            start_new_session=True,
+            env=dict(os.environ),  # without the size that readline tells programs in its own way
         )
         os.close(inside)
         self.text = ""
@@ -86,13 +99,25 @@ class Terminal:
         return before
 
     def type(self, keys: str) -> None:
-        os.write(self.fd, keys.encode())
+        """What the program does not take yet waits in the terminal, which holds some 4 KB."""
+        data = keys.encode()
+        while data:
+            if select.select([], [self.fd], [], 0.1)[1]:
+                data = data[os.write(self.fd, data[:512]) :]
+            self.read(0)
+
+    def resize(self, columns: int) -> None:
+        """The program gets a SIGWINCH."""
+        import fcntl
+        import termios
+
+        fcntl.ioctl(self.fd, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
 
     def ask(self, line: str) -> str:
-        """Type a line and return the answer."""
+        """Type a line and return the answer, without the remark that it was cut off."""
         self.type(line + "\n")
         self.until(line + "\n")
-        return self.until("\n\n> ")
+        return self.until("\n\n> ").partition("\n(cut off after ")[0]
 
     def command(self, line: str, reply: str) -> None:
         self.type(line + "\n")
@@ -230,20 +255,38 @@ def thinker(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_thoughts_are_dim(thinker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Terminal("chat", thinker, *THINKS) as session:
-        first = "rwkv7-g1-endless.gguf: template g1 (by its name), thinking on. /help lists the"
+        first = "rwkv7-g1-endless.gguf: template g1 (by its name), answers may have paragraphs, thi"
         assert first in session.until("\n\n> ")
         assert session.ask("hi") == "<think>\naaa\n</think>\n\naaaa"
         session.command("/think hide", "thinking is on, and hidden")
         assert session.ask("hi") == "aaaa"
-        session.command("/think off", "thinking is off, and hidden")
+        session.command("/think show", "thinking is on, and shown")
+        assert session.ask("hi") == "<think>\naaa\n</think>\n\naaaa"
+        session.command("/think off", "thinking is off, and shown")
         assert session.ask("hi") == "aaaa"
+    with Terminal("chat", thinker, *THINKS, "--hide-thinking") as session:
+        session.until("\n\n> ")
+        assert session.ask("hi") == "aaaa"
+        session.command("/think", "thinking is on, and hidden")
+        session.command("/think show", "thinking is on, and shown")
+        assert session.ask("hi") == "<think>\naaa\n</think>\n\naaaa"
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("PROMPT_TOOLKIT_NO_CPR", "1")
     with Terminal("chat", thinker, *THINKS) as session:
         session.until(">")
         session.type("hi\r/exit\r")
         assert session.ends() == 0
-        assert "\033[2maaa\033[0m\n\naaaa\n\n" in session.text
+        assert "\033[2maaa\033[0m\n\naaaa\n\033[2m(cut off after 4 tokens; " in session.text
+        assert " allows more)\033[0m\n\n" in session.text
+
+
+def test_an_answer_that_was_cut_off(endless: Path) -> None:
+    with Terminal("chat", endless, "--max-tokens", "3") as session:
+        session.until("\n> ")
+        session.type("hello\n")
+        remark = "aaa\n(cut off after 3 tokens; /set max-tokens N allows more)\n\n> "
+        session.until(remark)
+    assert run("chat", endless, "--max-tokens", "3", stdin="hello\n").stderr == b""
 
 
 def test_ctrl_c_while_it_thinks(thinker: Path, tmp_path: Path) -> None:
@@ -332,6 +375,18 @@ def test_several_lines_are_one_message(model: Path, tmp_path: Path, editor: str,
     assert "first" in history
 
 
+def shown(written: str) -> str:
+    """What stands on the screen in the end: of words that went to the next line, those there."""
+    text = ""
+    for back, rest in re.findall(r"(?:\033\[(\d+)D\033\[K)?([^\033]*)", written):
+        text = (text[: -int(back)] if back else text) + rest
+    return text
+
+
+def width(line: str) -> int:
+    return sum(map(cells, line))
+
+
 @pytest.mark.usefixtures("editor")
 def test_answers_keep_words_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "20")
@@ -339,13 +394,10 @@ def test_answers_keep_words_whole(monkeypatch: pytest.MonkeyPatch) -> None:
         session.until(">")
         session.type("What can you do?\r/exit\r")
         assert session.ends() == 0
-        answer = session.text
-    shown = ""
-    for back, rest in re.findall(r"(?:\033\[(\d+)D\033\[K)?([^\033]*)", answer):
-        shown = (shown[: -int(back)] if back else shown) + rest
+        answer = shown(session.text)
     plain = run("chat", *GREEDY, stdin="What can you do?\n").stdout.decode().rstrip("\n")
     expected = textwrap.wrap(plain, 19)
-    lines = [line.rstrip() for line in shown[shown.index(expected[0]) :].split("\n")]
+    lines = [line.rstrip() for line in answer[answer.index(expected[0]) :].split("\n")]
     assert lines[: len(expected)] == expected
 
 
@@ -360,3 +412,105 @@ def test_edit_begins_with_the_last_question(model: Path, tmp_path: Path, editor:
     typed = f'"""first\nsecond more"""\n/save {tmp_path}/other\n'
     assert run("chat", model, *GREEDY, stdin=typed).returncode == 0
     assert (tmp_path / editor).read_bytes() == (tmp_path / "other").read_bytes()
+
+
+PAGE = "\n".join(f"{i}. a line of the page \u4f60\u597d \U0001f600" for i in range(1, 41))
+
+
+def test_a_pasted_page_is_one_message(model: Path, tmp_path: Path, editor: str) -> None:
+    with Terminal("chat", model, *GREEDY) as session:
+        session.until(">")
+        session.type("\x1b[200~" + PAGE.replace("\n", "\r") + "\x1b[201~\r")
+        session.type(f"/export {tmp_path}/{editor}.md\r/tokens\r")
+        session.until("in 1 turn")
+        session.type("/exit\r")
+        assert session.ends() == 0
+    text = (tmp_path / f"{editor}.md").read_text("utf-8")
+    assert text.startswith(f"**User:**\n\n{PAGE}\n\n**Assistant:**\n\n")
+
+
+CHINESE = "\u4f60\u597d\U0001f600"
+
+
+def test_chinese_and_emoji(tmp_path: Path, editor: str) -> None:
+    """Typed with a correction, and answered; each letter of both takes two columns."""
+    model = endless_model(tmp_path, CHINESE)
+    with Terminal("chat", model, "--max-tokens", "20", columns=24) as session:
+        session.until(">")
+        session.type(f"{CHINESE}\U0001f600\x7f \u00e9\r")  # a backspace
+        session.until(CHINESE * 3)
+        session.type(f"/export {tmp_path}/{editor}.md\r/exit\r")
+        assert session.ends() == 0
+        lines = [line.strip() for line in shown(session.text).split("\n")]
+    text = (tmp_path / f"{editor}.md").read_text("utf-8")
+    assert text == f"**User:**\n\n{CHINESE} \u00e9\n\n**Assistant:**\n\n{CHINESE * 20}\n\n"
+    answer = [line for line in lines if line and set(line) <= set(CHINESE)]
+    assert len(answer) > 3
+    assert {width(line) for line in answer[1:-1]} == {22}  # of 23 columns, as each letter takes two
+
+
+@pytest.mark.usefixtures("editor")
+def test_a_window_that_becomes_narrower(tmp_path: Path) -> None:
+    """While an answer is written, which goes on with shorter lines."""
+    model = endless_model(tmp_path, "some words ")
+    with Terminal("chat", model, "--max-tokens", "100000000", columns=80) as session:
+        session.until(">")
+        session.type("hello\r")
+        for columns in (80, 30, 50):
+            session.resize(columns)
+            session.text = ""
+            deadline = time.monotonic() + SECONDS
+            while session.text.count("\n") < 40:
+                assert session.read(0.1)
+                assert time.monotonic() < deadline
+            widths = [width(line) for line in shown(session.text).split("\n")]
+            # The first lines were on their way before.
+            assert 0.7 * columns < max(widths[-21:-1]) < columns
+        session.type(CTRL_C)
+        session.until(">")
+        session.type("/exit\r")
+        assert session.ends() == 0
+
+
+def test_undo_that_is_typed_while_a_story_is_told(endless: Path) -> None:
+    with Terminal("chat", endless, "--max-tokens", "20000") as session:
+        session.until("\n> ")
+        session.type("tell me a story\n")
+        session.until("aaaaaaaaaa")
+        session.type("/undo\n")
+        session.until("took back: tell me a story\n> ")
+        session.command("/tokens", "0 tokens in 0 turns")
+
+
+def test_ctrl_c_while_a_question_is_read(tmp_path: Path) -> None:
+    """It was not said then; nor was the question changed that it would have replaced."""
+    size = tool.Size(12, 512, (32,) * 4, vocab=300)  # which reads some seconds
+    tool.write_gguf(tmp_path / "slow.gguf", size, 1, Types.choose("q8_0", None, None))
+    long = "x" * 3900  # a terminal takes 4096 at once
+    with Terminal("chat", tmp_path / "slow.gguf", *GREEDY) as session:
+        session.until("\n> ")
+        session.ask("hello")
+        session.type(f'"""{long}\n{long}\n{long}"""\n')
+        session.until("reading ")
+        session.type(CTRL_C)
+        session.until("(stopped; your message was not read)\n")
+        session.until("> ")
+        session.type(f"/edit {long}\n")
+        session.until("reading ")
+        session.type(CTRL_C)
+        session.until("(stopped; nothing was changed)\n")
+        session.until("> ")
+        session.command("/undo", "took back: hello")
+        session.command("/tokens", "0 tokens in 0 turns")
+
+
+def test_json_on_a_terminal(model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("llguidance")
+    number = {"type": "integer", "minimum": 0, "maximum": 99}
+    schema = {"type": "object", "properties": {"a": number}, "required": ["a"]}
+    (tmp_path / "schema.json").write_text(json.dumps({**schema, "additionalProperties": False}))
+    arguments = ["-p", "x", "--json-schema", str(tmp_path / "schema.json"), "--seed", "1"]
+    with Terminal("generate", model, *arguments) as program:
+        assert program.ends() == 0
+        assert list(json.loads(program.text)) == ["a"]
+        assert program.text.endswith("}\n")

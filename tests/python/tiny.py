@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -305,11 +306,11 @@ RANKS: dict[str, tuple[str, ...]] = {
 }
 
 
-def put_vocabulary(file: Gguf, size: int) -> None:
-    """A World vocabulary: every byte, a few words, the rest unused."""
-    words = [" the", "User", "Assistant", "ing", "\n\n"]  # the last is 261, the end of a turn
+def put_vocabulary(file: Gguf, size: int, more: Sequence[bytes] = ()) -> None:
+    """A World vocabulary: every byte, a few words and `more`, the rest unused."""
+    words = [b" the", b"User", b"Assistant", b"ing", b"\n\n"]  # the last is 261, the end of a turn
     tokens = ["<s>"] + [repr(bytes([b]))[2:-1] for b in range(256)]
-    tokens += [repr(word.encode())[2:-1] for word in words]
+    tokens += [repr(word)[2:-1] for word in (*words, *more)]
     used = len(tokens)
     tokens += [f"[PAD{i}]" for i in range(used, size)]
     kinds = [3] + [1] * (used - 1) + [5] * (size - used)  # control, normal, unused

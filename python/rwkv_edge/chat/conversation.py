@@ -19,7 +19,8 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from ..generation import Sampling, whole
+from ..files.form import check_kind, utf8
+from ..generation import FinishReason, Sampling, integer, whole
 from ..grammar import FORMS, form_of
 from ..model import FeedProgress, Model, Session
 from ..prefix_cache import PrefixCache
@@ -66,6 +67,8 @@ class Work:
     """Tokens of the answer and of the thinking before it, with those of what ended them."""
     writing: float = 0.0
     """Seconds of the engine."""
+    finish_reason: FinishReason | None = None
+    """Why the answer ended, as in `Details`; None before that."""
 
 
 @dataclass
@@ -112,19 +115,26 @@ class Conversation:
         text that is in `cache` is not read again.
 
         Raises FormatError if the state belongs to another model, ValueError for an unknown
-        template.
+        template and for half a character, TypeError for arguments of another type.
         """
+        check_kind("model", model, Model, "a Model")
+        if cache is not None:
+            check_kind("cache", cache, PrefixCache, "a PrefixCache")
+        if system is not None:
+            utf8("system", system)
         self.template_source = "named"
         if template is None:
             template, self.template_source = find_template(model)
         elif not isinstance(template, Template):
-            if template not in TEMPLATES:
+            if template not in [*TEMPLATES]:  # a list has no hash to look up
                 names = ", ".join(TEMPLATES)
                 raise ValueError(f"template: found {template!r}, expected one of {names}")
             template = TEMPLATES[template]
         self._paragraphs = paragraphs
         self.think_tokens = whole("think_tokens", think_tokens, 0)
         self.work = Work()
+        self.cached = 0
+        """Tokens of the system text that the cache had when it was needed last."""
         self._cache = cache
         self._session = model.session(state)
         self._use(template)
@@ -227,9 +237,11 @@ class Conversation:
         `lookup` are those of `Session.generate`; `max_tokens` and a form apply to the answer, not
         to the thoughts.
 
-        Raises ValueError for an empty text, what `undo` raises, and what `Session.generate` raises
-        for its options.
+        Raises ValueError for an empty text and for half a character, TypeError for what is no text,
+        what `undo` raises, and what `Session.generate` raises for its options.
         """
+        utf8("text", text)
+        undo = integer("undo", undo)
         message = self.template.clean(text)
         if not message and not (self.template.exact and len(self._turns) > undo):
             raise ValueError("the message is empty")
@@ -323,6 +335,7 @@ class Conversation:
             for piece in without_blanks(pieces, bracket=">"):
                 last = piece
                 yield Thought(piece)
+        self.work.finish_reason = None  # that of an answer
         # It may also have ended its document, or thought for too long.
         self._session.read(self._encode(THINK_END if last.endswith("\n") else f"\n{THINK_END}"))
 
@@ -340,6 +353,7 @@ class Conversation:
             facts = pieces.details
             self.work.written += facts.sampled_tokens
             self.work.writing += facts.prompt_seconds + facts.seconds
+            self.work.finish_reason = facts.finish_reason
 
     def _end_turn(self) -> None:
         """End the turn of an answer, which may be half-way; then the session is where the text
@@ -380,6 +394,7 @@ class Conversation:
         read again. When an exception ends that, nothing has changed. Raises ValueError where less
         was said, or is known only as a state.
         """
+        turns = integer("turns", turns)
         self._end_turn()
         left = self._left(turns)
         undone = self._turns[left]
@@ -402,8 +417,9 @@ class Conversation:
         """Replace the system text, and read the conversation again behind it.
 
         When an exception ends that, nothing has changed. Raises ValueError where the template has
-        no system text, and where the old one is known only as a state.
+        no system text, for half a character, and where the old text is known only as a state.
         """
+        utf8("system", system)
         text = self.template.clean(system)
         self._check_system(text)
         self._end_turn()
@@ -457,7 +473,7 @@ class Conversation:
                 progress(done + now, total)
 
         if self._cache is not None and told:
-            self._cache.read(session, [told], start=self._begin, progress=report)
+            self.cached = self._cache.read(session, [told], start=self._begin, progress=report)
             first, done = first[len(told) :], len(told)
         for number, part in enumerate((first, *parts)):
             if number and (not marks or marks[-1][0] < kept + number - 1):

@@ -11,6 +11,7 @@ from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
 
+from ..files.form import utf8
 from ..files.output import OutputFile
 from ..state import State
 from .templates import Template, errors_of_fields, fields_of_template, template_from_fields
@@ -63,9 +64,11 @@ def transcript_of(text: str) -> Transcript | None:
         for turn in turns:
             user, answer = turn
             strings += [user, answer]
+        for each in strings:
+            utf8("a text", each)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    if not all(isinstance(each, str) for each in strings) or any(errors_of_fields(template)):
+    if any(errors_of_fields(template)):
         return None
     return Transcript(
         template_from_fields(template, name, "a saved conversation"),

@@ -9,6 +9,7 @@ Two newlines end a turn there, so no text of ours may hold them.
 from __future__ import annotations
 
 import re
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from os import PathLike
@@ -129,7 +130,7 @@ def load_template(path: str | PathLike[str]) -> Template:
     from ..files.safetensors import json_object
 
     path = Path(path)
-    data = read_bytes(path, MOST_BYTES, "a chat template")
+    data = read_bytes(path, MOST_BYTES, "a chat template").removeprefix(BOM_UTF8)
     try:
         found = json_object(f"{path}: the chat template", data)
     except FormatError:

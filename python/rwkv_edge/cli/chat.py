@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 
 import click
@@ -12,7 +13,7 @@ from ..chat import TEMPLATES, THINK_MODES, Conversation, Template, load_template
 from ..files.form import read_bytes
 from ..prefix_cache import PrefixCache
 from .options import FILE, Writer, writing_options
-from .talk import Talk, say
+from .talk import Talk, note, say
 from .terminal import warnings_as_lines
 
 MOST_BYTES = 1 << 26  # of a system text
@@ -57,7 +58,7 @@ MOST_BYTES = 1 << 26  # of a system text
     metavar="N",
     help="Maximum length of the thoughts in tokens.",
 )
-@click.option("-v", "--verbose", is_flag=True, help="Show the speed after each answer.")
+@click.option("-v", "--verbose", is_flag=True, help="Show the speed of reading and writing.")
 def chat(
     writer: Writer,
     *,
@@ -76,9 +77,10 @@ def chat(
     if system_file is not None:
         if system is not None:
             raise click.UsageError("--system and --system-file exclude each other")
-        system = read_bytes(system_file, MOST_BYTES, "a system text").decode("utf-8", "replace")
+        system = read_bytes(system_file, MOST_BYTES, "a system text").decode("utf-8-sig", "replace")
     cache = None if cache_dir is None else PrefixCache(cache_dir)
     model, state = writer.open()
+    began = time.monotonic()
     with warnings_as_lines():
         conversation = Conversation(
             model,
@@ -90,11 +92,15 @@ def chat(
             state=state,
             cache=cache,
         )
+    if verbose and conversation.system:
+        how = "from the cache" if conversation.cached else "read"
+        seconds = time.monotonic() - began
+        note(f"(system text: {len(conversation.tokens)} tokens {how} in {seconds:.3f} s)")
     if sys.stdin.isatty() and sys.stdout.isatty():
         say(f"{model.path.name}: {first_line(conversation)}\n")
     talk = Talk(
         conversation,
-        writer.sampling,
+        writer.sampling_for(model),
         lookup=writer.lookup,
         show_thoughts=not hide_thinking,
         verbose=verbose,
@@ -114,7 +120,15 @@ def template_named(name: str | None) -> Template | None:
 
 
 def first_line(conversation: Conversation) -> str:
-    """What was found out about a model, and where to go from here."""
+    """What was found out about a model; and below, where to go from here."""
     template, source = conversation.template, conversation.template_source
+    ends = "answers may have paragraphs"
+    if not conversation.stop:
+        ends = "answers end where the document does"
+    elif any(not text.strip() for text in conversation.stop):
+        ends = "answers end at a blank line"
     thinks = f", thinking {conversation.think}" if template.think else ""
-    return f"template {template.name} ({source}){thinks}. /help lists the commands."
+    doubt = ""
+    if (template.name, source) == ("g1", "by its chat template"):  # llama.cpp's are all alike
+        doubt = "If this is a World model, --template world is right. "
+    return f"template {template.name} ({source}), {ends}{thinks}.\n{doubt}/help lists the commands."

@@ -57,16 +57,16 @@ def generate(
     With --json-schema, --regex, --choice or --grammar the result has this form and nothing else,
     not even a space before it.
     """
-    options: Sampling = {
-        **writer.sampling,
+    form: Sampling = {
         "schema": None if json_schema is None else read_form(json_schema),
         "grammar": None if grammar is None else read_form(grammar),
         "regex": regex,
         "choices": choices or None,
     }
-    formed = form_of(options) is not None
+    formed = form_of(form) is not None
     text = read_prompt() if prompt == "-" else prompt
     loaded, state = writer.open()
+    options: Sampling = {**writer.sampling_for(loaded), **form}
     session = loaded.session(state)
     tokens = loaded.tokenizer.encode(text)
     try:  # before a long text is read for nothing

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import click
+from click.core import ParameterSource
 
 from .. import _core
 from ..files.form import ALIASES, FILE_TYPES, printable, read_bytes
@@ -59,6 +60,8 @@ class Writer:
     any_model: bool
     lookup: int
     sampling: Sampling
+    named: frozenset[str]
+    """Of the sampling, what the user named."""
 
     def open(self) -> tuple[Model, State | None]:
         """The model, and the state to begin with."""
@@ -66,6 +69,12 @@ class Writer:
         if self.state is None:
             return model, None
         return model, State.load(self.state, any_model=self.any_model)
+
+    def sampling_for(self, model: Model) -> Sampling:
+        """What the user named, then what the model's file recommends, then the defaults."""
+        found: dict[str, Any] = {**self.sampling}
+        found |= {k: v for k, v in model.recommended_sampling.items() if k not in self.named}
+        return cast(Sampling, found)
 
 
 def writing_options(least: int, most: int, help: str) -> Callable[[Command], Command]:
@@ -111,7 +120,11 @@ def writing_options(least: int, most: int, help: str) -> Callable[[Command], Com
         ) -> Any:
             names = ("max_tokens", *(name.replace("-", "_") for name in SAMPLING))
             sampling = checked({name: rest.pop(name) for name in names})
-            writer = Writer(model, threads, device, vocab, state, any_model, lookup, sampling)
+            source = click.get_current_context().get_parameter_source
+            named = frozenset(name for name in names if source(name) != ParameterSource.DEFAULT)
+            writer = Writer(
+                model, threads, device, vocab, state, any_model, lookup, sampling, named
+            )
             return command(writer, **rest)
 
         made: Command = sampling_options(with_writer)

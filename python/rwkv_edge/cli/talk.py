@@ -126,13 +126,16 @@ class Talk:
             self._show(answer, bar, screen)
             self._tries = tries  # not before: the question may not have been read
             screen.end()
+            if self._interactive and self._chat.work.finish_reason == "length":
+                most = sampling["max_tokens"]
+                note(f"(cut off after {most} tokens; /set max-tokens N allows more)")
             if self._interactive and not self._chat.turns[-1].answer:
-                click.echo("(no answer; /retry asks again)", err=True)
+                note("(no answer; /retry asks again)")
             repeated = tries and sampling["temperature"] == 0 and self._chat.turns[-1:] == old
             if self._interactive and repeated:
-                click.echo(REPEATED, err=True)
+                note(REPEATED)
             if self._verbose:
-                click.echo(self._facts(), err=True)
+                note(self._facts())
         if self._interactive:
             click.echo()
 
@@ -178,7 +181,7 @@ class Talk:
                 yield Reading(interrupts, bar)
             except KeyboardInterrupt:
                 bar.clear()
-                click.echo(f"(stopped; {otherwise})", err=True)
+                note(f"(stopped; {otherwise})")
 
     # ---- commands -------------------------------------------------------------------------------
 
@@ -242,8 +245,11 @@ class Talk:
     def _set(self, rest: str) -> None:
         name, _, value = rest.partition(" ")
         if not rest:
+            advice = self._chat.model.recommended_sampling
             for each, found in self._sampling.items():
-                click.echo(f"{each.replace('_', '-'):18} {found}")
+                known = each in advice and advice.get(each) == found
+                note = "  (recommended by the model's file)" if known else ""
+                click.echo(f"{each.replace('_', '-'):18} {found}{note}")
             return
         self._sampling = changed(self._sampling, name, value.strip())
         self._done(f"{name} is {value.strip()}")
@@ -340,6 +346,13 @@ def say(text: str) -> None:
     screen = Screen()
     screen.write(text)
     screen.end()
+
+
+def note(text: str) -> None:
+    """A remark of the program's beside the conversation."""
+    if sys.stderr.isatty() and clever():
+        text = f"{DIM}{Wrap()(text, shutil.get_terminal_size().columns)}{PLAIN}"
+    click.echo(text, err=True)
 
 
 def short(text: str) -> str:

@@ -151,6 +151,27 @@ def printable(text: str, *, lines: bool = False) -> str:
     return text.translate(STEERING_BUT_LINES if lines else STEERING)
 
 
+def check_kind(name: str, value: object, kind: type | tuple[type, ...], expected: str) -> None:
+    """Raises TypeError for an argument of another type than `kind`."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name}: found {shown(value)}, expected {expected}")
+
+
+def utf8(name: str, text: str, errors: str = "surrogateescape") -> bytes:
+    """A text's bytes. Surrogate escapes are the bytes that they came from, unless `errors` is
+    "strict".
+
+    Raises TypeError for what is no text, ValueError for halves of characters; both begin with
+    `name`.
+    """
+    check_kind(name, text, str, "a text")
+    try:
+        return text.encode("utf-8", errors)
+    except UnicodeEncodeError:
+        text = f"{name}: found {shown(text)}, expected characters that UTF-8 has"
+        raise ValueError(text) from None
+
+
 def amount(nbytes: float) -> str:
     """A number of bytes as people read it."""
     unit = next((unit for unit in (1, 1e3, 1e6) if nbytes < 999.5 * unit), 1e9)

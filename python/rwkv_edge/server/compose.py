@@ -65,7 +65,7 @@ class Composer:
         self.paragraphs = paragraphs
         self.model = model
         self.template = find_template(model)[0] if template is None else template
-        self.sampling: Choosing = {**sampling_of(model), **(sampling or {})}
+        self.sampling: Choosing = {**model.recommended_sampling, **(sampling or {})}
         self.think = think if self.template.think else "off"
         self._encode = model.tokenizer.encode
 
@@ -288,23 +288,3 @@ def no_end_before(count: int) -> Any:
             logits[END_OF_TEXT] = NEVER
 
     return hook
-
-
-SAMPLING_KEYS = {
-    "temp": "temperature",
-    "top_k": "top_k",
-    "top_p": "top_p",
-    "min_p": "min_p",
-    "penalty_freq": "frequency_penalty",
-    "penalty_present": "presence_penalty",
-}
-
-
-def sampling_of(model: Model) -> Choosing:
-    """What a model's file says of sampling, in the keys of llama.cpp; else `generate`'s."""
-    found: dict[str, Any] = {}
-    for key, name in SAMPLING_KEYS.items():
-        value = model._file.get(f"general.sampling.{key}")
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0:
-            found[name] = value
-    return cast(Choosing, found)
