@@ -8,6 +8,7 @@ import ipaddress
 import logging
 import os
 import socket
+import sys
 import webbrowser
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ from .options import FILE, model_and_threads, open_model, vocab_option
 MOST_KEYS = 1 << 20  # bytes of the file
 LEAST_KEY = 8  # characters
 KEYS = "RWKV_EDGE_API_KEY"
+SWITCH_SECONDS = 0.0005
+"""How long a thread keeps Python from the others. With Python's own 5 ms the thread of the
+connections, which gives Python away at each system call, waits too long for its turn."""
 SIZE = click.FloatRange(min=0)
 NEEDS = "the server needs two packages: pip install 'rwkv-edge[server]'"
 
@@ -192,6 +196,7 @@ def serve(
         click.echo(f"{service.name} at {url} (OpenAI's API: {url}/v1). Ctrl-C ends it.")
         if open_page:
             webbrowser.open(url)
+        sys.setswitchinterval(SWITCH_SECONDS)
         server_of(app).run(sockets=[found_socket])
 
 
