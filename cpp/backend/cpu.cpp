@@ -62,7 +62,10 @@ int64_t grain(const Tensor& w) {
 class CpuOps final : public Ops {
 public:
     explicit CpuOps(ThreadPool& pool)
-        : pool_(pool), kernels_(kernels()), scratch_(static_cast<std::size_t>(pool.size())) {}
+        : pool_(pool),
+          kernels_(kernels()),
+          few_tokens_(few_tokens_kernels()),
+          scratch_(static_cast<std::size_t>(pool.size())) {}
 
     void embed(const Tensor& table, const int32_t* ids, int64_t tokens, float* y) override {
         const auto* rows = static_cast<const std::byte*>(table.data);
@@ -227,8 +230,13 @@ private:
         return offset / (w.bytes() / w.outputs()) / grain(w) * grain(w);
     }
 
+    const Kernels& kernels_for(int64_t tokens) const {
+        return tokens <= kFewestTokens ? few_tokens_ : kernels_;
+    }
+
     // Every distinct input as the kernels of its products want it: mixed, and rounded or not.
     void prepare_inputs(std::span<const MatmulJob> jobs, int64_t tokens) {
+        const Kernels& products = kernels_for(tokens);
         prepared_used_ = 0;
         int64_t elements = 0;
         for (const MatmulJob& job : jobs) {
@@ -240,12 +248,12 @@ private:
                 p->cols = job.w.inputs();
                 p->wants_rounded = p->wants_active = false;
             }
-            p->wants_rounded |= wants_rounded(kernels_, job.w);
+            p->wants_rounded |= wants_rounded(products, job.w);
             p->wants_active |= job.w.by_input;
         }
         for (std::size_t i = 0; i < prepared_used_; ++i) {
             Prepared& p = prepared_[i];
-            p.rounded_bytes = p.wants_rounded ? kernels_.rounded_bytes(p.cols) : 0;
+            p.rounded_bytes = p.wants_rounded ? products.rounded_bytes(p.cols) : 0;
             reserve(p.rounded, kChunk * p.rounded_bytes);
             if (p.input.to != nullptr) reserve(p.mixed, kChunk * p.cols);
             if (p.wants_active) {
@@ -258,18 +266,18 @@ private:
         if (elements == 0) return;
         const auto inputs = static_cast<int64_t>(prepared_used_);
         split(inputs * tokens, elements, [&](int64_t i) {
-            prepare(prepared_[static_cast<std::size_t>(i % inputs)], i / inputs);
+            prepare(prepared_[static_cast<std::size_t>(i % inputs)], i / inputs, products);
         });
     }
 
-    void prepare(Prepared& p, int64_t t) {
+    void prepare(Prepared& p, int64_t t, const Kernels& products) {
         const int64_t at = t * p.cols;
         const Input& in = p.input;
         if (in.to != nullptr)
             kernels_.lerp(in.x + at, in.to + at, in.mix + (in.mix_per_token ? at : 0), p.cols,
                           p.mixed.data() + at);
         if (p.wants_rounded)
-            kernels_.round_activations(p.floats() + at, p.cols,
+            products.round_activations(p.floats() + at, p.cols,
                                        p.rounded.data() + t * p.rounded_bytes);
         if (p.wants_active) {
             const float* x = p.floats() + at;
@@ -328,7 +336,8 @@ private:
     void rows(const MatmulJob& job, int64_t tokens, int64_t first, int64_t last,
               std::byte* scratch) {
         const Prepared& x = *find_prepared(job.x);
-        const bool rounded = wants_rounded(kernels_, job.w);
+        const Kernels& products = kernels_for(tokens);
+        const bool rounded = wants_rounded(products, job.w);
         MatmulArgs args{.w = job.w.data,
                         .row_bytes = job.w.row_bytes(),
                         .cols = job.w.cols,
@@ -341,8 +350,8 @@ private:
                         .y = job.y,
                         .y_stride = job.w.rows,
                         .scratch = scratch,
-                        .ahead = kernels_.ahead};
-        const Matmul kernel = kernels_.matmul[static_cast<int>(job.w.type)];
+                        .ahead = products.ahead};
+        const Matmul kernel = products.matmul[static_cast<int>(job.w.type)];
         if (kernel != nullptr) {
             kernel(args);
         } else {
@@ -425,7 +434,7 @@ private:
     }
 
     ThreadPool& pool_;
-    const Kernels& kernels_;
+    const Kernels &kernels_, &few_tokens_;
     std::vector<AlignedVector<std::byte>> scratch_;  // one per worker
     std::deque<Prepared> prepared_;
     std::size_t prepared_used_ = 0;

@@ -10,6 +10,7 @@
 
 #include "base/error.h"
 #include "kernels/levels.h"
+#include "quant/types.h"
 
 #if defined(__aarch64__) && defined(__linux__)
 #include <asm/hwcap.h>
@@ -50,6 +51,7 @@ bool has_dot_products() {
 #if defined(__x86_64__)
 struct X86 {
     bool avx2, avxvnni, avx512;
+    bool halves;    // 512 bits are worked on in two halves
     int64_t ahead;  // Kernels::ahead
 };
 
@@ -77,10 +79,11 @@ X86 x86() {
     cpu.avx512 = cpu.avx2 && has(saved, {5, 6, 7}) &&
                  has(seven[kEbx], {16, 17, 30, 31}) &&  // f, dq, bw, vl
                  has(seven[kEcx], {11});                // vnni
-    // A Zen 5 (AMD's family 26) reads faster the farther it is asked; a Zen 4 up to a quarter
-    // slower (bench/RESULTS.md). Of others nothing is known.
+    // What differs between a Zen 4 and a Zen 5, which is AMD's family 26: bench/RESULTS.md has the
+    // figures. Of others nothing is known.
     const unsigned family = (one[kEax] >> 8 & 15) + (one[kEax] >> 20 & 255);
     const bool amd = std::memcmp(&zero[kEbx], "Auth", 4) == 0;  // "AuthenticAMD"
+    cpu.halves = amd && family < 26;
     cpu.ahead = amd && family >= 26 ? 8192 : 2048;
     return cpu;
 }
@@ -134,6 +137,21 @@ const Kernels& choose() {
     throw UnsupportedError(cat("RWKV_EDGE_ISA=", wanted, ": this machine runs ", names));
 }
 
+Kernels choose_for_few_tokens() {
+    Kernels table = kernels();
+#if defined(__x86_64__)
+    if (table.isa != std::string("avx512") || !x86().halves) return table;
+    Kernels narrow{};
+    avx2_kernels(narrow);
+    for (const TypeInfo& type : all_types())
+        if (type.block_len > 1)
+            table.matmul[static_cast<int>(type.type)] = narrow.matmul[static_cast<int>(type.type)];
+    table.rounded_bytes = narrow.rounded_bytes;
+    table.round_activations = narrow.round_activations;
+#endif
+    return table;
+}
+
 }  // namespace
 
 std::span<const Kernels> available_kernels() {
@@ -143,6 +161,11 @@ std::span<const Kernels> available_kernels() {
 
 const Kernels& kernels() {
     static const Kernels& chosen = choose();
+    return chosen;
+}
+
+const Kernels& few_tokens_kernels() {
+    static const Kernels chosen = choose_for_few_tokens();
     return chosen;
 }
 

@@ -97,6 +97,24 @@ TEST(every_level_of_this_cpu_is_there) {
 }
 #endif
 
+// Products of few tokens come from a whole level: those with blocks belong to the functions that
+// make their activations.
+TEST(few_tokens_have_the_products_of_one_level) {
+    const Kernels& few = few_tokens_kernels();
+    CHECK(few.isa == std::string(kernels().isa));
+    const auto blocks_of = [&](const Kernels& level) {
+        return std::ranges::all_of(all_types(), [&](const TypeInfo& type) {
+            const int at = static_cast<int>(type.type);
+            return few.matmul[at] == (type.block_len > 1 ? level : kernels()).matmul[at];
+        });
+    };
+    const auto levels = available_kernels();
+    CHECK(std::ranges::any_of(levels, [&](const Kernels& level) {
+        return blocks_of(level) && few.rounded_bytes == level.rounded_bytes &&
+               few.round_activations == level.round_activations;
+    }));
+}
+
 // Level by level, something is faster than below.
 TEST(levels_differ) {
     const auto levels = available_kernels();
