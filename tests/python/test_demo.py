@@ -12,12 +12,10 @@ import pytest
 from program import commands
 from rwkv_edge import Conversation, Model
 from rwkv_edge.cli.lines import COMMANDS
+from rwkv_edge.files.form import ALIASES
 from rwkv_edge.model import bundled_model
 
 ANSWERS = Path(__file__).parents[2] / "tools" / "demo_answers.txt"
-
-# Commands that are younger than its last training, so that it cannot explain them.
-NEWER = {"batch", "imatrix", "perplexity", "pull", "serve"}
 
 # Phrasings and pairs that its training never held, and what only follows from the turn before.
 CONVERSATION = [
@@ -48,25 +46,67 @@ def taught() -> list[str]:
 def test_every_command_and_option_that_it_names_exists() -> None:
     found = r"(?:Run|For example): (rwkv-edge .*)"
     lines = [line for answer in taught() for line in re.findall(found, answer)]
+    named = set()
     for line in lines:
-        command = commands()[line.split()[1]]
-        known = {o for p in command.params if isinstance(p, click.Option) for o in p.opts}
-        assert set(re.findall(r"(?<!\S)--?[a-z][a-z-]*", line)) <= known, line
-    assert {line.split()[1] for line in lines} == set(commands()) - NEWER
+        name, word = re.sub(r"[.:]$", "", line).split()[1:3]
+        command = commands()[name]
+        named.add(name)
+        if isinstance(command, click.Group):
+            command = command.commands[word]
+            named.add(f"{name} {word}")
+        assert option_names(line) <= options(command), line
+    groups = {n: c for n, c in commands().items() if isinstance(c, click.Group)}
+    assert named == {
+        *commands(),
+        *(f"{n} {word}" for n, c in groups.items() for word in c.commands),
+    }
 
 
-def test_every_chat_command_that_it_names_exists() -> None:
+def option_names(text: str) -> set[str]:
+    return set(re.findall(r"(?<!\S)--?[a-z][a-z-]*", text))
+
+
+def options(command: click.Command) -> set[str]:
+    return {o for p in command.params if isinstance(p, click.Option) for o in p.opts}
+
+
+def test_options_that_it_names_by_themselves_are_those_of_chat() -> None:
+    alone = [answer for answer in taught() if "rwkv-edge " not in answer and "python" not in answer]
+    assert {"--device", "--lookup", "-t"} <= set().union(*map(option_names, alone))
+    for answer in alone:
+        assert option_names(answer) <= options(commands()["chat"]), answer
+
+
+def test_it_names_the_commands_of_the_chat_and_no_others() -> None:
     named = {word for answer in taught() for word in re.findall(r"(?<!\S)/[a-z]+\b", answer)}
-    assert named
-    assert named <= set(COMMANDS)
+    assert named == {name for name in COMMANDS if not name.endswith("!")}
 
 
-def test_the_types_that_it_names_can_be_written() -> None:
+def test_the_types_that_it_names_are_those_that_can_be_written() -> None:
     option = next(p for p in commands()["quantize"].params if p.name == "kind")
     assert isinstance(option.type, click.Choice)
-    named = {kind for answer in taught() for kind in re.findall(r"\b(?:q\d_\d|f16)\b", answer)}
-    assert named
-    assert named <= set(option.type.choices)
+    named = {kind for answer in taught() for kind in re.findall(r"\b(?:q\d_\w|b?f\d+)\b", answer)}
+    assert named == set(option.type.choices) - set(ALIASES)
+    assert sum(named <= set(re.findall(r"\w+", answer)) for answer in taught()) == 1
+
+
+def test_what_it_says_is_needed_is_what_is_needed() -> None:
+    text = (ANSWERS.parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+    (needs,) = re.findall(r"^dependencies = \[(.*)\]", text, re.MULTILINE)
+    first, second = re.findall(r'"([a-z]+)', needs)
+    assert f"rwkv-edge needs {first} and {second}." in " ".join(taught())
+    (python,) = re.findall(r'^requires-python = ">=(.*)"', text, re.MULTILINE)
+    assert f"Python {python} or newer" in " ".join(taught())
+    extras = {extra for answer in taught() for extra in re.findall(r"rwkv-edge\[(\w+)\]", answer)}
+    assert extras == {"convert", "eval", "server"}
+    for extra in extras:
+        assert re.search(rf"^{extra} = ", text, re.MULTILINE)
+
+
+def test_the_pages_that_it_names_exist() -> None:
+    pages = {page for answer in taught() for page in re.findall(r"\bdocs/\w+\.md\b", answer)}
+    assert pages >= {"docs/cuda.md", "docs/platforms.md"}
+    assert all((ANSWERS.parents[1] / page).is_file() for page in pages)
 
 
 def test_it_is_small_and_whole() -> None:
