@@ -58,7 +58,8 @@ def follow_up(rng: random.Random, last: Turn, held: bool) -> Turn | None:
     if last.joke:
         return after_joke(rng, held)
     kind = rng.random()
-    if last.task and kind < 0.45 and last.task.follow:
+    again = 0.2 if last.task and last.task.name in SUM_NAMES else 0.45  # sums go on more often
+    if last.task and kind < again and last.task.follow:
         return same_task(rng, last.task, last.slots, held)
     if last.task and kind < 0.75 and last.task.chain:
         return chain(rng, last.task, last.answer, held)

@@ -209,7 +209,7 @@ def big_sums() -> dict[str, list[Case]]:
                 out.append((asked(first, word, second), TOO_BIG))
         return out
 
-    factors = too_big(["times"], (11, 99), (0, 99))
+    factors = too_big(["times"], (11, 99), (0, 99)) + too_big(["times"], (11, 20), (1, 20))
     stars = [({**slots, "s": slots["s"].replace("x", "*")}, answer) for slots, answer in factors]
     three, fractions = [], []
     for _ in range(800):
@@ -237,6 +237,7 @@ def sum_tasks() -> list[Task]:
     return [
         known,
         *(replace(t, chain=known.chain, new_chain=known.new_chain) for t in others),
+        task("division", [case for case in sums() if " / " in case[1]]),
         task("uneven", uneven_sums()),
         *(task(name, found) for name, found in big_sums().items()),
     ]
