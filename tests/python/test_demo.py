@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 import pytest
+from demo_facts import words
 from program import commands
 from rwkv_edge import Conversation, Model
 from rwkv_edge.cli.lines import COMMANDS
@@ -33,6 +34,39 @@ CONVERSATION = [
     ("So what is that minus 5?", "12 - 5 = 7"),
     ("Are you really sure?", "I am only a tiny demo"),
     ("Do you remember my name?", "Your name is Ada."),
+]
+
+
+# Sums that it does not know, each asked by itself, and how it says so.
+TOO_BIG = "That is too big for me. I know sums up to 20 and times tables up to 10."
+REFUSED = {
+    TOO_BIG: """
+        17 + 25, 17+25, What is 17 + 25?, How much is 45 minus 12?, 33 + 33, 21 + 1, 1 + 21,
+        20 + 21, 30 - 10, 99 - 98, 50 + 50, 12 - 40, What is 25 plus 25?, Calculate 64 + 8., 28+3=,
+        48 - 19, 100 + 200, 1000 - 1, 12 x 12, 15 times 3, 25 * 4, 100 / 4, 144 / 12
+    """,
+    "I only know sums of two numbers.": "3 + 4 + 5, 1+2+3, What is 2 x 3 + 4?, 10 - 3 - 2",
+    "I only know whole numbers.": "1.5 + 2, 0.5 x 4, What is 3.5 plus 2?",
+    "That does not divide evenly.": "9 / 2, What is 7 / 2?",
+    "Nobody can divide by zero.": "5 / 0, What is 10 divided by 0?",
+}
+# Questions by themselves, and words of the answer.
+QUESTIONS = [
+    ("What packages does it need?", "rwkv-edge needs numpy and click."),
+    ("Does it need PyTorch?", "No. rwkv-edge does not need PyTorch."),
+    ("Do I need a GPU?", "No. A CPU is enough."),
+    ("Can I use my graphics card?", "--device cuda"),
+    ("How do I serve a model?", "rwkv-edge serve model.gguf"),
+    ("How do I download a model?", "rwkv-edge pull"),
+    ("How do I compare two states?", "rwkv-edge state diff"),
+    ("How do I inspect a saved state?", "rwkv-edge state info"),
+    ("What is perplexity?", "how badly a model predicts"),
+    ("How do I measure perplexity?", "rwkv-edge perplexity"),
+    ("How do I make an imatrix?", "rwkv-edge imatrix"),
+    ("How do I calibrate a model?", "--calibrate text.txt"),
+    ("How do I run a batch of requests?", "rwkv-edge batch"),
+    ("What types are there?", "q8_0, q6_k, q5_k, q4_k, q3_k"),
+    ("Which models can I run?", "RWKV-4 to 7a"),
 ]
 
 
@@ -122,6 +156,47 @@ def test_it_is_small_and_whole() -> None:
 def test_it_holds_a_conversation(threads: int) -> None:
     conversation = Conversation(Model(threads=threads))
     for question, expected in CONVERSATION:
+        answer = "".join(conversation.ask(question, temperature=0))
+        assert expected in answer, (question, answer)
+
+
+@pytest.mark.parametrize("answer", REFUSED)
+def test_it_refuses_sums_that_it_does_not_know(answer: str) -> None:
+    conversation = Conversation(Model())
+    for question in words(REFUSED[answer]):
+        conversation.reset()
+        assert "".join(conversation.ask(question, temperature=0)) == answer, question
+
+
+def test_it_refuses_all_sums_of_two_digits() -> None:
+    conversation = Conversation(Model())
+    for first in range(10, 51, 3):
+        for second in range(21, 51, 4):
+            for sum_ in (f"{first} + {second}", f"{second} - {first}"):
+                conversation.reset()
+                assert "".join(conversation.ask(sum_, temperature=0)) == TOO_BIG, sum_
+
+
+def test_sums_that_it_knows_are_right() -> None:
+    conversation = Conversation(Model())
+    wrong = []
+    for first in range(1, 11):
+        for second in range(1, 11):
+            for sign, result in (
+                ("+", first + second),
+                ("-", first - second),
+                ("*", first * second),
+            ):
+                conversation.reset()
+                given = "".join(conversation.ask(f"{first} {sign} {second}", temperature=0))
+                wrong += [given] if given.rpartition(" = ")[2] != str(result) else []
+    assert not wrong
+
+
+def test_it_answers_questions_on_its_program() -> None:
+    conversation = Conversation(Model())
+    for question, expected in QUESTIONS:
+        conversation.reset()
         answer = "".join(conversation.ask(question, temperature=0))
         assert expected in answer, (question, answer)
 
