@@ -9,10 +9,24 @@ from dataclasses import dataclass, field
 
 import demo_stories as stories
 from demo_facts import listed
-from demo_tasks import PHRASES, Case, Task, is_held, sum_case
+from demo_tasks import (
+    PHRASES,
+    SIGNS,
+    TOO_BIG,
+    Case,
+    Task,
+    asked,
+    filled,
+    is_held,
+    is_taught,
+    sum_case,
+    sum_tasks,
+)
 
 THING = re.compile(r"\b(?:a|my|the) (?:model|chat|checkpoint|gguf|gguf file|conversation)\b")
 LONGEST_AGAIN = 80  # characters that it is asked to say again
+SUMS = sum_tasks()
+SUM_NAMES = [task.name for task in SUMS]
 
 
 @dataclass(frozen=True)
@@ -44,7 +58,8 @@ def follow_up(rng: random.Random, last: Turn, held: bool) -> Turn | None:
     if last.joke:
         return after_joke(rng, held)
     kind = rng.random()
-    if last.task and kind < 0.45 and last.task.follow:
+    again = 0.2 if last.task and last.task.name in SUM_NAMES else 0.45  # sums go on more often
+    if last.task and kind < again and last.task.follow:
         return same_task(rng, last.task, last.slots, held)
     if last.task and kind < 0.75 and last.task.chain:
         return chain(rng, last.task, last.answer, held)
@@ -77,26 +92,32 @@ def after_story(rng: random.Random, last: Turn, held: bool) -> Turn:
         cast = stories.Cast(rng)
         ask = pick(rng, PHRASES["another"], held)
         return Turn(ask, stories.story(rng, cast), cast=cast)
-    block = rng.choice(stories.QUESTIONS)
+    block = rng.choices(stories.QUESTIONS, stories.QUESTION_WEIGHTS)[0]
     slots = last.cast.slots()
     return Turn(pick(rng, block, held).format(**slots), block["A"].format(**slots), cast=last.cast)
 
 
 def same_task(rng: random.Random, task: Task, slots: dict[str, str], held: bool) -> Turn | None:
-    """ "And of Germany?" """
+    """ "And of Germany?"; after a sum also one of another kind."""
+    if task.name in SUM_NAMES and rng.random() < 0.5:
+        task = rng.choices(SUMS, [t.weight for t in SUMS])[0]
     new, answer = rng.choice(task.cases)
     ask = rng.choice(task.new_follow if held else task.follow)
     if new == slots or (not held and is_held(ask, new)):
         return None
     if task.name == "help" and rng.random() < 0.4:  # "And how do I quantize it?"
         return Turn(ask.format(x=THING.sub("it", new["x"])), answer, task, new)
-    return Turn(ask.format(**new), answer, task, new)
+    return Turn(filled(ask, new), answer, task, new)
 
 
 def chain(rng: random.Random, task: Task, answer: str, held: bool) -> Turn | None:
     """ "And after that?", "And plus 3?": goes on from the answer."""
     ask = rng.choice(task.new_chain if held else task.chain)
-    found = sum_on(rng, answer) if task.name == "sum" else next_case(task, answer)
+    if task.name in SUM_NAMES:
+        task = SUMS[0]
+        found = sum_on(rng, answer)
+    else:
+        found = next_case(task, answer)
     if found is None:
         return None
     shown, (slots, result) = found
@@ -110,14 +131,17 @@ def next_case(task: Task, answer: str) -> tuple[dict[str, str], Case] | None:
 
 
 def sum_on(rng: random.Random, answer: str) -> tuple[dict[str, str], Case] | None:
-    """A step from the result of a sum to another sum that is taught."""
+    """A step from the result of a sum to another sum, which now and then is too big."""
     match = re.search(r"= (\d+)$", answer)
-    if not match or int(match[1]) > 20:
+    if not match:
         return None
     first = int(match[1])
-    word, sign = rng.choice([("plus", "+"), ("minus", "-"), ("times", "x")])
-    if sign == "x" and first > 10:
-        word, sign = "plus", "+"
-    most = {"+": 20, "-": first, "x": 10}[sign]
-    second = rng.randint(0, most)
-    return {"x": f"{word} {second}", "s": f"{sign} {second}"}, sum_case(first, word, second)
+    word = rng.choice(["plus", "minus", "times"])
+    if first > 10 and rng.random() < 0.8:
+        word = rng.choice(["plus", "minus"])
+    most = {"plus": 20, "minus": min(first, 20), "times": 10}[word]
+    second = rng.randint(0, most if rng.random() < 0.8 else 99)
+    slots = asked(first, word, second)
+    shown = {"x": f"{word} {second}", "s": f"{SIGNS[word]} {second}"}
+    taught = is_taught(first, word, second)
+    return shown, sum_case(first, word, second) if taught else (slots, TOO_BIG)

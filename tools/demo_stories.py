@@ -17,6 +17,7 @@ STORY_ASKS = [
 JOKES, JOKE_ASK = listed(BLOCKS["joke"]["P"]), listed(BLOCKS["joke"]["Q"])
 MEMORIES = {n.removeprefix("memory of "): b for n, b in BLOCKS.items() if n.startswith("memory")}
 QUESTIONS = [block for n, block in BLOCKS.items() if n.startswith("story question")]
+QUESTION_WEIGHTS = [float(block["W"]) for block in QUESTIONS]
 ONSETS = words(
     """
     b, bl, br, c, ch, cl, cr, d, dr, f, fl, fr, g, gl, gr, h, j, k, kl, kr, l, m, n, p, ph, pl,
@@ -30,6 +31,13 @@ CODAS = words(
     rk, rt, s, sk, ss, st, t, th, tt, tz, v, x, z
     """
 )
+WORDS = [
+    word
+    for block in blocks("demo_strangers.txt")
+    for text in words(block.get("W", ""))
+    for word in text.lower().split()
+    if word.isalpha() and len(word) > 3
+]
 
 
 def a(noun: str) -> str:
@@ -37,11 +45,14 @@ def a(noun: str) -> str:
 
 
 def made_up_name(rng: random.Random) -> str:
-    """A name that teaches copying rather than knowing: syllables, or halves of two names."""
+    """A name that teaches copying rather than knowing: of syllables, names, or ends of words."""
     while True:
-        if rng.random() < 0.4:
+        kind = rng.random()
+        if kind < 0.4:
             first, last = rng.choice(facts.NAMES), rng.choice(facts.NAMES).lower()
             name = first[: rng.randint(2, 4)] + last[-rng.randint(2, 4) :]
+        elif kind < 0.7:  # pieces that no name has
+            name = (rng.choice(ONSETS) + rng.choice(WORDS)[-rng.randint(3, 5) :]).capitalize()
         else:
             syllables = rng.choice([1, 2, 2, 3])
             parts = [rng.choice(ONSETS) + rng.choice(VOWELS) for _ in range(syllables)]

@@ -19,6 +19,7 @@ from demo_facts import blocks, listed
 
 NUMBERS = range(21)
 DUNNO = "I do not know that. I am only a small demo model."
+TOO_BIG = "That is too big for me. I know sums up to 20 and times tables up to 10."
 Case = tuple[dict[str, str], str]  # values for the slots of a phrasing, and the answer
 
 
@@ -45,6 +46,8 @@ ANSWERS = [{**b, "A": b["A"].replace("\\n", "\n")} for b in blocks("demo_answers
 def task(phrases: str, cases: list[Case], *, name: str = "", **words: str) -> Task:
     """The task of these cases in the phrasings of that name, with some words put in."""
     block = PHRASES[phrases]
+    if "L" in block:
+        block = {k: v for k, v in PHRASES[block["L"]].items() if k in "QHFG"} | block
 
     def phrasings(letter: str) -> list[str]:
         text = block.get(letter, "")
@@ -57,11 +60,20 @@ def task(phrases: str, cases: list[Case], *, name: str = "", **words: str) -> Ta
     return Task(name or phrases, weight, ask, held, cases, follow, new_follow, chain, new_chain)
 
 
+def filled(phrasing: str, slots: dict[str, str]) -> str:
+    """The phrasing with its values, and "an" where a value wants it."""
+
+    def article(found: re.Match[str]) -> str:
+        return found[0] if slots[found[2]][0] not in "aeiou" else f"{found[1]}n {{{found[2]}}}"
+
+    return re.sub(r"\b([Aa]) \{(\w+)\}", article, phrasing).format(**slots)
+
+
 def cases(rows: list[tuple[str, str]], answer: str) -> list[Case]:
     """Cases with the slots x and y, both of which the answer may use as well."""
     out = []
     for x, y in rows:
-        text = answer.format(x=x, y=y)
+        text = filled(answer, {"x": x, "y": y})
         out.append(({"x": x, "y": y}, text[0].upper() + text[1:]))
     return out
 
@@ -83,9 +95,9 @@ def is_held(phrasing: str, slots: dict[str, str]) -> bool:
 def held_rows(task: Task) -> dict[str, list[tuple[str, str]]]:
     """Questions and answers that training never shows: "phrasing", a held phrasing; "pair", a
     known phrasing with a subject it was never trained with."""
-    new = [(a.format(**slots), answer) for a in task.held for slots, answer in task.cases]
+    new = [(filled(a, slots), answer) for a in task.held for slots, answer in task.cases]
     met = [(a, *case) for a in task.ask for case in task.cases]
-    pairs = [(a.format(**slots), answer) for a, slots, answer in met if is_held(a, slots)]
+    pairs = [(filled(a, slots), answer) for a, slots, answer in met if is_held(a, slots)]
     return {"phrasing": new, "pair": pairs}
 
 
@@ -140,42 +152,95 @@ def sums() -> list[Case]:
     ]
 
 
+def star_sums() -> list[Case]:
+    """Products with the sign that keyboards have."""
+    found = []
+    for a in range(11):
+        for b in range(11):
+            slots, answer = sum_case(a, "times", b)
+            stars = {key: value.replace("x", "*") for key, value in slots.items() if key != "x"}
+            found.append((stars, answer))
+    return found
+
+
+def sums_in_words() -> list[Case]:
+    """ "two plus three" """
+    names = facts.NUMBERS[:11]
+    return [
+        ({"x": f"{first} {word} {second}"}, sum_case(a, word, b)[1])
+        for word in ("plus", "minus", "times")
+        for a, first in enumerate(names)
+        for b, second in enumerate(names)
+    ]
+
+
 def uneven_sums() -> list[Case]:
-    """Divisions without a whole result."""
-    found = [(a, b) for a in range(1, 101) for b in range(2, 11) if a % b]
+    """Divisions without a whole result, in the reach of the times tables."""
+    found = [(a, b) for b in range(2, 11) for a in range(1, 10 * b) if a % b]
     return [
         *((asked(a, "divided by", b), "That does not divide evenly.") for a, b in found),
         *((asked(a, "divided by", 0), "Nobody can divide by zero.") for a in NUMBERS),
     ]
 
 
-def big_sums() -> list[Case]:
-    """Sums beyond what is taught: numbers, signs and terms of many kinds."""
+def is_taught(first: int, word: str, second: int) -> bool:
+    """Whether `sums` or `uneven_sums` answers it."""
+    if word == "divided by":
+        return second == 0 or (second <= 10 and first <= 10 * second)
+    return max(first, second) <= (10 if word == "times" else 20)
+
+
+def big_sums() -> dict[str, list[Case]]:
+    """Sums beyond what is taught, by the name of their task: the model says that it cannot."""
     rng = random.Random(1)
-    answer = "That is too big for me. I know sums up to 20 and times tables up to 10."
-    out: list[Case] = []
-    for _ in range(1500):
-        big = rng.choice([rng.randint(21, 99), rng.randint(100, 999), rng.randint(1000, 9999)])
-        other = rng.choice([rng.randint(1, 20), rng.randint(21, 200), big])
-        pair = (big, other) if rng.random() < 0.6 else (other, big)
-        word = rng.choice(["plus", "minus", "times"])
-        out.append((asked(pair[0], word, pair[1]), answer))
-    for _ in range(300):
-        pair = (rng.randint(11, 20), rng.randint(2, 20))
-        left, right = pair if rng.random() < 0.5 else pair[::-1]
-        out.append((asked(left, "times", right), answer))
-    for by in range(2, 10):
-        out += [(asked(a, "divided by", by), answer) for a in range(11 * by, 201, by)]
-    for _ in range(500):
-        out.append((asked(rng.randint(101, 9999), "divided by", rng.randint(2, 50)), answer))
-        a, b, c = (rng.randint(0, 20) for _ in range(3))
-        first, second = rng.choice(["plus", "minus"]), rng.choice(["plus", "minus", "times"])
+    steps = ["plus", "minus"]
+
+    def number() -> int:
+        """Of one to four digits, each as often."""
+        return rng.randrange(10 ** rng.randint(1, 4))
+
+    def too_big(words: list[str], big: tuple[int, int], other: tuple[int, int]) -> list[Case]:
+        out: list[Case] = []
+        while len(out) < 2500:
+            pair = (rng.randint(*big), min(rng.randint(*other), number()))
+            first, second = pair if rng.random() < 0.5 else pair[::-1]
+            word = rng.choice(words)
+            if not is_taught(first, word, second):
+                out.append((asked(first, word, second), TOO_BIG))
+        return out
+
+    factors = too_big(["times"], (11, 99), (0, 99)) + too_big(["times"], (11, 20), (1, 20))
+    stars = [({**slots, "s": slots["s"].replace("x", "*")}, answer) for slots, answer in factors]
+    three, fractions = [], []
+    for _ in range(800):
+        a, b, c = (rng.randint(0, rng.choice([10, 40])) for _ in range(3))
+        first, second = rng.choice([*steps, "times"]), rng.choice([*steps, "times"])
         slots = asked(f"{a} {first} {b}", second, c)
         signs = asked(f"{a} {SIGNS[first]} {b}", second, c)
-        out.append(({**signs, "x": slots["x"]}, answer))
+        three.append(({**signs, "x": slots["x"]}, "I only know sums of two numbers."))
         half = asked(f"{a}.{rng.randint(1, 9)}", first, rng.choice([b, f"{b}.5"]))
-        out.append((half, answer))
-    return out
+        fractions.append((half, "I only know whole numbers."))
+    return {
+        "two digits": too_big(steps, (21, 99), (0, 99)) + too_big(steps, (21, 50), (5, 50)),
+        "large numbers": too_big([*steps, "times"], (100, 9999), (0, 9999)),
+        "large factors": factors + stars,
+        "large division": too_big(["divided by"], (11, 999), (1, 99))
+        + too_big(["divided by"], (11, 200), (1, 10)),
+        "three numbers": three,
+        "fractions": fractions,
+    }
+
+
+def sum_tasks() -> list[Task]:
+    known = task("sum", sums())
+    others = [task("star", star_sums()), task("sum in words", sums_in_words())]
+    return [
+        known,
+        *(replace(t, chain=known.chain, new_chain=known.new_chain) for t in others),
+        task("division", [case for case in sums() if " / " in case[1]]),
+        task("uneven", uneven_sums()),
+        *(task(name, found) for name, found in big_sums().items()),
+    ]
 
 
 def number_tasks() -> list[Task]:
@@ -195,8 +260,7 @@ def number_tasks() -> list[Task]:
     to = [({"y": str(n)}, ", ".join(map(str, range(1, n + 1))) + ".") for n in range(2, 21)]
     too_far = [({"y": str(n)}, "I can only count up to 20.") for n in range(21, 1001)]
     return [
-        task("sum", sums()),
-        task("uneven", uneven_sums()),
+        *sum_tasks(),
         task("count", up),
         task("count down", down),
         task("count to", to * 50 + too_far),
@@ -259,7 +323,6 @@ def unknown_tasks() -> list[Task]:
         task("unknown", alone(facts.THINGS, DUNNO)),
         task("unknown person", alone(facts.PEOPLE, DUNNO)),
         task("unknown country", alone([x for x, _ in facts.CAPITALS], DUNNO)),
-        task("too big", big_sums()),
         *unknown_word_tasks(),
         *stranger_tasks(),
     ]
@@ -271,7 +334,10 @@ def unknown_word_tasks() -> list[Task]:
     bare = [noun for noun in nouns if zlib.crc32(noun.encode()) % 8 != 0]
     new = [noun for noun in nouns if noun not in bare]
     rng = random.Random(1)
-    names = [stories.some_name(rng) for _ in range(300)]
+    known = {word for pair in facts.OPPOSITES for word in pair} | set(facts.SPELL)
+    names = [
+        name for name in (stories.some_name(rng) for _ in range(300)) if name.lower() not in known
+    ]
     subjects = {
         "capital": (facts.OTHER_COUNTRIES * 4 + names, facts.NEW_COUNTRIES),
         "opposite": (bare * 2 + facts.words(STRANGERS["plural"]["W"]) + names, new),
@@ -282,9 +348,9 @@ def unknown_word_tasks() -> list[Task]:
     }
     out = []
     for name, (trained, held) in subjects.items():
-        known = task(name, alone(trained, DUNNO), name=f"{name}, unknown")
-        out.append(replace(known, weight=known.weight * 0.7))
-        asks = known.ask[:2]
+        taught = task(name, alone(trained, DUNNO), name=f"{name}, unknown")
+        out.append(replace(taught, weight=taught.weight * 0.7))
+        asks = taught.ask[:2]
         out.append(Task(f"{name}, new unknown", 0.0, [], asks, alone(held, DUNNO)))
     return out
 

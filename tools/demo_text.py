@@ -18,15 +18,16 @@ from dataclasses import replace
 import demo_stories as stories
 from demo_facts import BEFORE, NAMES_HELD, SYSTEM, listed
 from demo_follow_ups import Turn, follow_up
-from demo_tasks import all_tasks, held_rows, is_held
+from demo_tasks import all_tasks, filled, held_rows, is_held
 
 LONGEST_ANSWER = 200  # characters of an answer that can be right to the letter: no story
 Segment = tuple[str, bool]  # text, and whether the model is taught to write it
 
 
 def plain(question: str) -> str:
-    """The question without what typing may change: case and punctuation."""
-    return " ".join(re.sub(r"[^a-z0-9+*/ -]", "", question.lower()).split())
+    """The question without what typing may change: case and punctuation, but for "2.5"."""
+    text = re.sub(r"(?<!\d)\.|\.(?!\d)|[^a-z0-9+*/. -]", "", question.lower())
+    return " ".join(text.split())
 
 
 def typed(text: str, rng: random.Random, *, before: bool = True) -> str:
@@ -44,7 +45,8 @@ def typed(text: str, rng: random.Random, *, before: bool = True) -> str:
     if rng.random() < 0.04 and len(text) > 8:
         at = rng.randrange(2, len(text) - 2)
         slip = rng.choice(["", text[at] * 2, text[at + 1] + text[at]])
-        text = text[:at] + slip + text[at + (2 if len(set(slip)) == 2 else 1) :]
+        if text[at : at + 2].isalpha():  # another number would make the answer wrong
+            text = text[:at] + slip + text[at + (2 if len(set(slip)) == 2 else 1) :]
     return text
 
 
@@ -58,7 +60,7 @@ class Writer:
         held = [held_rows(t) for t in all_tasks()]
         self.held = {plain(q) for kinds in held for rows in kinds.values() for q, _ in rows}
         self.held |= {
-            plain(ask.format(**slots))
+            plain(filled(ask, slots))
             for task in self.tasks
             for ask in task.new_follow
             for slots, _ in task.cases
@@ -69,7 +71,7 @@ class Writer:
             task = self.rng.choices(self.tasks, self.weights)[0]
             ask = self.rng.choice(task.ask)
             slots, answer = self.rng.choice(task.cases)
-            text = typed(ask.format(**slots), self.rng)
+            text = typed(filled(ask, slots), self.rng)
             if not is_held(ask, slots) and plain(text) not in self.held:
                 return Turn(text, answer, task, slots)
 
@@ -88,21 +90,24 @@ class Writer:
             return Turn(*memory.turn())
         if pick < 0.21:
             return Turn(*memory.story())
-        if pick < 0.26:
+        if pick < 0.28:
             question, answer, cast = stories.story_turn(rng)
             return Turn(question, answer, cast=cast)
-        if pick < 0.28:
+        if pick < 0.3:
             return Turn(*stories.joke_turn(rng), joke=True)
         return self.question()
 
     def turns(self, count: int) -> list[Turn]:
-        """One conversation. After what can be followed up, that comes about every other time."""
+        """One conversation. After what can be followed up, that comes about every other time, and
+        more often after a story."""
         out: list[Turn] = []
         memory = stories.Memory(self.rng)
         while len(out) < count:
             turn = None
-            if out and (out[-1].task or out[-1].cast or out[-1].joke) and self.rng.random() < 0.5:
-                turn = self.follow_up(out[-1])
+            last = out[-1] if out else None
+            often = 0.8 if last and last.cast else 0.5
+            if last and (last.task or last.cast or last.joke) and self.rng.random() < often:
+                turn = self.follow_up(last)
             out.append(turn or self.first_turn(memory))
         if memory.told and self.rng.random() < 0.5:
             out.append(Turn(*memory.recall()))

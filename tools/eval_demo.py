@@ -4,9 +4,10 @@
     python tools/eval_demo.py demo-f32.gguf demo-q8_0.gguf
 
 prints a table: the rate of answers that are right to the letter, for new phrasings, for known
-phrasings with a subject they were not trained with, for sums, for what the model should say it
-does not know, for names told two turns before, and for follow-ups ("And of Germany?") in words
-that were not trained; and the perplexity of the answers and stories in held-out conversations.
+phrasings with a subject they were not trained with, for sums, for sums that it should refuse, for
+what the model should say it does not know, for names told two turns before, and for follow-ups
+("And of Germany?") in words that were not trained; and the perplexity of the answers and stories in
+held-out conversations.
 `--wrong` lists the wrong answers instead.
 """
 
@@ -17,15 +18,17 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+import demo_tasks
 import demo_text
 import numpy as np
 from rwkv_edge import Model, Session
 
 HEADER = """\
-| model | MB | new phrasing | new pair | sum | unknown | name | follow-up | perplexity |
-|---|---:|---:|---:|---:|---:|---:|---:|---:|"""
-SETS = ("phrasing", "pair", "sum", "unknown", "name", "follow-up")
-SUMS = ("sum", "uneven", "too big")
+| model | MB | new phrasing | new pair | sum | refused | unknown | name | follow-up | perplexity |
+|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|"""
+SETS = ("phrasing", "pair", "sum", "refused", "unknown", "name", "follow-up")
+REFUSED = tuple(demo_tasks.big_sums())
+SUMS = tuple(task.name for task in demo_tasks.sum_tasks() if task.name not in REFUSED)
 LONGEST = 120  # tokens; the longest answer of one case has about 70
 
 
@@ -50,7 +53,8 @@ def answers(model: Model, per_task: int, seed: int) -> Iterator[tuple[str, str, 
     for kind, task, question, right in demo_text.held_out(seed, per_task):
         session.reset()
         unknown = "unknown" in task or "stranger" in task
-        column = "sum" if task in SUMS else "unknown" if unknown else kind
+        column = "sum" if task in SUMS else "refused" if task in REFUSED else kind
+        column = "unknown" if unknown else column
         yield column, task, question, right, reply(model, session, question)
     for questions, right in demo_text.held_names(seed, 10 * per_task):
         session.reset()

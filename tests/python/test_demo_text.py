@@ -51,6 +51,16 @@ def test_it_is_not_trained_with_what_it_is_tested_with() -> None:
     assert not names
 
 
+def test_every_question_has_one_answer() -> None:
+    answers: dict[str, str] = {}
+    for task in demo_tasks.all_tasks():
+        for ask in [*task.ask, *task.held]:
+            for slots, answer in task.cases:
+                question = demo_text.plain(demo_tasks.filled(ask, slots))
+                assert answers.setdefault(question, answer) == answer, question
+    assert len(answers) > 100_000
+
+
 def test_all_sums_are_right() -> None:
     found = [turn for turn in training(1500) if re.fullmatch(r"\d+ \S \d+ = -?\d+", turn[1])]
     assert len(found) > 300
@@ -61,9 +71,20 @@ def test_all_sums_are_right() -> None:
         a, _, b = slots["s"].split()
         assert (int(b) == 0) == (answer == "Nobody can divide by zero.")
         assert int(b) == 0 or int(a) % int(b)
+    for slots, answer in demo_tasks.star_sums():
+        a, _, b = slots["s"].split()
+        assert answer == f"{a} x {b} = {int(a) * int(b)}"
     # What is too big is not also taught with a result.
     taught = {slots["s"] for slots, _ in [*demo_tasks.sums(), *demo_tasks.uneven_sums()]}
-    assert not taught & {slots["s"] for slots, _ in demo_tasks.big_sums()}
+    for cases in demo_tasks.big_sums().values():
+        assert not taught & {slots["s"].replace("*", "x") for slots, _ in cases}
+
+
+def test_what_is_typed_has_the_numbers_of_its_answer() -> None:
+    for question, answer in training(1500):
+        if re.fullmatch(r"\d+ \S \d+ = -?\d+", answer) and re.search(r"\d\D+\d", question):
+            asked = re.findall(r"\d+", question)
+            assert asked == re.findall(r"\d+", answer.partition("=")[0]), question
 
 
 def test_follow_ups_follow() -> None:
@@ -100,9 +121,15 @@ def test_a_sum_goes_on_from_its_result() -> None:
         assert found
         shown, (slots, answer) = found
         assert slots["s"] == f"7 {shown['s']}"
-        assert answer.startswith(f"{slots['s']} = ")
+        second = int(slots["s"].split()[2])
+        if second <= (10 if "x" in slots["s"] else 20):
+            assert answer.startswith(f"{slots['s']} = ")
+        else:
+            assert answer == demo_tasks.TOO_BIG
+        beyond = demo_follow_ups.sum_on(writer.rng, "9 x 9 = 81")
+        assert beyond
+        assert beyond[1][1] == demo_tasks.TOO_BIG
     assert demo_follow_ups.sum_on(writer.rng, "3 - 4 = -1") is None
-    assert demo_follow_ups.sum_on(writer.rng, "9 x 9 = 81") is None
 
 
 def test_names_are_of_many_kinds() -> None:
