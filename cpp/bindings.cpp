@@ -901,6 +901,7 @@ PYBIND11_MODULE(_core, m) {
         },
         py::arg("device"), py::call_guard<Unlocked>());
     m.def("available_memory", [] { return available_memory(); });
+    m.def("share_memory_pools", &share_memory_pools);
     m.def("give_back_memory", &give_back_memory, py::call_guard<Unlocked>());
     m.def("say_on_bus_error", &say_on_bus_error, py::arg("text"));
     m.def("read_bandwidth", &read_bandwidth, py::arg("threads"), py::call_guard<Unlocked>());

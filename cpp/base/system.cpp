@@ -128,6 +128,12 @@ uint64_t available_memory(const std::string& root) {
     return bytes;
 }
 
+void share_memory_pools() {
+#if defined(__GLIBC__)
+    mallopt(M_ARENA_MAX, 2);
+#endif
+}
+
 void give_back_memory() {
 #if defined(__GLIBC__)
     malloc_trim(0);

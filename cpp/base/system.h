@@ -46,6 +46,10 @@ private:
 // can be freed, and no more than its control group may have, as Linux tells in files below `root`.
 uint64_t available_memory(const std::string& root = "");
 
+// A program, not a library, may ask for this before it has many threads: they take memory from two
+// pools, where glibc gives up to eight per core, each of which keeps what its threads once needed.
+void share_memory_pools();
+
 // Gives the system the pages of memory that this process no longer uses and that its allocator has
 // kept, where the allocator can (glibc's). Threads may go on meanwhile.
 void give_back_memory();

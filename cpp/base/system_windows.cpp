@@ -98,6 +98,8 @@ uint64_t available_memory(const std::string&) {
 }
 
 // Large pages need a right that programs do not have.
+void share_memory_pools() {}
+
 void give_back_memory() {}
 
 void use_huge_pages(void*, std::size_t, bool) {}

@@ -85,6 +85,9 @@ def gpu_limits(device: str) -> tuple[float, float]:
     device that is not there, MemoryError where its memory is full.
     """
 
+def share_memory_pools() -> None:
+    """For a program: its threads take memory from two pools, and not from up to eight per core."""
+
 def give_back_memory() -> None:
     """Give the system the pages that this process no longer uses, where its allocator can."""
 

@@ -31,7 +31,7 @@ CONVERSATION = [
     ("How deep is the ocean?", "I do not know that."),
     ("Compute 250 plus 33.", "That is too big for me."),
     ("What is 8 plus 4?", "8 + 4 = 12"),
-    ("So what is that minus 5?", "12 - 5 = 7"),
+    ("And what is that minus 5?", "12 - 5 = 7"),
     ("Are you really sure?", "I am only a tiny demo"),
     ("Do you remember my name?", "Your name is Ada."),
 ]

@@ -173,6 +173,7 @@ def serve(
     from ..server.serve import listen, server_of
     from ..server.service import Options, Service
 
+    _core.share_memory_pools()
     keys = read_keys(api_key_file)
     public = not is_loopback(host)
     if public and not keys and not no_key:
