@@ -84,7 +84,8 @@ def watch(port: int, to: Connection) -> None:
 
 
 def get(port: int, path: str) -> tuple[int, str]:
-    connection = http.client.HTTPConnection("localhost", port, timeout=START_SECONDS)
+    """The status and the body of an answer."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=START_SECONDS)
     try:
         connection.request("GET", path)
         answer = connection.getresponse()

@@ -54,7 +54,8 @@ def answers(model: Model, per_task: int, seed: int) -> Iterator[tuple[str, str, 
         session.reset()
         unknown = "unknown" in task or "stranger" in task
         column = "sum" if task in SUMS else "refused" if task in REFUSED else kind
-        column = "unknown" if unknown else column
+        if unknown:
+            column = "unknown"
         yield column, task, question, right, reply(model, session, question)
     for questions, right in demo_text.held_names(seed, 10 * per_task):
         session.reset()

@@ -97,11 +97,11 @@ uint64_t available_memory(const std::string&) {
     return ::GlobalMemoryStatusEx(&status) != 0 ? status.ullAvailPhys : 0;
 }
 
-// Large pages need a right that programs do not have.
+// Only glibc keeps memory so.
 void share_memory_pools() {}
-
 void give_back_memory() {}
 
+// Large pages need a right that programs do not have.
 void use_huge_pages(void*, std::size_t, bool) {}
 
 // A mapped file cannot be cut short here, but the drive of the network that it lies on may go.

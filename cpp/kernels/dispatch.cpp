@@ -58,7 +58,7 @@ struct X86 {
 // By cpuid and not by __builtin_cpu_supports, which says no to everything where nobody fills its
 // table, as in programs that zig links. macOS sets XCR0's bits of AVX-512 at its first use only, so
 // Macs that have it take avx2.
-X86 x86() {
+X86 read_x86() {
     enum { kEax, kEbx, kEcx, kEdx };
     unsigned zero[4] = {}, one[4] = {}, seven[4] = {}, seven_one[4] = {};
     const auto read = [](unsigned leaf, unsigned subleaf, unsigned (&r)[4]) {
@@ -85,6 +85,12 @@ X86 x86() {
     const bool amd = std::memcmp(&zero[kEbx], "Auth", 4) == 0;  // "AuthenticAMD"
     cpu.halves = amd && family < 26;
     cpu.ahead = amd && family >= 26 ? 8192 : 2048;
+    return cpu;
+}
+
+// Read once: in a virtual machine each cpuid goes to the host.
+const X86& x86() {
+    static const X86 cpu = read_x86();
     return cpu;
 }
 #endif

@@ -12,8 +12,9 @@ namespace rwkv_edge {
 // when that variable names no level of this build or one that this CPU lacks.
 const Kernels& kernels();
 
-// The same for at most kFewestTokens. Products with blocks may be those of a lower level, with the
-// functions that make their activations, where this CPU is faster so; the bits are the same.
+// The table for steps of at most kFewestTokens: that of kernels(), but for products with block
+// types where this CPU is faster with those of a lower level. The functions that make their
+// activations are then that level's, too. The bits are the same.
 enum { kFewestTokens = 3 };
 const Kernels& few_tokens_kernels();
 

@@ -151,6 +151,35 @@ assert len({(state.data.tobytes(), state.output.tobytes()) for state in states})
     assert grown < 1 << 20
 
 
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="others have no such pools")
+def test_threads_share_two_pools_of_memory(tmp_path: Path) -> None:
+    child = """
+import ctypes
+import sys
+import threading
+from rwkv_edge import _core
+
+def work():
+    stay.append(bytearray(1000))
+    everyone.wait()
+
+_core.share_memory_pools()
+stay, everyone = [], threading.Barrier(9)
+threads = [threading.Thread(target=work) for _ in range(8)]
+for thread in threads:
+    thread.start()
+everyone.wait()
+libc = ctypes.CDLL(None)
+libc.fopen.restype = ctypes.c_void_p
+file = ctypes.c_void_p(libc.fopen(sys.argv[1].encode(), b"w"))
+libc.malloc_info(0, file)
+libc.fclose(file)
+"""
+    found = tmp_path / "pools.xml"
+    subprocess.run([sys.executable, "-c", child, str(found)], timeout=SECONDS, check=True)
+    assert found.read_text().count("<heap nr=") == 2
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators cannot")
 def test_memory_that_a_thread_no_longer_uses_is_given_back() -> None:
     """Between blocks that stay, an allocator keeps what was freed."""

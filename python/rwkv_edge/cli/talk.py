@@ -248,8 +248,8 @@ class Talk:
             advice = self._chat.model.recommended_sampling
             for each, found in self._sampling.items():
                 known = each in advice and advice.get(each) == found
-                note = "  (recommended by the model's file)" if known else ""
-                click.echo(f"{each.replace('_', '-'):18} {found}{note}")
+                source = "  (recommended by the model's file)" if known else ""
+                click.echo(f"{each.replace('_', '-'):18} {found}{source}")
             return
         self._sampling = changed(self._sampling, name, value.strip())
         self._done(f"{name} is {value.strip()}")

@@ -20,7 +20,7 @@ from .guard import Guard
 from .http import ErrorBody, json_response, openai_error, refusal
 from .service import Service
 
-TIDY_SECONDS = 15.0
+TIDY_SECONDS = 15.0  # between two times that memory is given back
 DIALECTS = (openai, responses, anthropic, ollama, native, scores)
 
 
