@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
@@ -18,7 +17,7 @@ from ..files.form import printable
 from ..generation import MAX_SEED, Sampling
 from .lines import COMMANDS, ReadLine, clever, line_editing, messages
 from .options import changed
-from .terminal import Interrupts, Progress, Wrap, error_text
+from .terminal import Interrupts, Progress, Wrap, error_text, terminal_columns
 
 HELP = "\n".join(
     [f"{f'{name} {argument}':18} {what}" for name, (argument, what) in COMMANDS.items()]
@@ -51,8 +50,7 @@ class Screen:
         if self._thinking:  # white space at its end would be more than what is put there
             self._blank = text[len(text.rstrip()) :]
             text = text.rstrip()
-        columns = shutil.get_terminal_size().columns
-        click.echo(self._wrap(text, columns) if self._clever else text, nl=False)
+        click.echo(self._wrap(text, terminal_columns()) if self._clever else text, nl=False)
 
     def _change(self) -> None:
         self._thinking = not self._thinking
@@ -351,7 +349,7 @@ def say(text: str) -> None:
 def note(text: str) -> None:
     """A remark of the program's beside the conversation."""
     if sys.stderr.isatty() and clever():
-        text = f"{DIM}{Wrap()(text, shutil.get_terminal_size().columns)}{PLAIN}"
+        text = f"{DIM}{Wrap()(text, terminal_columns())}{PLAIN}"
     click.echo(text, err=True)
 
 

@@ -37,7 +37,7 @@ class Progress:
     def __call__(self, done: int, total: int, detail: str = "") -> None:
         if time.monotonic() >= self._next:
             line = f"{self._label} {100 * done // max(total, 1):3} %  {printable(detail)}"
-            room = shutil.get_terminal_size().columns - 1
+            room = terminal_columns() - 1
             click.echo(f"{CLEAR_LINE}{line[:room]}", err=True, nl=False)
             self._next = time.monotonic() + self.INTERVAL
             self._shown = True
@@ -194,6 +194,11 @@ class Wrap:
         else:
             self._word, self._cells = self._word + letter, self._cells + size
         return before + letter
+
+
+def terminal_columns() -> int:
+    """Of the terminal, or 80 where it does not know: Python 3.10 then says 0."""
+    return shutil.get_terminal_size().columns or 80
 
 
 def cells(letter: str) -> int:
