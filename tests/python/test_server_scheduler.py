@@ -132,6 +132,7 @@ def test_a_full_queue(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
         eventually(lambda: service.scheduler.running == 1)
         waits = pool.submit(answered, client, CHAT, ask("Hello!"))
         eventually(lambda: service.scheduler.queued == 1)
+        monkeypatch.setattr(service, "make", None)  # a refusal comes before any work
         refused = client.post(CHAT, json=ask("Hello!"))
         assert refused.status_code == 429
         assert int(refused.headers["retry-after"]) >= 1

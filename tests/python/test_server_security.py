@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hmac
 import json
@@ -22,8 +23,10 @@ from rwkv_edge import Model, cli
 from rwkv_edge.cli import serve as cli_serve
 from rwkv_edge.server import http as server_http
 from rwkv_edge.server import serve
+from rwkv_edge.server.guard import Guard, Turns
 from rwkv_edge.server.service import Options, Service
 from served import PATIENCE, answered, ask, client_of, content, eventually
+from starlette.types import Scope
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 JSON = {"content-type": "application/json"}
@@ -470,6 +473,31 @@ def test_half_a_body(client: httpx.Client, caplog: pytest.LogCaptureFixture) -> 
         )
     eventually(lambda: f"POST {CHAT} 499" in caplog.text)
     assert "failed" not in caplog.text
+
+
+def test_many_at_once_take_turns() -> None:
+    """What the loop has to do besides is done before the last of them begins."""
+    begun: list[str] = []
+
+    async def app(scope: Scope, *_: object) -> None:
+        begun.append(scope["path"])
+
+    async def arrive(guard: Guard, path: str) -> None:
+        headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+        scope = {"type": "http", "method": "POST", "path": path, "headers": headers}
+        await guard(scope, None, None)  # type: ignore[arg-type]
+
+    async def storm() -> None:
+        guard = Guard(app)
+        many = [asyncio.create_task(arrive(guard, CHAT)) for _ in range(100)]
+        many[0].cancel()  # its client is gone
+        await asyncio.sleep(0)
+        await arrive(guard, "/health")
+        await asyncio.wait(many)
+
+    asyncio.run(storm())
+    assert begun.count(CHAT) == 99
+    assert begun.index("/health") <= 2 * Turns.AT_ONCE
 
 
 def test_too_many_connections(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -163,22 +163,26 @@ class Scheduler:
         now = self._clock()
         job = Job(program, caller, now + timeout, mailbox, number, now)
         with self._changed:
-            if self._stopping or not self._thread.is_alive():
-                raise Refused(503, "the server is stopping", kind="server_error")
-            if self._queued >= self.max_queue and not more:
-                self.counts.refused += 1
-                raise Refused(
-                    429,
-                    f"{self._queued} requests are waiting already; try again later",
-                    kind="rate_limit_error",
-                    code="queue_full",
-                    retry_after=self._retry_after(),
-                )
+            self.check(more=more)
             self._waiting.setdefault(caller, deque()).append(job)
             self._queued += 1
             self.counts.requests += 1
             self._changed.notify()
         return job
+
+    def check(self, *, more: bool = False) -> None:
+        """Raises Refused where `submit` would: before a program is made, which may take long."""
+        if self._stopping or not self._thread.is_alive():
+            raise Refused(503, "the server is stopping", kind="server_error")
+        if self._queued >= self.max_queue and not more:
+            self.counts.refused += 1
+            raise Refused(
+                429,
+                f"{self._queued} requests are waiting already; try again later",
+                kind="rate_limit_error",
+                code="queue_full",
+                retry_after=self._retry_after(),
+            )
 
     def _retry_after(self) -> int:
         return min(RETRY_MOST, max(1, round(self._took * self._queued / self.max_sessions)))

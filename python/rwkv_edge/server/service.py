@@ -10,6 +10,7 @@ import queue
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,9 @@ from .request import MOST_TOKENS, Caller, Event, Finish, Request
 from .scheduler import Item, Job, Mailbox, Scheduler, log
 from .states import Kept, States
 
+MAKERS = 2
+"""Threads that read requests: texts to tokens, grammars. More would keep Python from the thread of
+the connections."""
 AT_ONCE = 16
 """Of one call's requests, so many are in the scheduler's hands."""
 MOST_UNWRITTEN = 8  # states that wait to be written to disk
@@ -98,6 +102,8 @@ class Service:
         self._unkept, self._warned = 0, float("-inf")
         self._disk = threading.Thread(target=self._write, name="rwkv-edge disk", daemon=True)
 
+        self._making = ThreadPoolExecutor(MAKERS, "rwkv-edge maker")
+
     def start(self) -> None:
         self.scheduler.start()
         if self.options.cache_dir is not None:
@@ -110,6 +116,7 @@ class Service:
         if self._disk.is_alive():
             self._unwritten.put(None)
             self._disk.join(5.0)
+        self._making.shutdown(wait=False)
 
     @property
     def ready(self) -> bool:
@@ -140,6 +147,9 @@ class Service:
                 log.warning("a state could not be kept on disk, and may be read again")
 
     # ---- answers --------------------------------------------------------------------------------
+
+    async def make(self, maker: Callable[[], Program]) -> Program:
+        return await asyncio.get_running_loop().run_in_executor(self._making, maker)
 
     def _program(self, request: Request, caller: Caller) -> Program:
         """Raises Refused for a request that cannot be done."""
@@ -269,7 +279,8 @@ class Batch(AsyncIterator[tuple[int, Item]]):
         number = self._begun
         self._begun += 1
         try:
-            program = await asyncio.to_thread(self._makers[number])
+            self.service.scheduler.check(more=number > 0)
+            program = await self.service.make(self._makers[number])
             self._jobs[number] = self.service.scheduler.submit(
                 program, self.caller.id, self._timeout, self._mailbox, number, more=number > 0
             )
