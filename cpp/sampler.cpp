@@ -11,6 +11,7 @@
 #include <stdexcept>
 
 #include "base/error.h"
+#include "kernels/dispatch.h"
 
 namespace rwkv_edge {
 
@@ -30,25 +31,25 @@ void check_count(const char* name, int64_t value, const char* zero) {
 
 // What the loops over a vocabulary go through at once, so that compilers make vectors of it: blocks
 // of lanes. Sums have this order, so no vector width shows.
-constexpr std::size_t kLanes = 32, kBlock = kLogitBlock;
+constexpr std::size_t kLanes = 32, kPerBlock = kLogitBlock;
 
-std::size_t blocks(std::size_t n) { return (n + kBlock - 1) / kBlock; }
+std::size_t blocks(std::size_t n) { return (n + kPerBlock - 1) / kPerBlock; }
 
 // Calls `look(values of a block, its number)`; the last block is filled up with -infinity.
 template <class Look>
 void each_block(std::span<const float> values, Look&& look) {
     std::size_t i = 0;
-    for (; i + kBlock <= values.size(); i += kBlock) look(values.data() + i, i / kBlock);
+    for (; i + kPerBlock <= values.size(); i += kPerBlock) look(values.data() + i, i / kPerBlock);
     if (i == values.size()) return;
-    std::array<float, kBlock> last;
+    std::array<float, kPerBlock> last;
     last.fill(-kInfinity);
     std::copy(values.begin() + static_cast<std::ptrdiff_t>(i), values.end(), last.begin());
-    look(last.data(), i / kBlock);
+    look(last.data(), i / kPerBlock);
 }
 
 // The sum of a block, in the order of a tree.
 inline double folded(const float* x) {
-    static_assert(kBlock == 64);
+    static_assert(kPerBlock == 64);
     float part[16];
     for (std::size_t j = 0; j < 16; ++j) part[j] = (x[j] + x[j + 16]) + (x[j + 32] + x[j + 48]);
     for (std::size_t j = 0; j < 8; ++j) part[j] += part[j + 8];
@@ -59,10 +60,10 @@ inline double folded(const float* x) {
 // Calls `use(powers, weights, number)` for each block: (x - top) * factor, and e to that power.
 template <class Use>
 void each_weight(std::span<const float> values, float top, float factor, Use&& use) {
+    const auto weigh_logits = kernels().weigh_logits;
     each_block(values, [&](const float* x, std::size_t block) {
-        float powers[kBlock], weights[kBlock];
-        for (std::size_t j = 0; j < kBlock; ++j) powers[j] = exponent_of(x[j], top, factor);
-        for (std::size_t j = 0; j < kBlock; ++j) weights[j] = logit_weight(powers[j]);
+        float powers[kPerBlock], weights[kPerBlock];
+        weigh_logits(x, kPerBlock, top, factor, powers, weights);
         use(powers, weights, block);
     });
 }
@@ -71,7 +72,7 @@ void each_weight(std::span<const float> values, float top, float factor, Use&& u
 class Sum {
 public:
     void add(const float* block) {
-        for (std::size_t j = 0; j < kBlock; ++j) lanes_[j] += block[j];
+        for (std::size_t j = 0; j < kPerBlock; ++j) lanes_[j] += block[j];
         if (++added_ % kSumBlocks == 0) flush();
     }
     double total() {
@@ -82,10 +83,10 @@ public:
 private:
     void flush() {
         total_ += folded(lanes_);
-        std::fill_n(lanes_, kBlock, 0.0f);
+        std::fill_n(lanes_, kPerBlock, 0.0f);
     }
 
-    float lanes_[kBlock] = {};
+    float lanes_[kPerBlock] = {};
     std::size_t added_ = 0;
     double total_ = 0.0;
 };
@@ -96,7 +97,7 @@ double sum_of_exp(std::span<const float> values, float top, double* products = n
     each_weight(values, top, 1.0f, [&](const float* powers, float* weights, std::size_t) {
         sum.add(weights);
         if (products == nullptr) return;
-        for (std::size_t j = 0; j < kBlock; ++j) weights[j] *= powers[j];
+        for (std::size_t j = 0; j < kPerBlock; ++j) weights[j] *= powers[j];
         more.add(weights);
     });
     if (products != nullptr) *products = more.total();
@@ -109,7 +110,7 @@ void weigh(std::span<const float> values, float top, float factor, std::vector<f
     to.resize(values.size());
     sums.resize(blocks(values.size()));
     each_weight(values, top, factor, [&](const float*, float* weights, std::size_t block) {
-        const std::size_t begin = block * kBlock, n = std::min(kBlock, values.size() - begin);
+        const std::size_t begin = block * kPerBlock, n = std::min(kPerBlock, values.size() - begin);
         std::copy_n(weights, n, to.data() + begin);
         sums[block] = folded(weights);
     });
@@ -165,13 +166,13 @@ void gather(std::span<const float> values, std::span<const float> best, float le
     least = std::max(least, std::numeric_limits<float>::lowest());
     to.clear();
     places.clear();
-    float found[kBlock];
-    int32_t at[kBlock];
+    float found[kPerBlock];
+    int32_t at[kPerBlock];
     for (std::size_t block = 0; block < best.size(); ++block) {
         if (best[block] < least) continue;
-        const std::size_t end = std::min(values.size(), (block + 1) * kBlock);
+        const std::size_t end = std::min(values.size(), (block + 1) * kPerBlock);
         std::size_t n = 0;
-        for (std::size_t i = block * kBlock; i < end; ++i) {
+        for (std::size_t i = block * kPerBlock; i < end; ++i) {
             found[n] = values[i];
             at[n] = static_cast<int32_t>(i);
             n += values[i] >= least;
@@ -306,7 +307,7 @@ int32_t Sampler::sample(std::span<const float> logits,
     adjust(logits, allowed);
     const float top = largest(logits_, best_);
     if (const std::optional<std::size_t> block = greedy(top)) {
-        const auto begin = logits_.begin() + static_cast<std::ptrdiff_t>(*block * kBlock);
+        const auto begin = logits_.begin() + static_cast<std::ptrdiff_t>(*block * kPerBlock);
         return static_cast<int32_t>(std::find(begin, logits_.end(), top) - logits_.begin());
     }
     if (needs_sums())
@@ -324,7 +325,7 @@ int32_t Sampler::draw(float top) {
     double left = uniform() * std::accumulate(sums_.begin(), sums_.end(), 0.0);
     std::size_t block = 0;
     while (block + 1 < sums_.size() && left >= sums_[block]) left -= sums_[block++];
-    for (std::size_t i = block * kBlock; i < ids_.size(); ++i) {
+    for (std::size_t i = block * kPerBlock; i < ids_.size(); ++i) {
         left -= static_cast<double>(weights_[i]);
         if (left < 0.0) return ids_[i];
     }

@@ -26,7 +26,12 @@ LAYERS = ("base", "quant", "kernels", "io", "backend", "model", "text", "capi", 
 TOP = LAYERS.index("text")
 # Kernels speak a C subset, and so does the one header they share with the rest.
 C_SUBSET = re.compile(r"<(stdint|stddef|math|string|float|\w*intrin|arm_neon)\.h>")
-KERNEL_HEADERS = ("quant/blocks.h", "kernels/kernels.h", "kernels/levels.h")
+KERNEL_HEADERS = (
+    "quant/blocks.h",
+    "kernels/kernels.h",
+    "kernels/levels.h",
+    "kernels/logit_weight.h",
+)
 # The operating system is asked in one place; dispatch.cpp asks it about the CPU.
 SYSTEM = re.compile(r"<(unistd|fcntl|sched|pthread|windows|asm/\w+|sys/\w+)\.h>")
 MAY_ASK = ("base/system.cpp", "base/system_windows.cpp", "kernels/dispatch.cpp")

@@ -3,38 +3,17 @@
 // and the sampler finishes on them. What both compute is here, so that both get the same bits.
 #pragma once
 
-#include <bit>
 #include <cstdint>
 #include <optional>
 #include <span>
+
+#include "kernels/logit_weight.h"
 
 namespace rwkv_edge {
 
 // A vocabulary is looked at in blocks of so many logits, the last one filled up with -infinity.
 // Sums are made of groups of so many blocks.
 constexpr int kLogitBlock = 64, kSumBlocks = 16;
-
-// Where e^x is as good as nothing, and still a normal number.
-constexpr float kLeastExponent = -87.0f;
-// What e is raised to for the weight of a logit. Devices call it too, as the next one.
-constexpr float exponent_of(float logit, float top, float factor) {
-    const float x = (logit - top) * factor;
-    return x > kLeastExponent ? x : kLeastExponent;
-}
-// e^x for kLeastExponent <= x <= 0, to 2^-23 of itself: 2^n e^r with |r| <= ln 2 / 2 and the
-// polynomial of Cephes' expf.
-constexpr float logit_weight(float x) {
-    constexpr float kLog2e = 1.44269504f, kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
-    constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves a whole number
-    const float shifted = x * kLog2e + kRound;
-    const float n = shifted - kRound;
-    const float r = (x - n * kLn2High) - n * kLn2Low;
-    float p = 1.9875691500e-4f * r + 1.3981999507e-3f;
-    p = (p * r + 8.3334519073e-3f) * r + 4.1665795894e-2f;
-    p = (p * r + 1.6666665459e-1f) * r + 5.0000001201e-1f;
-    p = (p * r + 1.0f) * r + 1.0f;
-    return p * std::bit_cast<float>((std::bit_cast<uint32_t>(shifted) << 23) + 0x3f800000);
-}
 
 // A logit becomes the sum with `add`; with -infinity it becomes that, whatever it was.
 struct LogitChange {

@@ -99,7 +99,8 @@ constexpr Level kLevels[] = {
     {"scalar", true, [] { return true; }, scalar_kernels},
 #if defined(__x86_64__)
     {"avx2", true, [] { return x86().avx2; }, avx2_kernels},
-    {"avxvnni", true, [] { return x86().avxvnni; }, avxvnni_kernels},
+    {"avxvnni", true, [] { return x86().avxvnni || x86().avx512; },
+     [](Kernels& table) { x86().avxvnni ? avxvnni_kernels(table) : avxvnni_evex_kernels(table); }},
     {"avx512", true, [] { return x86().avx512; },
      [](Kernels& table) {
          avx512_kernels(table);
@@ -149,6 +150,11 @@ Kernels choose_for_few_tokens() {
     if (table.isa != std::string("avx512") || !x86().halves) return table;
     Kernels narrow{};
     avx2_kernels(narrow);
+    Kernels dots = narrow;
+    avxvnni_evex_kernels(dots);
+    // What gains from its instructions; the others are faster in the shorter ones of AVX2.
+    for (const Type type : {Type::Q8_0, Type::Q4_K, Type::Q5_K})
+        narrow.matmul[static_cast<int>(type)] = dots.matmul[static_cast<int>(type)];
     for (const TypeInfo& type : all_types())
         if (type.block_len > 1)
             table.matmul[static_cast<int>(type.type)] = narrow.matmul[static_cast<int>(type.type)];

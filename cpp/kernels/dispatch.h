@@ -13,9 +13,9 @@ namespace rwkv_edge {
 const Kernels& kernels();
 
 // The table for steps of at most kFewestTokens: that of kernels(), but for products with block
-// types where this CPU is faster with those of a lower level. The functions that make their
-// activations are then that level's, too. The bits are the same.
-enum { kFewestTokens = 3 };
+// types where this CPU is faster with those of lower levels. These levels and the functions that
+// make their activations share one form of those. The bits are the same.
+enum { kFewestTokens = 4 };
 const Kernels& few_tokens_kernels();
 
 // Every level that this CPU runs, scalar first: tests and benches walk this.

@@ -155,6 +155,10 @@ struct Kernels {
     void (*relu2)(float* x, int64_t n);   // max(x, 0)^2; of NaN, 0 or NaN
     void (*decay6)(float* x, int64_t n);  // exp(-exp(x)): RWKV-6's decay
     void (*decay7)(float* x, int64_t n);  // exp(-exp(-1/2) * sigmoid(x)): RWKV-7's decay
+    // What each logit weighs (logit_weight.h): powers are exponent_of, weights are logit_weight of
+    // them. The logits hold no NaN.
+    void (*weigh_logits)(const float* logits, int64_t n, float top, float factor, float* powers,
+                         float* weights);
     // y = x * weight / max(|x * weight|, 1e-12)
     void (*l2_normalize)(const float* x, const float* weight, int64_t n, float* y);
     // y += (sum of r * k * u) * v: what the current token adds by itself

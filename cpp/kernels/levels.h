@@ -9,6 +9,7 @@ namespace rwkv_edge {
 void scalar_kernels(Kernels& table);
 void avx2_kernels(Kernels& table);
 void avxvnni_kernels(Kernels& table);
+void avxvnni_evex_kernels(Kernels& table);
 void avx512_kernels(Kernels& table);
 void neon_kernels(Kernels& table);
 void neon_dotprod_kernels(Kernels& table);

@@ -5,6 +5,7 @@
 #include <math.h>
 
 #include "kernels/levels.h"
+#include "kernels/logit_weight.h"
 
 namespace rwkv_edge {
 
@@ -223,6 +224,14 @@ void decay7(float* x, int64_t n) {
     for (int64_t i = 0; i < n; ++i) x[i] = expf(-rate * sigmoid_of(x[i]));
 }
 
+void weigh_logits(const float* logits, int64_t n, float top, float factor, float* powers,
+                  float* weights) {
+    for (int64_t i = 0; i < n; ++i) {
+        powers[i] = exponent_of(logits[i], top, factor);
+        weights[i] = logit_weight(powers[i]);
+    }
+}
+
 void l2_normalize(const float* x, const float* weight, int64_t n, float* y) {
     float squares[8] = {};
     mul(x, weight, n, y);
@@ -369,6 +378,7 @@ void scalar_kernels(Kernels& table) {
     table.relu2 = relu2;
     table.decay6 = decay6;
     table.decay7 = decay7;
+    table.weigh_logits = weigh_logits;
     table.l2_normalize = l2_normalize;
     table.bonus = bonus;
     table.wkv4 = wkv4;

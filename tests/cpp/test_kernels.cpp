@@ -10,6 +10,7 @@
 
 #include "check.h"
 #include "kernels/dispatch.h"
+#include "kernels/logit_weight.h"
 #include "matmul_case.h"
 
 using namespace rwkv_edge;
@@ -83,7 +84,7 @@ Products products_of_rounded(Type type, const std::vector<Block>& w, const Float
     Products out{Floats(rows), true};
     kernels().matmul[static_cast<int>(type)](
         {w.data(), type_bytes(type, cols), cols, 0, static_cast<int64_t>(rows), row.data() + kGuard,
-         bytes, 1, out.y.data(), static_cast<int64_t>(rows), scratch.data()});
+         bytes, 1, out.y.data(), static_cast<int64_t>(rows), scratch.data(), kernels().ahead});
     for (size_t i = 0; i < kGuard; ++i)
         out.intact = out.intact && row[i] == 0x5a && row[row.size() - 1 - i] == 0x5a;
     return out;
@@ -253,6 +254,29 @@ TEST(activations_do_not_depend_on_the_position) {
             float one = x[i];
             f.kernel(&one, 1);
             CHECK_CASE(same_bits(one, whole[i]), f.name);
+        }
+    }
+}
+
+// Whoever weighs them gets these bits, so that the same token is chosen.
+TEST(weights_of_logits_are_as_specified) {
+    Random rng(12);
+    const float top = 3.5f;
+    std::uniform_real_distribution<float> below(0.0f, 90.0f);
+    Floats logits(1 << 16);
+    for (float& logit : logits) logit = top - below(rng);
+    logits[0] = top;
+    logits[1] = -INFINITY;
+    for (const float factor : {1.0f, 1.0f / 0.7f, 1e30f}) {
+        Floats powers(logits.size()), weights(logits.size());
+        kernels().weigh_logits(logits.data(), std::ssize(logits), top, factor, powers.data(),
+                               weights.data());
+        CHECK(weights[0] == 1.0f);
+        for (size_t i = 0; i < logits.size(); ++i) {
+            CHECK(same_bits(powers[i], exponent_of(logits[i], top, factor)));
+            CHECK(same_bits(weights[i], logit_weight(powers[i])));
+            const double right = std::exp(static_cast<double>(powers[i]));
+            CHECK(std::fabs(static_cast<double>(weights[i]) - right) <= 0x1p-23 * right);
         }
     }
 }

@@ -9,6 +9,7 @@
 #include "kernels/generic/inlining.inl"
 #include "kernels/generic/vectors.inl"
 #include "kernels/kernels.h"
+#include "kernels/logit_weight.h"
 
 namespace rwkv_edge {
 
@@ -61,6 +62,30 @@ inline F32 relu2_of(F32 x) {
 
 inline F32 decay6_of(F32 x) { return exp_of(sub(set(0.0f), exp_of(x))); }
 inline F32 decay7_of(F32 x) { return exp_of(mul(set(-0.60653065971263342f), sigmoid_of(x))); }
+
+// The text of logit_weight.h, in vectors.
+inline F32 logit_weight_of(F32 x) {
+    const F32 n = sub(add(mul(x, set(kLog2e)), set(kRound)), set(kRound));
+    const F32 r = sub(sub(x, mul(n, set(kLn2High))), mul(n, set(kLn2Low)));
+    F32 p = add(mul(set(1.9875691500e-4f), r), set(1.3981999507e-3f));
+    p = add(mul(p, r), set(8.3334519073e-3f));
+    p = add(mul(p, r), set(4.1665795894e-2f));
+    p = add(mul(p, r), set(1.6666665459e-1f));
+    p = add(mul(p, r), set(5.0000001201e-1f));
+    p = add(mul(p, r), set(1.0f));
+    p = add(mul(p, r), set(1.0f));
+    return mul(p, pow2(n));
+}
+
+void weigh_logits(const float* logits, int64_t n, float top, float factor, float* powers,
+                  float* weights) {
+    for (int64_t i = 0; i < n; i += 8) {
+        const F32 x = mul(sub(load(logits + i), set(top)), set(factor));
+        const F32 power = max(x, set(kLeastExponent));
+        store(powers + i, power);
+        store(weights + i, logit_weight_of(power));
+    }
+}
 
 template <F32 (*Function)(F32)>
 void map(float* x, int64_t n) {
@@ -238,6 +263,7 @@ void float_kernels(Kernels& table) {
     table.relu2 = map<relu2_of>;
     table.decay6 = map<decay6_of>;
     table.decay7 = map<decay7_of>;
+    table.weigh_logits = weigh_logits;
     table.l2_normalize = l2_normalize;
     table.bonus = bonus;
     table.wkv4 = wkv4;

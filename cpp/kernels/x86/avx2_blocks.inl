@@ -28,13 +28,16 @@ namespace {
 ALWAYS_INLINE __m256i products(__m256i codes, __m256i x) { return _mm256_maddubs_epi16(codes, x); }
 
 // The dots of four bytes, in i32 and added to a total.
-#ifdef __AVXVNNI__
-enum { kAddsDots = 1 };
+enum { kAddsDots = HAS_VNNI };
+#if HAS_VNNI
 ALWAYS_INLINE __m256i add_dots(__m256i total, __m256i codes, __m256i x) {
+#ifdef __AVXVNNI__
     return _mm256_dpbusd_avx_epi32(total, codes, x);
+#else
+    return _mm256_dpbusd_epi32(total, codes, x);
+#endif
 }
 #else
-enum { kAddsDots = 0 };
 ALWAYS_INLINE __m256i add_dots(__m256i total, __m256i codes, __m256i x) {
     const __m256i ones = _mm256_set1_epi16(1);
     return _mm256_add_epi32(total, _mm256_madd_epi16(products(codes, x), ones));
@@ -107,8 +110,11 @@ struct Dot {
     ALWAYS_INLINE void add(int j, __m256i codes, Input in, const Factors<Block>& factors) {
         const bool zero = Layout<Block>::kZero != 0 && j % 4 == 0;
         if (kAtOnce) {
-            total = add_dots(j == 0 ? _mm256_setzero_si256() : total, codes, in.x);
-            if (zero) total = _mm256_sub_epi32(total, in.zero);
+            // Two sums, so that half as many products wait for each other.
+            __m256i& part = j < 4 ? total : sums[0];
+            part = add_dots(j % 4 == 0 ? _mm256_setzero_si256() : part, codes, in.x);
+            if (zero) part = _mm256_sub_epi32(part, in.zero);
+            if (j == 7) total = _mm256_add_epi32(total, part);
             return;
         }
         __m256i product = products(codes, in.x);
@@ -122,7 +128,7 @@ struct Dot {
     }
 };
 
-#ifndef __AVXVNNI__
+#if !HAS_VNNI
 // The dots of two i16, in i32 and added to a total.
 ALWAYS_INLINE __m256i add_dots_i16(__m256i total, __m256i codes, __m256i x) {
     return _mm256_add_epi32(total, _mm256_madd_epi16(codes, x));
@@ -271,7 +277,6 @@ struct FewTokens<BlockQ4_0, kTokens> : FewTokensOfNibbles<BlockQ4_0, kTokens> {}
 template <int kTokens>
 struct FewTokens<BlockQ4_1, kTokens> : FewTokensOfNibbles<BlockQ4_1, kTokens> {};
 
-#ifndef __AVXVNNI__
 // Eight vectors whose lanes are to be added -> lane r = the sum of v[r].
 ALWAYS_INLINE __m256i add_lanes(const __m256i v[8]) {
     __m256i fours[2];
@@ -288,8 +293,26 @@ ALWAYS_INLINE __m256i add_lanes(const __m256i v[8]) {
                             _mm256_permute2x128_si256(fours[0], fours[1], 0x31));
 }
 
-// Signed bytes: the sign goes over to the activations. For one token bytes are read along the rows,
-// which is cheaper than transposing them.
+// The dots of 32 signed bytes.
+#if HAS_VNNI
+// They become codes by adding 128, and what that adds to the dots goes off again.
+ALWAYS_INLINE __m256i dots_of_bytes(__m256i w, __m256i q) {
+    const __m256i codes = _mm256_xor_si256(w, _mm256_set1_epi8((char)0x80));
+    return add_dots(_mm256_setzero_si256(), codes, q);
+}
+ALWAYS_INLINE __m256i without_added(__m256i total, const RoundedBlock& x) {
+    using D = Dot<BlockQ8_0>;
+    return _mm256_sub_epi32(total, _mm256_add_epi32(D::input(x, 0).zero, D::input(x, 4).zero));
+}
+#else
+// Their sign goes over to the activations.
+ALWAYS_INLINE __m256i dots_of_bytes(__m256i w, __m256i q) {
+    return add_dots(_mm256_setzero_si256(), _mm256_abs_epi8(w), _mm256_sign_epi8(q, w));
+}
+ALWAYS_INLINE __m256i without_added(__m256i total, const RoundedBlock&) { return total; }
+#endif
+
+// For one token bytes are read along the rows, which is cheaper than transposing them.
 template <>
 struct FewTokens<BlockQ8_0, 1> {
     ALWAYS_INLINE static void add(F32* acc, Rows rows, int64_t blocks, Tokens x) {
@@ -299,18 +322,18 @@ struct FewTokens<BlockQ8_0, 1> {
             const __m256i q = _mm256_loadu_si256((const __m256i*)xb.q);
             __m256i dots[8];
             UNROLL
-            for (int r = 0; r < 8; ++r) {
-                const __m256i w =
-                    _mm256_loadu_si256((const __m256i*)(rows(r) + offsetof(BlockQ8_0, q)));
-                dots[r] =
-                    add_dots(_mm256_setzero_si256(), _mm256_abs_epi8(w), _mm256_sign_epi8(q, w));
-            }
+            for (int r = 0; r < 8; ++r)
+                dots[r] = dots_of_bytes(
+                    _mm256_loadu_si256((const __m256i*)(rows(r) + offsetof(BlockQ8_0, q))), q);
             const F32 d = halves(rows, 0);
-            *acc = add_block<BlockQ8_0>(*acc, add_lanes(dots), d, d, xb);
+            *acc = add_block<BlockQ8_0>(*acc, without_added(add_lanes(dots), xb), d, d, xb);
             rows.first += sizeof(BlockQ8_0);
         }
     }
 };
+
+#if !HAS_VNNI
+// Here, too, the sign goes over to the activations.
 template <int kTokens>
 struct FewTokens<BlockQ8_0, kTokens> {
     ALWAYS_INLINE static void add(F32* acc, Rows rows, int64_t blocks, Tokens x) {

@@ -366,7 +366,7 @@ struct Layout<BlockQ6_K> : UsualLayout {
 
 template <>
 struct Layout<BlockQ8_0> : UsualLayout, ScaleOnly {
-#ifdef __AVXVNNI__
+#if HAS_VNNI
     // Dots take unsigned codes: 128 more.
     enum { kBlocks = 1, kGroup = 1, kLargest = 128, kZero = 128, kOffset = 0 };
 #else
@@ -381,7 +381,7 @@ struct Layout<BlockQ8_0> : UsualLayout, ScaleOnly {
             dwords(at, offsetof(BlockQ8_0, q) + (size_t)(16 * half), bytes);
             UNROLL
             for (int j = 0; j < 4; ++j) {
-#ifdef __AVXVNNI__
+#if HAS_VNNI
                 use(0, 4 * half + j, _mm256_xor_si256(bytes[j], _mm256_set1_epi8((char)0x80)));
 #else
                 use(0, 8 * half + 2 * j, byte_pair(bytes[j], 0, 1));

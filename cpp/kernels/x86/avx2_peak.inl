@@ -7,6 +7,7 @@
 #include <stdint.h>
 
 #include "kernels/generic/inlining.inl"
+#include "kernels/x86/avx2_vectors.inl"
 
 namespace rwkv_edge {
 
@@ -16,9 +17,13 @@ namespace {
 enum { kPeakSums = 12 };
 #define UNROLL_PEAK _Pragma("GCC unroll 12")
 
-#ifdef __AVXVNNI__
+#if HAS_VNNI
 ALWAYS_INLINE __m256i add_products(__m256i sum, __m256i codes, __m256i x, __m256i) {
+#ifdef __AVXVNNI__
     asm volatile("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(codes), "x"(x));
+#else
+    asm volatile("%{evex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(codes), "x"(x));
+#endif
     return sum;
 }
 #else

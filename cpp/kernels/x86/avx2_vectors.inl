@@ -12,8 +12,15 @@ namespace rwkv_edge {
 
 namespace {
 
+// Products of bytes are added by one instruction, in AVX-VNNI's encoding or in that of AVX-512.
+#if defined(__AVXVNNI__) || defined(__AVX512VNNI__)
+#define HAS_VNNI 1
+#else
+#define HAS_VNNI 0
+#endif
+
 // A point that neither a value nor other PINs may pass.
-#define PIN(vector) asm volatile("" : "+x"(vector))
+#define PIN(vector) asm volatile("" : "+v"(vector))
 
 using F32 = __m256;
 
