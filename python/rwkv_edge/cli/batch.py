@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import time
 from pathlib import Path
@@ -106,8 +107,9 @@ def batch(
 
 
 async def ended_by_signals(work: Any) -> Counts:
-    """A signal that the group would raise in the middle of the event loop ends the work first."""
-    from . import Ended
+    """A signal ends the work first. Where it is raised in the middle of the event loop, as Python
+    3.10 does it with Ctrl-C, tasks stay behind."""
+    from . import HANG_UP, Ended
 
     task: asyncio.Task[Counts] = asyncio.ensure_future(work)
     ended: list[int] = []
@@ -117,15 +119,16 @@ async def ended_by_signals(work: Any) -> Counts:
         task.cancel()
 
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, HANG_UP):
         if signal.getsignal(number) is not signal.SIG_IGN:
-            loop.add_signal_handler(number, end, number)
+            with contextlib.suppress(NotImplementedError):  # on Windows
+                loop.add_signal_handler(number, end, number)
     try:
         return await task
     except asyncio.CancelledError:
-        if ended:
-            raise Ended(ended[0]) from None
-        raise
+        if not ended:
+            raise
+        raise KeyboardInterrupt if ended[0] == signal.SIGINT else Ended(ended[0]) from None
 
 
 def told(counts: Counts) -> str:
