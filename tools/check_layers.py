@@ -24,7 +24,7 @@ from pathlib import Path
 # Low to high. Files outside a folder (session, sampler) stand beside text/.
 LAYERS = ("base", "quant", "kernels", "io", "backend", "model", "text", "capi", "bindings.cpp")
 TOP = LAYERS.index("text")
-# Kernels speak a C subset, and so does the one header they share with the rest.
+# Kernels speak a C subset, and so do the headers that they share with the rest.
 C_SUBSET = re.compile(r"<(stdint|stddef|math|string|float|\w*intrin|arm_neon)\.h>")
 KERNEL_HEADERS = (
     "quant/blocks.h",

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Tokens are chosen from logits that stay on a device: it shortens the vocabulary to candidates,
-// and the sampler finishes on them. What both compute is here, so that both get the same bits.
+// and the sampler finishes on them. What logits weigh is computed alike by both (logit_weight.h).
 #pragma once
 
 #include <cstdint>

@@ -13,8 +13,8 @@ namespace rwkv_edge {
 const Kernels& kernels();
 
 // The table for steps of at most kFewestTokens: that of kernels(), but for products with block
-// types where this CPU is faster with those of lower levels. These levels and the functions that
-// make their activations share one form of those. The bits are the same.
+// types where this CPU is faster with those of lower levels. All of these take activations in one
+// form, and the table has the functions that make it. The bits are the same.
 enum { kFewestTokens = 4 };
 const Kernels& few_tokens_kernels();
 

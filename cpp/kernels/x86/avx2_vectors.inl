@@ -12,7 +12,8 @@ namespace rwkv_edge {
 
 namespace {
 
-// Products of bytes are added by one instruction, in AVX-VNNI's encoding or in that of AVX-512.
+// Whether one instruction multiplies bytes and adds four products to a sum, in AVX-VNNI's encoding
+// or in that of AVX-512.
 #if defined(__AVXVNNI__) || defined(__AVX512VNNI__)
 #define HAS_VNNI 1
 #else

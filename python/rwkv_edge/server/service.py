@@ -101,7 +101,6 @@ class Service:
         )
         self._unkept, self._warned = 0, float("-inf")
         self._disk = threading.Thread(target=self._write, name="rwkv-edge disk", daemon=True)
-
         self._making = ThreadPoolExecutor(MAKERS, "rwkv-edge maker")
 
     def start(self) -> None:
@@ -149,6 +148,7 @@ class Service:
     # ---- answers --------------------------------------------------------------------------------
 
     async def make(self, maker: Callable[[], Program]) -> Program:
+        """A program, made in another thread."""
         return await asyncio.get_running_loop().run_in_executor(self._making, maker)
 
     def _program(self, request: Request, caller: Caller) -> Program:
@@ -261,7 +261,7 @@ class Batch(AsyncIterator[tuple[int, Item]]):
     def __init__(
         self, service: Service, makers: Sequence[Callable[[], Program]], caller: Caller
     ) -> None:
-        """`makers` run in another thread, and may raise Refused."""
+        """`makers` may raise Refused; `Service.make` runs them."""
         self.service, self.caller = service, caller
         self._makers = makers
         self._mailbox = Mailbox()
